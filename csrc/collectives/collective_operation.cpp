@@ -1,0 +1,453 @@
+#include "collectives/collective_operation.h"
+
+#include <algorithm>
+#include <cstring>
+#include <span>
+
+#include "collectives/group.h"
+#include "kernels/reduce.h"
+
+namespace pccl {
+
+using transport::Collective;
+using transport::FrameHeader;
+using transport::FrameType;
+using transport::kStageDown;
+using transport::kStageExchange;
+using transport::kStageUp;
+using transport::Payload;
+
+CollectiveOperation::CollectiveOperation(Group& group, CollectiveCall call, std::shared_ptr<Work> work)
+    : Operation(group, call.signature, std::move(work)),
+      call_(std::move(call)),
+      element_bytes_(element_bytes(call_.signature.dtype)) {
+  const Collective collective = call_.signature.collective;
+  // Elsewhere every rank ends only when it has heard of all others, so a mismatch leaves nobody satisfied.
+  const bool is_rooted = collective == Collective::Broadcast || collective == Collective::Reduce ||
+                         collective == Collective::Gather || collective == Collective::Scatter;
+  if (is_rooted) {
+    unmatched_.insert(call_.plan->sends_only.begin(), call_.plan->sends_only.end());
+    unthanked_.insert(call_.plan->receives_only.begin(), call_.plan->receives_only.end());
+  }
+}
+
+// --- a segment's way -----------------------------------------------------------------------------
+
+void CollectiveOperation::start() {
+  parts_.resize(call_.plan->chunks.size());
+  parts_left_ = parts_.size();
+  for (size_t i = 0; i < parts_.size(); ++i) {
+    Part& part = parts_[i];
+    const ChunkPlan& plan = call_.plan->chunks[i];
+    const BlockMemory& block = call_.blocks[plan.block];
+    const uint64_t count = plan.count == topology::Chunk::kWholeBlock ? block.count : plan.count;
+    part.plan = &plan;
+    part.bytes = count * element_bytes_;
+    if (block.input != nullptr) part.input = block.input + plan.offset * element_bytes_;
+    if (block.output != nullptr) part.output = block.output + plan.offset * element_bytes_;
+    // Exchanged values are small and travel whole.
+    part.segment_bytes = plan.rounds.empty() ? call_.segment_bytes : transport::kPayloadBytesMax;
+    part.segments = static_cast<uint32_t>((part.bytes + part.segment_bytes - 1) / part.segment_bytes);
+    // An empty block of all_to_all still travels: only its two ends know its size, and one may expect more.
+    if (plan.count == topology::Chunk::kWholeBlock) part.segments = std::max(part.segments, 1U);
+    for (const int32_t child : plan.up_children) {
+      part.children.emplace_back();
+      part.children.back().rank = child;
+    }
+    if (plan.up_parent >= 0) {
+      part.up.emplace();
+      part.up->rank = plan.up_parent;
+      part.up->stage = kStageUp;
+    }
+    for (const int32_t child : plan.down_children) part.down.push_back({.rank = child, .stage = kStageDown});
+    if (plan.down_parent >= 0) {
+      part.have.assign(part.segments, false);
+      if (part.segments > kWindowSegments) send_grant(plan.down_parent, kStageDown, plan.chunk, part.segments);
+    }
+    if (plan.is_core && !plan.reduces) part.finals = part.segments;
+  }
+  for (Part& part : parts_) {
+    if (is_finished()) return;
+    advance(part);
+  }
+  for (Part& part : parts_) copy_own(part);
+  maybe_finish();
+}
+
+// The core of a moving chunk also wants its own block in its output.
+void CollectiveOperation::copy_own(Part& part) {
+  if (!part.plan->is_core || part.plan->reduces || part.bytes == 0) return;
+  if (part.output == nullptr || part.output == part.input) return;
+  std::memcpy(part.output, part.input, part.bytes);
+}
+
+void CollectiveOperation::advance(Part& part) {
+  if (is_finished() || part.is_done) return;
+  if (part.plan->reduces) {
+    advance_up(part);
+    if (!part.plan->rounds.empty()) advance_exchange(part);
+  }
+  pump_down(part);
+  check_done(part);
+}
+
+void CollectiveOperation::advance_up(Part& part) {
+  while (part.combined < part.segments) {
+    const uint32_t segment = part.combined;
+    const uint32_t length = length_of(part, segment);
+    for (const Child& child : part.children) {
+      if (!child.waiting.contains(segment)) return;
+    }
+    if (part.up && !can_send(*part.up, length)) return;
+    combine(part, length);
+    part.combined += 1;
+    for (Child& child : part.children) {
+      child.waiting.erase(segment);
+      const uint32_t wanted = std::min(part.combined + kWindowSegments, part.segments);
+      if (wanted > child.granted && (wanted - child.granted >= kWindowSegments / 2 || wanted == part.segments)) {
+        child.granted = wanted;
+        send_grant(child.rank, kStageUp, part.plan->chunk, wanted);
+      }
+    }
+    pump_down(part);
+  }
+}
+
+void CollectiveOperation::combine(Part& part, uint32_t length) {
+  const uint32_t segment = part.combined;
+  const uint64_t offset = uint64_t{segment} * part.segment_bytes;
+  const bool is_scaled = call_.signature.op == ReduceOp::PremulSum;
+  if (part.up && part.children.empty() && !is_scaled) {
+    send_segment(*part.up, data_header(part, length), part.input + offset, index_of(part));
+    return;
+  }
+  const std::byte* own = part.input + offset;
+  transport::BufferPool::Buffer scaled;
+  if (is_scaled) {
+    scaled = group_.pool().take(length);
+    kernels::scale(scaled.bytes.get(), own, length / element_bytes_, call_.signature.dtype, call_.factor);
+    own = scaled.bytes.get();
+  }
+  std::vector<const void*> sources{own};
+  for (const Child& child : part.children) sources.push_back(child.waiting.at(segment).data());
+  if (part.up) {
+    if (std::byte* room = reserve_segment(*part.up, length)) {
+      reduce_into(room, sources, length, false);
+      commit_segment(*part.up, data_header(part, length));
+    } else {
+      transport::BufferPool::Buffer buffer = group_.pool().take(length);
+      std::byte* bytes = buffer.bytes.get();
+      reduce_into(bytes, sources, length, false);
+      send_segment(*part.up, data_header(part, length), bytes, index_of(part), std::move(buffer));
+    }
+  } else if (!part.plan->rounds.empty()) {
+    part.value.resize(length);
+    reduce_into(part.value.data(), sources, length, false);
+  } else {
+    reduce_into(part.output + offset, sources, length, true);
+    part.finals += 1;
+  }
+  group_.pool().give_back(std::move(scaled));
+}
+
+void CollectiveOperation::reduce_into(std::byte* target, std::vector<const void*>& sources, uint32_t length,
+                                      bool is_final) const {
+  const size_t count = length / element_bytes_;
+  const int64_t divisor = is_final ? call_.divisor : 1;
+  // More sources than the kernel takes at once: the first ones are combined into the target, which then leads the rest.
+  size_t used = 0;
+  while (sources.size() - used > kernels::kSourcesMax) {
+    kernels::reduce(target, std::span(sources).subspan(used, kernels::kSourcesMax), count, call_.signature.dtype,
+                    call_.signature.op);
+    used += kernels::kSourcesMax - 1;
+    sources[used] = target;
+  }
+  kernels::reduce(target, std::span(sources).subspan(used), count, call_.signature.dtype, call_.signature.op, divisor);
+}
+
+void CollectiveOperation::advance_exchange(Part& part) {
+  if (part.combined < part.segments) return;
+  const auto length = static_cast<uint32_t>(part.bytes);
+  while (part.round < part.plan->rounds.size()) {
+    const ChunkPlan::Round& round = part.plan->rounds[part.round];
+    if (part.rounds_sent == part.round) {
+      OutStream stream{.rank = round.partner, .stage = static_cast<uint16_t>(kStageExchange + part.round)};
+      if (!can_send(stream, length)) return;
+      FrameHeader header = data_header(part, length);
+      if (std::byte* room = reserve_segment(stream, length)) {
+        std::memcpy(room, part.value.data(), length);
+        commit_segment(stream, header);
+      } else {
+        header.stage = stream.stage;
+        header.flags = transport::kFlagUngranted;
+        group_.to(round.partner).note_ungranted_sent(length);
+        transport::OutFrame frame;
+        frame.header = header;
+        frame.owned = part.value;
+        group_.send(round.partner, std::move(frame));
+      }
+      part.rounds_sent += 1;
+    }
+    const auto found = part.partner_values.find(static_cast<uint16_t>(part.round));
+    if (found == part.partner_values.end()) return;
+    const bool is_last = part.round + 1 == part.plan->rounds.size();
+    std::byte* target = is_last ? part.output : part.value.data();
+    std::vector<const void*> sources{part.value.data(), found->second.data()};
+    if (round.partner_first) std::swap(sources[0], sources[1]);
+    reduce_into(target, sources, length, is_last);
+    part.partner_values.erase(found);
+    part.round += 1;
+    if (is_last) part.finals = part.segments;
+  }
+}
+
+void CollectiveOperation::pump_down(Part& part) {
+  const std::byte* source = part.plan->is_core && !part.plan->reduces ? part.input : part.output;
+  for (OutStream& stream : part.down) {
+    while (stream.next < part.finals) {
+      const uint32_t length = length_of(part, stream.next);
+      if (!can_send(stream, length)) break;
+      const uint64_t offset = uint64_t{stream.next} * part.segment_bytes;
+      send_segment(stream, data_header(part, length), source + offset, index_of(part));
+    }
+  }
+}
+
+void CollectiveOperation::check_done(Part& part) {
+  if (part.is_done) return;
+  const auto is_sent = [&part](const OutStream& stream) {
+    return stream.next == part.segments && stream.in_flight == 0;
+  };
+  const bool wants_final = part.plan->is_core || part.plan->down_parent >= 0;
+  if (part.up && !is_sent(*part.up)) return;
+  if (wants_final && part.finals < part.segments) return;
+  if (!std::all_of(part.down.begin(), part.down.end(), is_sent)) return;
+  part.is_done = true;
+  parts_left_ -= 1;
+}
+
+void CollectiveOperation::maybe_finish() {
+  if (parts_left_ == 0 && unmatched_.empty()) finish();
+}
+
+void CollectiveOperation::on_stream_sent(uint32_t owner_index) {
+  advance(parts_[owner_index]);
+  maybe_finish();
+}
+
+void CollectiveOperation::pump() {
+  for (Part& part : parts_) advance(part);
+  if (!is_finished()) maybe_finish();
+}
+
+// --- frames --------------------------------------------------------------------------------------
+
+CollectiveOperation::Part* CollectiveOperation::part_of(const FrameHeader& header) {
+  if (header.chunk >= call_.plan->index_of_chunk.size()) return nullptr;
+  const int32_t index = call_.plan->index_of_chunk[header.chunk];
+  return index < 0 ? nullptr : &parts_[static_cast<size_t>(index)];
+}
+
+std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader& header, const Part*& found) const {
+  const std::string rank = group_.describe(header.source_rank);
+  if (header.signature() != signature_) {
+    return "the ranks made different calls: " + describe() + " here, " + header.signature().describe() + " on " + rank +
+           ".";
+  }
+  const Part* part = const_cast<CollectiveOperation*>(this)->part_of(header);
+  const int32_t from = header.source_rank;
+  bool is_expected = false;
+  if (part != nullptr && header.stage == kStageUp) {
+    is_expected = std::any_of(part->children.begin(), part->children.end(),
+                              [from](const Child& child) { return child.rank == from; });
+  } else if (part != nullptr && header.stage == kStageDown) {
+    is_expected = part->plan->down_parent == from;
+  } else if (part != nullptr && size_t{header.stage} - kStageExchange < part->plan->rounds.size()) {
+    is_expected = part->plan->rounds[header.stage - kStageExchange].partner == from;
+  }
+  if (!is_expected) {
+    return rank + " sent a part that this rank does not expect (chunk " + std::to_string(header.chunk) + ", stage " +
+           std::to_string(header.stage) + "): the ranks plan with different sizes or settings.";
+  }
+  if (header.transfer_bytes != part->bytes) {
+    return "the sizes differ: " + rank + " sends " + std::to_string(header.transfer_bytes) + " bytes for chunk " +
+           std::to_string(header.chunk) + " of " + describe() + ", rank " + std::to_string(group_.rank) +
+           " expects " + std::to_string(part->bytes) + ".";
+  }
+  if (header.segment_bytes != part->segment_bytes || header.segment >= part->segments) {
+    return rank + " cuts its data into other segments: the ranks run with different settings.";
+  }
+  found = part;
+  return std::nullopt;
+}
+
+transport::Placement CollectiveOperation::place(const FrameHeader& header) {
+  const Part* part = nullptr;
+  if (header.stage != kStageDown || find_mismatch(header, part) || part->have[header.segment]) return {};
+  return {part->output + uint64_t{header.segment} * part->segment_bytes, this};
+}
+
+void CollectiveOperation::on_frame(const FrameHeader& header, Payload payload) {
+  if (header.type == FrameType::Matched) {
+    unmatched_.erase(header.source_rank);
+    maybe_finish();
+    return;
+  }
+  if (header.type == FrameType::Grant) {
+    if (Part* part = part_of(header)) on_grant(*part, header);
+    if (!is_finished()) maybe_finish();
+    return;
+  }
+  const Part* expected = nullptr;
+  if (const auto mismatch = find_mismatch(header, expected)) {
+    group_.fail({ErrorKind::CallMismatch, *mismatch});
+    return;
+  }
+  if (unthanked_.erase(header.source_rank) > 0) {
+    group_.send_control(header.source_rank, header_for(FrameType::Matched));
+  }
+  Part& part = *const_cast<Part*>(expected);
+  if (!on_data(part, header, std::move(payload))) {
+    group_.fail({ErrorKind::RemoteProtocol, group_.describe(header.source_rank) + " sent a segment twice."});
+    return;
+  }
+  advance(part);
+  if (is_finished()) return;
+  // What could not be used at once must outlive the frame that brought it.
+  if (header.stage == kStageUp) {
+    for (Child& child : part.children) {
+      if (child.rank != header.source_rank) continue;
+      const auto waiting = child.waiting.find(header.segment);
+      if (waiting != child.waiting.end()) waiting->second.keep();
+    }
+  } else if (header.stage >= kStageExchange) {
+    const auto waiting = part.partner_values.find(header.stage - kStageExchange);
+    if (waiting != part.partner_values.end()) waiting->second.keep();
+  }
+  maybe_finish();
+}
+
+// False: this segment has been here before.
+bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload payload) {
+  if (header.stage == kStageDown) {
+    if (part.have[header.segment]) return false;
+    std::byte* target = part.output + uint64_t{header.segment} * part.segment_bytes;
+    if (payload.size() > 0 && payload.data() != target) std::memcpy(target, payload.data(), payload.size());
+    part.have[header.segment] = true;
+    while (part.finals < part.segments && part.have[part.finals]) part.finals += 1;
+    return true;
+  }
+  if (header.stage >= kStageExchange) {
+    const auto round = static_cast<uint16_t>(header.stage - kStageExchange);
+    return round >= part.round && part.partner_values.emplace(round, std::move(payload)).second;
+  }
+  for (Child& child : part.children) {
+    if (child.rank != header.source_rank) continue;
+    return header.segment >= part.combined && header.segment < child.granted &&
+           child.waiting.emplace(header.segment, std::move(payload)).second;
+  }
+  return false;
+}
+
+void CollectiveOperation::on_grant(Part& part, const FrameHeader& header) {
+  const auto raise = [&part, &header](OutStream& stream) {
+    stream.credit = std::max(stream.credit, std::min(header.segment, part.segments));
+    stream.is_granted = true;
+  };
+  if (header.stage == kStageUp && part.up && part.up->rank == header.source_rank) raise(*part.up);
+  if (header.stage == kStageDown) {
+    for (OutStream& stream : part.down) {
+      if (stream.rank == header.source_rank) raise(stream);
+    }
+  }
+  advance(part);
+}
+
+void CollectiveOperation::grant_all() {
+  for (Part& part : parts_) {
+    if (part.is_done) continue;
+    for (Child& child : part.children) send_grant(child.rank, kStageUp, part.plan->chunk, child.granted);
+    if (part.plan->down_parent >= 0) send_grant(part.plan->down_parent, kStageDown, part.plan->chunk, part.segments);
+  }
+}
+
+// --- telling -------------------------------------------------------------------------------------
+
+uint32_t CollectiveOperation::length_of(const Part& part, uint32_t segment) const {
+  const uint64_t offset = uint64_t{segment} * part.segment_bytes;
+  return static_cast<uint32_t>(std::min<uint64_t>(part.segment_bytes, part.bytes - offset));
+}
+
+FrameHeader CollectiveOperation::data_header(const Part& part, uint32_t length) const {
+  FrameHeader header = header_for(FrameType::Data);
+  header.transfer_bytes = part.bytes;
+  header.segment_bytes = part.segment_bytes;
+  header.chunk = part.plan->chunk;
+  header.length = length;
+  return header;
+}
+
+bool CollectiveOperation::needs(int32_t rank) const {
+  if (unmatched_.contains(rank)) return true;
+  for (const Part& part : parts_) {
+    if (part.is_done) continue;
+    if (part.finals < part.segments && part.plan->down_parent == rank) return true;
+    if (part.up && part.up->rank == rank && part.up->next < part.segments) return true;
+    for (const Child& child : part.children) {
+      if (child.rank == rank && part.combined < part.segments) return true;
+    }
+    for (size_t i = part.round; i < part.plan->rounds.size(); ++i) {
+      if (part.plan->rounds[i].partner == rank) return true;
+    }
+    for (const OutStream& stream : part.down) {
+      if (stream.rank == rank && (stream.next < part.segments || stream.in_flight > 0)) return true;
+    }
+  }
+  return false;
+}
+
+std::string CollectiveOperation::progress() const {
+  std::set<int32_t> silent;
+  uint64_t segments = 0;
+  uint64_t done = 0;
+  for (const Part& part : parts_) {
+    segments += part.segments;
+    done += std::max(part.finals, part.up ? part.combined : 0);
+    if (part.is_done) continue;
+    bool waits_for_child = false;
+    for (const Child& child : part.children) {
+      if (part.combined < part.segments && !child.waiting.contains(part.combined)) {
+        silent.insert(child.rank);
+        waits_for_child = true;
+      }
+    }
+    if (part.round < part.plan->rounds.size()) silent.insert(part.plan->rounds[part.round].partner);
+    if (waits_for_child) continue;
+    if (part.up && part.up->next < part.segments) silent.insert(part.up->rank);
+    for (const OutStream& stream : part.down) {
+      if (stream.next < part.finals || stream.in_flight > 0) silent.insert(stream.rank);
+    }
+    if (part.finals < part.segments && part.plan->down_parent >= 0) silent.insert(part.plan->down_parent);
+  }
+  silent.insert(unmatched_.begin(), unmatched_.end());
+  return std::to_string(done) + " of " + std::to_string(segments) + " segments done, waiting for " +
+         group_.describe(silent);
+}
+
+std::string CollectiveOperation::buffer_state() const {
+  switch (call_.signature.collective) {
+    case Collective::Barrier:
+      return "";
+    case Collective::AllReduce:
+      return "The tensor may hold its input in some places and the result in others: do not use it.";
+    default:
+      break;
+  }
+  return "Outputs may be partly written: do not use them. Inputs are unchanged.";
+}
+
+void CollectiveOperation::abandon_connections() {
+  for (const int32_t rank : call_.plan->peers) group_.to(rank).abandon(this);
+}
+
+}  // namespace pccl

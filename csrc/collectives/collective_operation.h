@@ -1,0 +1,107 @@
+// Runs one rank's part of a schedule, pipelined in segments: receive, combine, pass on.
+//
+// Every chunk is a small machine. Segment by segment: take it from each child, combine it with the own input, pass it
+// up; at the core it is final (after exchange rounds, if the core has several ranks); finals go down the tree. The own
+// input of a chunk is overwritten by that chunk's final values only.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "collectives/operation.h"
+#include "collectives/rank_plan.h"
+
+namespace pccl {
+
+// Where a block lies on this rank; null where this rank has none.
+struct BlockMemory {
+  const std::byte* input = nullptr;
+  std::byte* output = nullptr;
+  uint64_t count = 0;
+};
+
+struct CollectiveCall {
+  transport::Signature signature;
+  std::shared_ptr<const RankPlan> plan;
+  std::vector<BlockMemory> blocks;
+  double factor = 1;         // PremulSum
+  int64_t divisor = 1;       // Avg: world size
+  uint32_t segment_bytes = 256 << 10;
+  std::vector<std::byte> scratch;  // memory that the blocks may refer to (barrier)
+};
+
+class CollectiveOperation final : public Operation {
+ public:
+  CollectiveOperation(Group& group, CollectiveCall call, std::shared_ptr<Work> work);
+
+  void start() override;
+  transport::Placement place(const transport::FrameHeader& header) override;
+  void on_frame(const transport::FrameHeader& header, transport::Payload payload) override;
+  void pump() override;
+  void grant_all() override;
+  bool needs(int32_t rank) const override;
+  std::string progress() const override;
+  std::string buffer_state() const override;
+
+ private:
+  struct Child {
+    int32_t rank = -1;
+    std::map<uint32_t, transport::Payload> waiting;  // by segment; bounded by the window
+    uint32_t granted = kWindowSegments;
+  };
+  // A chunk in progress.
+  struct Part {
+    const ChunkPlan* plan = nullptr;
+    const std::byte* input = nullptr;
+    std::byte* output = nullptr;
+    uint64_t bytes = 0;
+    uint32_t segment_bytes = 0;
+    uint32_t segments = 0;
+    std::vector<Child> children;
+    uint32_t combined = 0;  // segments passed up or made final here
+    std::optional<OutStream> up;
+    std::vector<std::byte> value;  // exchange: the partial result
+    uint32_t round = 0;
+    uint32_t rounds_sent = 0;
+    std::map<uint16_t, transport::Payload> partner_values;
+    uint32_t finals = 0;  // final segments, without gaps from the start
+    std::vector<bool> have;
+    std::vector<OutStream> down;
+    bool is_done = false;
+  };
+
+  void advance(Part& part);
+  void advance_up(Part& part);
+  void combine(Part& part, uint32_t length);
+  void advance_exchange(Part& part);
+  void pump_down(Part& part);
+  void check_done(Part& part);
+  void maybe_finish();
+  void copy_own(Part& part);
+
+  bool on_data(Part& part, const transport::FrameHeader& header, transport::Payload payload);
+  void on_grant(Part& part, const transport::FrameHeader& header);
+  std::optional<std::string> find_mismatch(const transport::FrameHeader& header, const Part*& part) const;
+  Part* part_of(const transport::FrameHeader& header);
+
+  uint32_t length_of(const Part& part, uint32_t segment) const;
+  uint32_t index_of(const Part& part) const { return static_cast<uint32_t>(&part - parts_.data()); }
+  transport::FrameHeader data_header(const Part& part, uint32_t length) const;
+  void reduce_into(std::byte* target, std::vector<const void*>& sources, uint32_t length, bool is_final) const;
+  void on_stream_sent(uint32_t owner_index) override;
+  void abandon_connections() override;
+
+  CollectiveCall call_;
+  size_t element_bytes_;
+  std::vector<Part> parts_;
+  size_t parts_left_ = 0;
+  std::set<int32_t> unmatched_;  // peers that must say that they made the same call
+  std::set<int32_t> unthanked_;  // peers that we must tell so
+};
+
+}  // namespace pccl

@@ -1,0 +1,305 @@
+#include "collectives/group.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace pccl {
+
+using transport::Connection;
+using transport::FrameHeader;
+using transport::FrameType;
+using transport::Payload;
+
+Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t group_id, int32_t own_rank,
+             std::vector<Connection*> connections)
+    : name(std::move(group_name)),
+      id(group_id),
+      rank(own_rank),
+      endpoint_(endpoint),
+      connections_(std::move(connections)),
+      messages_(*this) {}
+
+Group::~Group() = default;
+
+// --- starting ------------------------------------------------------------------------------------
+
+bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peers) {
+  if (broken_) {
+    operation.fail({broken_.kind, "the group was broken before this call: " + broken_.message});
+    return false;
+  }
+  for (const int32_t peer : peers) {
+    Connection& connection = to(peer);
+    if (connection.state == Connection::State::Idle) endpoint_.dial(connection);
+    if (operation.is_finished()) return false;
+    if (connection.state == Connection::State::Closed) {
+      on_connection_lost(peer, connection.error);
+      if (!operation.is_finished()) operation.fail({ErrorKind::MemberLost, describe(peer) + " has left."});
+      return false;
+    }
+  }
+  return true;
+}
+
+void Group::start_collective(CollectiveCall call, std::shared_ptr<Work> work) {
+  const uint64_t number = next_call_++;
+  const std::vector<int32_t> peers = call.plan->peers;
+  auto created = std::make_unique<CollectiveOperation>(*this, std::move(call), std::move(work));
+  CollectiveOperation& operation = *created;
+  operation.number = number;
+  collectives_[number] = std::move(created);
+  if (!ready_to_talk(operation, peers)) return;
+  endpoint_.engine().wake_at(operation.deadline());
+  operation.start();
+  const auto early = early_.find(number);
+  if (early == early_.end()) return;
+  std::vector<EarlyFrame> frames = std::move(early->second);
+  early_.erase(early);
+  for (EarlyFrame& frame : frames) {
+    Connection& from = to(frame.header.source_rank);
+    from.early_bytes -= frame.header.length;
+    on_data(from, frame.header, std::move(frame.payload));
+  }
+}
+
+void Group::start_send(int32_t destination, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work) {
+  auto operation = std::make_unique<SendOperation>(*this, destination, tag, memory, std::move(work));
+  if (!ready_to_talk(*operation, {destination})) return;
+  endpoint_.engine().wake_at(operation->deadline());
+  messages_.send(std::move(operation));
+}
+
+void Group::start_receive(int32_t source, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work) {
+  auto operation = std::make_unique<ReceiveOperation>(*this, source, tag, memory, std::move(work));
+  std::vector<int32_t> peers;
+  if (source >= 0) peers.push_back(source);
+  // A message of a member that has left since may lie here.
+  if (source < 0 || to(source).state != Connection::State::Closed) {
+    if (!ready_to_talk(*operation, peers)) return;
+  }
+  endpoint_.engine().wake_at(operation->deadline());
+  ReceiveOperation& posted = *operation;
+  messages_.receive(std::move(operation));
+  if (source >= 0 && to(source).state == Connection::State::Closed && !posted.is_finished()) {
+    posted.fail({ErrorKind::MemberLost, describe(source) + " has left without sending such a message."});
+  }
+}
+
+// --- ending --------------------------------------------------------------------------------------
+
+void Group::on_finished(Operation& operation) {
+  if (std::unique_ptr<Operation> taken = messages_.take(operation)) {
+    ended_.push_back(std::move(taken));
+    return;
+  }
+  const auto found = collectives_.find(operation.number);
+  if (found == collectives_.end() || found->second.get() != &operation) return;
+  remembered_.emplace_back(operation.number, operation.signature());
+  if (remembered_.size() > kRememberedCalls) remembered_.pop_front();
+  ended_.push_back(std::move(found->second));
+  collectives_.erase(found);
+}
+
+std::vector<Operation*> Group::running() {
+  std::vector<Operation*> all = messages_.running();
+  for (auto& [number, operation] : collectives_) all.push_back(operation.get());
+  return all;
+}
+
+void Group::fail(const Error& error) {
+  if (broken_) return;
+  broken_ = error;
+  for (int32_t peer = 0; peer < world_size(); ++peer) {
+    if (peer == rank) continue;
+    Connection& connection = to(peer);
+    if (connection.state != Connection::State::Up && connection.state != Connection::State::Dialing) continue;
+    transport::OutFrame frame;
+    frame.header.type = FrameType::Abort;
+    frame.header.group = id;
+    frame.header.source_rank = rank;
+    frame.header.stage = static_cast<uint16_t>(error.kind);
+    const std::string text = error.message.substr(0, 4096);
+    frame.owned.resize(text.size());
+    std::memcpy(frame.owned.data(), text.data(), text.size());
+    frame.header.length = static_cast<uint32_t>(text.size());
+    connection.send_control(std::move(frame));
+    endpoint_.mark_unsent(connection);
+  }
+  close(error);
+}
+
+void Group::close(const Error& error) {
+  if (!broken_) broken_ = error;
+  for (Operation* operation : running()) operation->fail(error);
+  early_.clear();
+  messages_.clear();
+}
+
+void Group::on_connection_lost(int32_t peer, const Error& error) {
+  if (error) {
+    const ErrorKind kind = error.kind == ErrorKind::Connect ? ErrorKind::Connect : ErrorKind::MemberLost;
+    fail({kind, describe(peer) + " is lost: " + error.message + ". Destroy the group and start the job again."});
+    return;
+  }
+  // It left politely: whoever still needs it can't go on, the others can.
+  for (Operation* operation : running()) {
+    if (operation->is_finished() || !operation->needs(peer)) continue;
+    const bool is_collective = operation->signature().collective != transport::Collective::SendRecv;
+    const Error left{ErrorKind::MemberLost, describe(peer) + " has left (it closed its group or ended) before this " +
+                                                "call was complete: " + operation->progress() + "."};
+    if (!is_collective) {
+      operation->fail(left);
+      continue;
+    }
+    fail(left);
+    return;
+  }
+}
+
+TimePoint Group::on_time(TimePoint now) {
+  sweep();
+  TimePoint next = TimePoint::max();
+  for (Operation* operation : running()) {
+    if (operation->is_finished()) continue;
+    if (now < operation->deadline()) {
+      next = std::min(next, operation->deadline());
+      continue;
+    }
+    const Error error{ErrorKind::Timeout, "not done before its deadline: " + operation->progress() + "."};
+    if (operation->signature().collective == transport::Collective::SendRecv) {
+      operation->fail(error);
+      continue;
+    }
+    fail({error.kind, operation->describe() + " on rank " + std::to_string(rank) + ": " + error.message});
+    return TimePoint::max();
+  }
+  return next;
+}
+
+// --- receiving -----------------------------------------------------------------------------------
+
+int32_t Group::rank_of(const Connection& connection) const {
+  const auto found = std::find(connections_.begin(), connections_.end(), &connection);
+  return found == connections_.end() ? -1 : static_cast<int32_t>(found - connections_.begin());
+}
+
+transport::Placement Group::place(const FrameHeader& header) {
+  if (broken_) return {};
+  if (header.type == FrameType::Message) return messages_.place(header);
+  const auto found = collectives_.find(header.operation);
+  return found == collectives_.end() ? transport::Placement{} : found->second->place(header);
+}
+
+void Group::on_frame(Connection& from, const FrameHeader& header, Payload payload) {
+  sweep();
+  if (header.type == FrameType::Abort) {
+    on_abort(header, payload);
+    return;
+  }
+  if (broken_) {
+    // Late data of a broken group; its sender must not wait for credit.
+    if ((header.flags & transport::kFlagUngranted) != 0) {
+      from.note_ungranted_consumed(header.length);
+      endpoint_.mark_unsent(from);
+    }
+    return;
+  }
+  if (header.type == FrameType::Message) {
+    messages_.on_message(header, std::move(payload));
+  } else if (header.type == FrameType::Grant && header.collective == transport::Collective::SendRecv) {
+    messages_.on_grant(header);
+  } else {
+    on_data(from, header, std::move(payload));
+  }
+}
+
+void Group::on_data(Connection& from, const FrameHeader& header, Payload payload) {
+  const auto found = collectives_.find(header.operation);
+  if (found == collectives_.end() && header.operation >= next_call_) {
+    keep_early(from, header, std::move(payload));
+    return;
+  }
+  if ((header.flags & transport::kFlagUngranted) != 0) {
+    from.note_ungranted_consumed(header.length);
+    endpoint_.mark_unsent(from);
+  }
+  if (found != collectives_.end()) {
+    found->second->on_frame(header, std::move(payload));
+    return;
+  }
+  if (header.type != FrameType::Data) return;  // a late grant or answer
+  // Data for a call that has ended here without it: the sender made another call.
+  for (const auto& [number, signature] : remembered_) {
+    if (number != header.operation) continue;
+    fail({ErrorKind::CallMismatch, "the ranks made different calls as number " + std::to_string(number) +
+                                       " of group '" + name + "': " + signature.describe() + " on rank " +
+                                       std::to_string(rank) + ", " + header.signature().describe() + " on " +
+                                       describe(header.source_rank) + "."});
+    return;
+  }
+}
+
+void Group::keep_early(Connection& from, const FrameHeader& header, Payload payload) {
+  payload.keep();
+  early_[header.operation].push_back({header, std::move(payload)});
+  const uint64_t before = from.early_bytes;
+  from.early_bytes += header.length;
+  // The sender may be about to stop for lack of credit, with frames behind it that a running operation waits for.
+  constexpr uint64_t kThreshold = Connection::kUngrantedBytesMax / 4;
+  if (before < kThreshold && from.early_bytes >= kThreshold) on_mailbox_filling(header.source_rank);
+}
+
+void Group::on_mailbox_filling(int32_t /*peer*/) {
+  for (auto& [number, operation] : collectives_) operation->grant_all();
+  for (Operation* operation : messages_.running()) operation->grant_all();
+}
+
+void Group::on_credit(int32_t peer) {
+  for (Operation* operation : running()) {
+    if (!operation->is_finished() && operation->needs(peer)) operation->pump();
+  }
+}
+
+void Group::on_abort(const FrameHeader& header, const Payload& payload) {
+  const std::string text(reinterpret_cast<const char*>(payload.data()), payload.size());
+  const auto kind = header.stage >= 1 && header.stage <= static_cast<uint16_t>(ErrorKind::Aborted)
+                        ? static_cast<ErrorKind>(header.stage)
+                        : ErrorKind::Aborted;
+  fail({kind, text.starts_with("told by ") ? text : "told by " + describe(header.source_rank) + ": " + text});
+}
+
+// --- sending -------------------------------------------------------------------------------------
+
+void Group::send(int32_t peer, transport::OutFrame frame) {
+  Connection& connection = to(peer);
+  connection.send(std::move(frame));
+  endpoint_.mark_unsent(connection);
+}
+
+void Group::send_control(int32_t peer, const FrameHeader& header) {
+  to(peer).send_control(header);
+  endpoint_.mark_unsent(to(peer));
+}
+
+void Group::mark_unsent(int32_t peer) { endpoint_.mark_unsent(to(peer)); }
+
+std::string Group::describe(int32_t peer) const {
+  const Connection* connection = connections_[static_cast<size_t>(peer)];
+  const std::string number = "rank " + std::to_string(peer);
+  return connection == nullptr ? number : number + " (" + connection->peer.describe() + ")";
+}
+
+std::string Group::describe(const std::set<int32_t>& peers) const {
+  constexpr size_t kNamedMax = 4;
+  std::string text;
+  size_t named = 0;
+  for (const int32_t peer : peers) {
+    if (named == kNamedMax) return text + " and " + std::to_string(peers.size() - named) + " more";
+    text += (named == 0 ? "" : ", ") + describe(peer);
+    named += 1;
+  }
+  return text.empty() ? "its own sends" : text;
+}
+
+}  // namespace pccl

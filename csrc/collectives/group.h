@@ -1,0 +1,97 @@
+// A group of members as the operations see it: ranks, connections, what runs, what came too early, what broke.
+//
+// Membership is given; this floor neither chooses it nor changes it. Driver only.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/errors.h"
+#include "collectives/collective_operation.h"
+#include "collectives/message_operation.h"
+#include "collectives/operation.h"
+#include "transport/endpoint.h"
+
+namespace pccl {
+
+// A frame that came before its operation was started here.
+struct EarlyFrame {
+  transport::FrameHeader header;
+  transport::Payload payload;
+};
+
+class Group {
+ public:
+  // `connections[own_rank]` is null.
+  Group(transport::Endpoint& endpoint, std::string group_name, uint64_t group_id, int32_t own_rank,
+        std::vector<transport::Connection*> connections);
+  ~Group();
+
+  // Each ends through its work.
+  void start_collective(CollectiveCall call, std::shared_ptr<Work> work);
+  void start_send(int32_t destination, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work);
+  void start_receive(int32_t source, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work);
+
+  // Breaks the group: every operation fails here and, told by an abort frame, at the others.
+  void fail(const Error& error);
+  // Fails every operation here, tells nobody. For closing.
+  void close(const Error& error);
+  const Error& broken() const { return broken_; }
+
+  // --- from the router ---
+  transport::Placement place(const transport::FrameHeader& header);
+  void on_frame(transport::Connection& from, const transport::FrameHeader& header, transport::Payload payload);
+  void on_connection_lost(int32_t rank, const Error& error);
+  void on_credit(int32_t rank);
+  void on_mailbox_filling(int32_t rank);
+  TimePoint on_time(TimePoint now);
+  int32_t rank_of(const transport::Connection& connection) const;
+  // Destroys what has ended. When no operation is on the stack.
+  void sweep() { ended_.clear(); }
+
+  // --- for operations ---
+  transport::Connection& to(int32_t peer) { return *connections_[static_cast<size_t>(peer)]; }
+  transport::BufferPool& pool() { return endpoint_.pool(); }
+  void send(int32_t peer, transport::OutFrame frame);
+  void send_control(int32_t peer, const transport::FrameHeader& header);
+  void mark_unsent(int32_t peer);
+  void on_finished(Operation& operation);
+  std::string describe(int32_t peer) const;                    // "rank 2 (10.0.0.7:4123)"
+  std::string describe(const std::set<int32_t>& peers) const;  // the first few of them
+
+  const std::string name;
+  const uint64_t id;
+  const int32_t rank;
+  int32_t world_size() const { return static_cast<int32_t>(connections_.size()); }
+
+ private:
+  // False, with the work failed, if the group is broken or the peer can't be reached.
+  bool ready_to_talk(Operation& operation, const std::vector<int32_t>& peers);
+  void on_data(transport::Connection& from, const transport::FrameHeader& header, transport::Payload payload);
+  void on_abort(const transport::FrameHeader& header, const transport::Payload& payload);
+  void keep_early(transport::Connection& from, const transport::FrameHeader& header, transport::Payload payload);
+  std::vector<Operation*> running();
+
+  transport::Endpoint& endpoint_;
+  std::vector<transport::Connection*> connections_;
+  Error broken_;
+
+  // Collectives, in the order of calls.
+  uint64_t next_call_ = 0;
+  std::map<uint64_t, std::unique_ptr<CollectiveOperation>> collectives_;
+  std::map<uint64_t, std::vector<EarlyFrame>> early_;  // by call
+  // The latest calls that have ended, to recognise a peer that called something else.
+  static constexpr size_t kRememberedCalls = 64;
+  std::deque<std::pair<uint64_t, transport::Signature>> remembered_;
+
+  Messages messages_;
+  std::vector<std::unique_ptr<Operation>> ended_;
+};
+
+}  // namespace pccl

@@ -1,0 +1,89 @@
+#include "kernels/reduce.h"
+
+#include <array>
+#include <atomic>
+#include <cassert>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/reduce_table.h"
+
+namespace pccl::kernels {
+namespace {
+
+struct Target {
+  std::string_view name;
+  const KernelTable* kernels;
+  bool (*is_available)();
+};
+
+// Best first; the last one runs everywhere.
+constexpr std::array kTargets = {
+#ifdef PCCL_KERNELS_X86
+    Target{"x86-64-v4", &v4::kKernels, [] { return __builtin_cpu_supports("x86-64-v4") != 0; }},
+    Target{"x86-64-v3", &v3::kKernels, [] { return __builtin_cpu_supports("x86-64-v3") != 0; }},
+#endif
+    Target{"baseline", &baseline::kKernels, [] { return true; }},
+};
+
+const Target* find_target(std::string_view name) {
+  for (const Target& target : kTargets) {
+    if (target.name == name && target.is_available()) return &target;
+  }
+  return nullptr;
+}
+
+// PCCL_SIMD where it names a target this machine has, else the best one: every target gives the
+// same bytes, so a name from another machine costs speed, never a result.
+const Target* choose_target() {
+  const char* name = std::getenv("PCCL_SIMD");
+  if (name != nullptr) {
+    if (const Target* target = find_target(name)) return target;
+  }
+  for (const Target& target : kTargets) {
+    if (target.is_available()) return &target;
+  }
+  return &kTargets.back();
+}
+
+// The choice of this process. It is kept in one function: the machine does not change.
+std::atomic<const Target*>& selection() {
+  static std::atomic<const Target*> selected{choose_target()};
+  return selected;
+}
+
+const Target& selected() { return *selection().load(std::memory_order_relaxed); }
+
+}  // namespace
+
+void reduce(void* target, std::span<const void* const> sources, size_t count, DataType dtype,
+            ReduceOp op, int64_t divisor) {
+  assert(is_reducible(dtype, op));
+  assert(!sources.empty() && sources.size() <= kSourcesMax && divisor >= 1);
+  if (count == 0) return;
+  if (op != ReduceOp::Avg) divisor = 1;
+  // Nothing to compute; only a Bool must still become 0 or 1.
+  if (sources.size() == 1 && divisor == 1 && dtype != DataType::Bool) {
+    if (target != sources[0]) std::memcpy(target, sources[0], count * element_bytes(dtype));
+    return;
+  }
+  selected().kernels->reduce(
+      ReduceCall{target, sources.data(), sources.size(), count, dtype, op, divisor});
+}
+
+void scale(void* target, const void* source, size_t count, DataType dtype, double factor) {
+  assert(is_reducible(dtype, ReduceOp::PremulSum));
+  if (count == 0) return;
+  selected().kernels->scale(ScaleCall{target, source, count, dtype, factor});
+}
+
+std::string_view selected_target() { return selected().name; }
+
+bool select_target(std::string_view name) {
+  const Target* target = find_target(name);
+  if (target == nullptr) return false;
+  selection().store(target, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace pccl::kernels

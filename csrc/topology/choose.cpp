@@ -1,0 +1,132 @@
+// The choice among planners: plan every candidate, keep the one that the cost model likes best.
+#include <algorithm>
+#include <functional>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "topology/planners.h"
+
+namespace pccl::topology {
+namespace {
+
+struct Candidate {
+  std::string_view algorithm;
+  std::function<Schedule()> plan;
+  bool is_for_auto = true;
+};
+
+// The candidate named `algorithm`, or for "auto" the cheapest; of equals the one listed first.
+Schedule choose(const std::vector<Candidate>& candidates, std::string_view algorithm,
+                const Links& links, uint64_t element_bytes, const char* operation) {
+  if (algorithm != "auto") {
+    std::string names = "auto";
+    for (const Candidate& candidate : candidates) {
+      if (candidate.algorithm == algorithm) return candidate.plan();
+      names.append(", ").append(candidate.algorithm);
+    }
+    throw std::invalid_argument(std::string(operation) + ": unknown algorithm \"" +
+                                std::string(algorithm) + "\"; there are: " + names);
+  }
+  Schedule best;
+  double best_seconds = 0;
+  for (const Candidate& candidate : candidates) {
+    if (!candidate.is_for_auto) continue;
+    Schedule schedule = candidate.plan();
+    const double seconds = estimate(schedule, links, element_bytes, kSegmentBytesAssumed).seconds;
+    // The first candidate of each list is always for auto.
+    if (best.world_size == 0 || seconds < best_seconds) {
+      best = std::move(schedule);
+      best_seconds = seconds;
+    }
+  }
+  return best;
+}
+
+void require_blocks(const Links& links, std::span<const uint64_t> block_counts,
+                    const char* operation) {
+  if (block_counts.size() == static_cast<size_t>(std::max(links.world_size, 0))) return;
+  throw std::invalid_argument(std::string(operation) + ": " + std::to_string(block_counts.size()) +
+                              " blocks for " + std::to_string(links.world_size) + " ranks");
+}
+
+}  // namespace
+
+std::vector<int32_t> ring_order(const Links& links) {
+  std::vector<int32_t> order(static_cast<size_t>(std::max(links.world_size, 0)));
+  std::iota(order.begin(), order.end(), 0);
+  // Not a weighted sum: a ring is pipelined, so its slowest link counts, and only then latency.
+  const auto is_cheaper = [&links](int32_t from, int32_t left, int32_t right) {
+    const LinkCost& a = links.at(from, left);
+    const LinkCost& b = links.at(from, right);
+    if (a.seconds_per_byte != b.seconds_per_byte) return a.seconds_per_byte < b.seconds_per_byte;
+    if (a.latency_seconds != b.latency_seconds) return a.latency_seconds < b.latency_seconds;
+    return left < right;
+  };
+  for (size_t next = 1; next < order.size(); ++next) {
+    size_t nearest = next;
+    for (size_t other = next + 1; other < order.size(); ++other) {
+      if (is_cheaper(order[next - 1], order[other], order[nearest])) nearest = other;
+    }
+    std::swap(order[next], order[nearest]);
+  }
+  return order;
+}
+
+Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
+                           std::string_view algorithm) {
+  const int32_t world_size = links.world_size;
+  const auto halving_doubling = [=] { return plan_all_reduce_halving_doubling(world_size, count); };
+  const bool is_small = element_bytes == 0 || count <= kExchangeBytesMax / element_bytes;
+  const auto doubling = [=] {
+    return is_small ? plan_all_reduce_doubling(world_size, count) : halving_doubling();
+  };
+  return choose({{"direct", [=] { return plan_all_reduce_direct(world_size, count); }},
+                 {"ring", [&] { return plan_all_reduce_ring(ring_order(links), count); }},
+                 {"halving_doubling", halving_doubling},
+                 {"doubling", doubling, is_small},
+                 {"double_binary_tree",
+                  [=] { return plan_all_reduce_double_binary_tree(world_size, count); }}},
+                algorithm, links, element_bytes, "all_reduce");
+}
+
+Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
+                          std::string_view algorithm) {
+  const int32_t world_size = links.world_size;
+  return choose({{"binomial", [=] { return plan_broadcast_binomial(world_size, root, count); }},
+                 {"double_binary_tree",
+                  [=] { return plan_broadcast_double_binary_tree(world_size, root, count); }}},
+                algorithm, links, element_bytes, "broadcast");
+}
+
+Schedule choose_reduce(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
+                       std::string_view algorithm) {
+  const int32_t world_size = links.world_size;
+  return choose({{"binomial", [=] { return plan_reduce_binomial(world_size, root, count); }},
+                 {"double_binary_tree",
+                  [=] { return plan_reduce_double_binary_tree(world_size, root, count); }}},
+                algorithm, links, element_bytes, "reduce");
+}
+
+Schedule choose_all_gather(const Links& links, std::span<const uint64_t> block_counts,
+                           uint64_t element_bytes, std::string_view algorithm) {
+  require_blocks(links, block_counts, "all_gather");
+  return choose({{"direct", [=] { return plan_all_gather_direct(block_counts); }},
+                 {"ring", [&] { return plan_all_gather_ring(ring_order(links), block_counts); }},
+                 {"doubling", [=] { return plan_all_gather_doubling(block_counts); }}},
+                algorithm, links, element_bytes, "all_gather");
+}
+
+Schedule choose_reduce_scatter(const Links& links, std::span<const uint64_t> block_counts,
+                               uint64_t element_bytes, std::string_view algorithm) {
+  require_blocks(links, block_counts, "reduce_scatter");
+  return choose(
+      {{"direct", [=] { return plan_reduce_scatter_direct(block_counts); }},
+       {"ring", [&] { return plan_reduce_scatter_ring(ring_order(links), block_counts); }},
+       {"halving", [=] { return plan_reduce_scatter_halving(block_counts); }}},
+      algorithm, links, element_bytes, "reduce_scatter");
+}
+
+}  // namespace pccl::topology

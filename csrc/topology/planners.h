@@ -1,0 +1,102 @@
+// Planners: pure functions from (world size, counts) to a Schedule. The choice among them is the
+// cost model's.
+//
+// Chunks without elements are left out, so a count of 0 gives a schedule without chunks. With one
+// rank there is one chunk a block, without edges: input is copied to output. Planners throw
+// std::invalid_argument on a world size, root or order that is none.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "topology/cost_model.h"
+#include "topology/schedule.h"
+
+namespace pccl::topology {
+
+// --- all_reduce of one block of `count` elements -------------------------------------------------
+// P ranks, S bytes. `steps` is the number of messages on the longest path, `bytes` what one rank
+// sends at most. The formulas are exact where chunks are equal: S a multiple of 64 P elements.
+
+// steps log2 P (+ 2 where P is no power of two); bytes S log2 P. Recursive doubling: small
+// messages.
+Schedule plan_all_reduce_doubling(int32_t world_size, uint64_t count);
+// steps 2 ceil(log2 P); bytes 2 S (P-1)/P where P is a power of two, else up to 3 S: 2^k ranks
+// work, the surplus ones send them everything first and get everything last.
+Schedule plan_all_reduce_halving_doubling(int32_t world_size, uint64_t count);
+// steps 2 (P-1); bytes 2 S (P-1)/P. Only neighbour links of `order` (a permutation of the ranks)
+// carry traffic. Source: Patarasuk and Yuan, JPDC 2009.
+Schedule plan_all_reduce_ring(std::span<const int32_t> order, uint64_t count);
+// steps at most 2 floor(log2 P), pipelined; bytes up to 2 S. Two trees, each rank inner in at most
+// one of them (topology/double_tree.h).
+Schedule plan_all_reduce_double_binary_tree(int32_t world_size, uint64_t count);
+// steps 2; bytes 2 S (P-1)/P; each rank owns 1/P of the block, hears everyone and tells everyone.
+Schedule plan_all_reduce_direct(int32_t world_size, uint64_t count);
+
+// --- one root ------------------------------------------------------------------------------------
+
+// steps at most ceil(log2 P), bytes S ceil(log2 P) (broadcast: at the root) or S (reduce).
+Schedule plan_broadcast_binomial(int32_t world_size, int32_t root, uint64_t count);
+Schedule plan_reduce_binomial(int32_t world_size, int32_t root, uint64_t count);
+// steps at most 1 + floor(log2 (P-1)), pipelined; bytes S (broadcast, reduce). Trees over the other
+// ranks, whose roots the root feeds or is fed by.
+Schedule plan_broadcast_double_binary_tree(int32_t world_size, int32_t root, uint64_t count);
+Schedule plan_reduce_double_binary_tree(int32_t world_size, int32_t root, uint64_t count);
+// One block a rank, steps 1.
+Schedule plan_gather_direct(int32_t root, std::span<const uint64_t> block_counts);
+Schedule plan_scatter_direct(int32_t root, std::span<const uint64_t> block_counts);
+
+// --- one block a rank ----------------------------------------------------------------------------
+// With equal blocks of S / P bytes every rank sends S (P-1)/P.
+
+// steps P-1. Only neighbour links of `order` carry traffic.
+Schedule plan_all_gather_ring(std::span<const int32_t> order,
+                              std::span<const uint64_t> block_counts);
+Schedule plan_reduce_scatter_ring(std::span<const int32_t> order,
+                                  std::span<const uint64_t> block_counts);
+// steps 1.
+Schedule plan_all_gather_direct(std::span<const uint64_t> block_counts);
+Schedule plan_reduce_scatter_direct(std::span<const uint64_t> block_counts);
+// Recursive doubling and halving for any P, as one binomial tree a block: steps at most
+// ceil(log2 P).
+Schedule plan_all_gather_doubling(std::span<const uint64_t> block_counts);
+Schedule plan_reduce_scatter_halving(std::span<const uint64_t> block_counts);
+
+// --- all_to_all ----------------------------------------------------------------------------------
+
+// Block i * P + j goes from i to j. Pairwise: in step s rank r sends to r + s.
+Schedule plan_all_to_all_pairwise(int32_t world_size);
+
+// --- choice --------------------------------------------------------------------------------------
+// The cheapest by the cost model; `algorithm` names one of the above or is "auto". Of equally cheap
+// ones the first in the list of names wins, so the same arguments give the same schedule on every
+// rank. Throws std::invalid_argument on an unknown algorithm, with the list of names.
+
+// Above it doubling, whose ranks send the whole block in every round, is not chosen.
+inline constexpr uint64_t kExchangeBytesMax = 256 << 10;
+// The segment length that the choice reckons with: that of the executor's default options.
+inline constexpr uint64_t kSegmentBytesAssumed = 256 << 10;
+
+// direct, ring, halving_doubling, doubling, double_binary_tree. "doubling" means halving_doubling
+// above kExchangeBytesMax.
+Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
+                           std::string_view algorithm = "auto");
+// binomial, double_binary_tree.
+Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
+                          std::string_view algorithm = "auto");
+Schedule choose_reduce(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
+                       std::string_view algorithm = "auto");
+// direct, ring, doubling.
+Schedule choose_all_gather(const Links& links, std::span<const uint64_t> block_counts,
+                           uint64_t element_bytes, std::string_view algorithm = "auto");
+// direct, ring, halving.
+Schedule choose_reduce_scatter(const Links& links, std::span<const uint64_t> block_counts,
+                               uint64_t element_bytes, std::string_view algorithm = "auto");
+
+// The order of the ring that choose_* plans: from rank 0 always on to the rank with the cheapest
+// link (most bytes a second, then latency, then rank number), so ranks of a host are neighbours.
+std::vector<int32_t> ring_order(const Links& links);
+
+}  // namespace pccl::topology

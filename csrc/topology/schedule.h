@@ -1,0 +1,69 @@
+// A collective, planned: plain data, no pointers, no I/O. The same on every rank.
+//
+// An operation works on a list of *blocks* (all_reduce, broadcast and reduce have one block;
+// all_gather, reduce_scatter, gather and scatter have one a rank; all_to_all has
+// world_size * world_size, block i * world_size + j going from i to j).
+// A *chunk* is a range of one block that is made final in one place. It travels in three stages,
+// each may be empty:
+//
+//   1. up:       contributions are combined along `up` edges, child to parent, towards the core;
+//   2. exchange: if the core has more than one rank, core ranks exchange whole partial results in
+//                rounds (recursive doubling): in round k, core position p pairs with p XOR 2^k and
+//                both combine;
+//   3. down:     final values travel along `down` edges from the core to every rank that needs
+//                them.
+//
+// Ring, trees, direct exchange, halving-doubling, doubling, gather, all-to-all: all of them are
+// such lists. find_fault (topology/checker.h) says whether a list is a right one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace pccl::topology {
+
+struct Edge {
+  int32_t from = 0;
+  int32_t to = 0;
+  bool operator==(const Edge&) const = default;
+};
+
+struct Chunk {
+  // A chunk that covers its whole block, whose length only the two ends know (all_to_all).
+  static constexpr uint64_t kWholeBlock = UINT64_MAX;
+
+  uint32_t block = 0;
+  uint64_t offset = 0;  // elements from the block's start
+  uint64_t count = 0;   // elements, never 0; or kWholeBlock (then offset is 0)
+
+  // Whether ranks combine contributions (reduce) or the core's own value is simply moved
+  // (broadcast, gather, ...).
+  bool reduces = false;
+
+  // Where the value is made final: one rank, or a power of two of ranks that exchange.
+  std::vector<int32_t> core;
+
+  // Each rank sends at most once (tree edges towards the core), behind all edges into it. A parent
+  // combines its own contribution first, then its children in the order in which their edges stand
+  // here. In a reducing chunk every rank of the group contributes.
+  std::vector<Edge> up;
+
+  // Each rank receives at most once; edges stand in an order in which every sender already has the
+  // value.
+  std::vector<Edge> down;
+
+  bool operator==(const Chunk&) const = default;
+};
+
+struct Schedule {
+  // "ring", "doubling", "halving_doubling", "halving", "double_binary_tree", "binomial", "direct"
+  // or "pairwise".
+  std::string algorithm;
+  int32_t world_size = 0;
+  std::vector<Chunk> chunks;
+
+  bool operator==(const Schedule&) const = default;
+};
+
+}  // namespace pccl::topology

@@ -1,0 +1,153 @@
+// The logical connection between two members: frames go in, frames come out, whatever carries them.
+//
+// Frames of one connection may be striped over several sockets and then overtake each other; every frame says by
+// itself where it belongs. Control frames go first. Driver only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/errors.h"
+#include "transport/address.h"
+#include "transport/frame.h"
+#include "transport/payload.h"
+
+namespace pccl::transport {
+
+class Connection;
+class Engine;
+
+// Whoever owns memory that is being sent or received into.
+class FrameOwner {
+ public:
+  virtual ~FrameOwner() = default;
+  // The payload behind `cookie` has left; its memory may change.
+  virtual void on_sent(uint64_t cookie) = 0;
+};
+
+struct OutFrame {
+  FrameHeader header;
+  const std::byte* payload = nullptr;   // lives until owner->on_sent(cookie), or abandon(owner)
+  std::vector<std::byte> owned;         // or the payload itself
+  FrameOwner* owner = nullptr;          // null: nobody is told
+  uint64_t cookie = 0;
+};
+
+// Where a segment's payload shall be put while it arrives.
+struct Placement {
+  std::byte* target = nullptr;  // null: wherever the transport likes
+  const FrameOwner* owner = nullptr;
+};
+
+// The floor above.
+class FrameSink {
+ public:
+  virtual ~FrameSink() = default;
+  virtual Placement place(Connection& from, const FrameHeader& header) = 0;
+  virtual void on_frame(Connection& from, const FrameHeader& header, Payload payload) = 0;
+  virtual void on_lost(Connection& connection, const Error& error) = 0;
+  virtual TimePoint on_time(TimePoint now) = 0;
+};
+
+// What links need from the endpoint that made them.
+class LinkHost {
+ public:
+  virtual ~LinkHost() = default;
+  virtual Engine& engine() = 0;
+  virtual BufferPool& pool() = 0;
+  virtual FrameSink& sink() = 0;
+  // End of stream (no error) or failure; the link has stopped. It is destroyed later, by the host.
+  virtual void on_link_down(Connection& connection, const Error& error) = 0;
+  // A frame with something wrong in it.
+  virtual void on_bad_frame(Connection& connection, const std::string& fault) = 0;
+};
+
+// One socket, or one pair of shared-memory rings.
+class Link {
+ public:
+  virtual ~Link() = default;
+  // Sends from the connection's queues until they are empty or the link is full.
+  virtual void flush() = 0;
+  // Memory of the next frame's payload, to be filled before commit(); null where the link cannot lend any now.
+  virtual std::byte* reserve(uint32_t /*length*/) { return nullptr; }
+  virtual void commit(const FrameHeader& /*header*/) {}
+  virtual void abandon(const FrameOwner* owner) = 0;
+  virtual bool has_unsent() const = 0;
+  virtual bool shares_memory() const { return false; }
+  virtual void shutdown_writing() = 0;
+};
+
+struct Traffic {
+  uint64_t bytes_sent = 0;      // headers included
+  uint64_t bytes_received = 0;
+};
+
+class Connection {
+ public:
+  // What may be under way without a grant from the receiver, and so may lie in its mailbox.
+  static constexpr uint64_t kUngrantedBytesMax = 8 << 20;
+
+  enum class State : uint8_t { Idle, Dialing, Up, Closed };
+
+  explicit Connection(MemberAddress address) : peer(std::move(address)) {}
+
+  void send(OutFrame frame);
+  void send_control(const FrameHeader& header) {
+    control_.emplace_back();
+    control_.back().header = header;
+  }
+  void send_control(OutFrame frame) { control_.push_back(std::move(frame)); }
+  // Forgets every frame and placement of `owner`; what is half sent is copied, so that `owner` may die.
+  void abandon(const FrameOwner* owner);
+
+  // A frame whose payload can be written where the peer reads it: see Link.
+  std::byte* reserve(uint32_t length);
+  void commit(const FrameHeader& header);
+
+  void flush();
+  bool has_unsent() const;
+  bool shares_memory() const { return !links_.empty() && links_.front()->shares_memory(); }
+
+  // --- for links ---
+  // The next frame to go out, null if there is none; pop_frame() removes it.
+  OutFrame* front_frame();
+  OutFrame pop_frame();
+  size_t link_count() const { return links_.size(); }
+  void shutdown_writing() {
+    for (auto& link : links_) link->shutdown_writing();
+  }
+  void add_link(std::unique_ptr<Link> link) { links_.push_back(std::move(link)); }
+  std::vector<std::unique_ptr<Link>> take_links() { return std::move(links_); }
+
+  // --- flow control of ungranted bytes ---
+  bool may_send_ungranted(uint64_t bytes) const { return ungranted_sent_ + bytes <= kUngrantedBytesMax; }
+  void note_ungranted_sent(uint64_t bytes) { ungranted_sent_ += bytes; }
+  void on_credit(uint64_t bytes) { ungranted_sent_ -= bytes < ungranted_sent_ ? bytes : ungranted_sent_; }
+  // Gives the sender credit back, in portions.
+  void note_ungranted_consumed(uint64_t bytes);
+
+  const MemberAddress peer;
+  State state = State::Idle;
+  Error error;                // why Closed, if not politely
+  bool said_goodbye = false;  // by us
+  bool goodbye = false;       // by the peer
+  uint64_t nonce = 0;         // of the dial that made it
+  TimePoint dial_deadline{};  // while Dialing
+  bool is_marked = false;     // for Endpoint::mark_unsent()
+  uint64_t early_bytes = 0;   // held by the floor above for calls that have not been made here
+  Traffic traffic;
+
+ private:
+  std::deque<OutFrame> control_;
+  std::deque<OutFrame> data_;
+  std::vector<std::unique_ptr<Link>> links_;
+  uint64_t ungranted_sent_ = 0;
+  uint64_t ungranted_consumed_ = 0;
+};
+
+}  // namespace pccl::transport

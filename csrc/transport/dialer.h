@@ -1,0 +1,86 @@
+// Handshakes in progress: Dialer calls another member, Greeter answers a call. Driver only.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/file_descriptor.h"
+#include "transport/connection.h"
+#include "transport/engine.h"
+#include "transport/handshake.h"
+#include "transport/memory_link.h"
+
+namespace pccl::transport {
+
+class Endpoint;
+
+// Tries the roads to one member in turn (memory, then each address) until one answers or the deadline passes.
+class Dialer final : public Pollable {
+ public:
+  Dialer(Endpoint& endpoint, Connection& connection, uint16_t socket_index, TimePoint deadline);
+  ~Dialer() override;
+
+  void begin(TimePoint now);
+  void on_events(uint32_t epoll_events) override;
+  // Retries and deadlines; false when it is finished and may be destroyed.
+  TimePoint on_time(TimePoint now);
+  bool finished() const { return finished_; }
+  Connection& connection() const { return connection_; }
+  void cancel();
+
+ private:
+  enum class Stage : uint8_t { Resting, Connecting, Asking };
+
+  void try_next(TimePoint now);
+  bool try_memory();
+  void ask(Road road);
+  void read_reply();
+  void fail_candidate(const std::string& reason);
+  void finish();
+
+  Endpoint& endpoint_;
+  Connection& connection_;
+  const uint16_t socket_index_;
+  const TimePoint deadline_;
+  TimePoint candidate_deadline_{};
+  TimePoint retry_at_{};
+  std::vector<SocketAddress> candidates_;
+  bool memory_pending_ = false;
+  size_t next_ = 0;
+  int rounds_ = 0;
+  bool all_refused_ = true;
+  Stage stage_ = Stage::Resting;
+  FileDescriptor socket_;
+  Hello hello_;
+  std::vector<FileDescriptor> descriptors_;  // memory file, our eventfd, the peer's eventfd
+  std::vector<std::byte> received_;
+  std::string last_reason_;
+  bool finished_ = false;
+};
+
+// Reads the Hello of an accepted socket and answers it. A stranger gets a sentence and a closed socket.
+class Greeter final : public Pollable {
+ public:
+  Greeter(Endpoint& endpoint, FileDescriptor socket, bool is_memory, TimePoint deadline);
+  ~Greeter() override;
+
+  void on_events(uint32_t epoll_events) override;
+  TimePoint on_time(TimePoint now);
+  bool finished() const { return finished_; }
+
+ private:
+  void refuse(Answer answer, const std::string& reason);
+  void finish();
+
+  Endpoint& endpoint_;
+  FileDescriptor socket_;
+  const bool is_memory_;
+  const TimePoint deadline_;
+  std::vector<FileDescriptor> descriptors_;
+  std::vector<std::byte> received_;
+  bool finished_ = false;
+};
+
+}  // namespace pccl::transport

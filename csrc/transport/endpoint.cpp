@@ -1,0 +1,351 @@
+#include "transport/endpoint.h"
+
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <stdexcept>
+
+#include "transport/dialer.h"
+#include "transport/socket.h"
+#include "transport/socket_link.h"
+
+namespace pccl::transport {
+namespace {
+
+// A caller that has not said Hello by then is no member.
+constexpr auto kHelloTimeout = std::chrono::seconds(5);
+// Half-open handshakes that strangers can make us hold; 256 * kHandshakeBytesMax is about 1 MiB.
+constexpr size_t kGreetersMax = 256;
+constexpr auto kIdleTick = std::chrono::seconds(1);
+
+template <typename T>
+T random_value() {
+  T value{};
+  if (getrandom(&value, sizeof(value), 0) != static_cast<ssize_t>(sizeof(value))) {
+    throw ConnectError("endpoint: the kernel gives no random numbers");
+  }
+  return value;
+}
+
+std::string hex(const MemberId& id) {
+  std::string text;
+  for (const uint8_t byte : id) {
+    text += "0123456789abcdef"[byte >> 4];
+    text += "0123456789abcdef"[byte & 15];
+  }
+  return text;
+}
+
+}  // namespace
+
+Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
+    : options_(std::move(options)), sink_(sink), engine_(*this) {
+  if (options_.run.empty() || options_.run.size() > 255) {
+    throw std::invalid_argument("endpoint: the run's name must have 1 to 255 characters");
+  }
+  if (options_.sockets < 1 || options_.sockets > kSocketsMax) {
+    throw std::invalid_argument("endpoint: sockets must be 1.." + std::to_string(kSocketsMax) + ", not " +
+                                std::to_string(options_.sockets));
+  }
+  FileDescriptor tcp = listen_tcp(options_.bind_host, options_.port);
+  address_.member_id = random_value<MemberId>();
+  address_.run = options_.run;
+  address_.port = local_port(tcp.get());
+  address_.hosts = options_.advertise_hosts;
+  if (address_.hosts.empty()) {
+    const bool is_any = options_.bind_host.empty() || options_.bind_host == "0.0.0.0" || options_.bind_host == "::";
+    address_.hosts = is_any ? local_hosts() : std::vector<std::string>{options_.bind_host};
+  }
+  if (address_.hosts.size() > kHostsMax) throw std::invalid_argument("endpoint: too many advertised hosts");
+  address_.host_key = local_host_key();
+  tcp_listener_ = std::make_unique<Listener>(*this, std::move(tcp), false);
+  engine_.add(tcp_listener_->socket.get(), tcp_listener_.get());
+  if (options_.shared_memory && !address_.host_key.empty()) {
+    address_.memory_name = "pccl." + hex(address_.member_id);
+    memory_listener_ = std::make_unique<Listener>(*this, listen_memory(address_.memory_name), true);
+    engine_.add(memory_listener_->socket.get(), memory_listener_.get());
+  }
+}
+
+Endpoint::~Endpoint() { close(Clock::now()); }
+
+// --- accepting -----------------------------------------------------------------------------------
+
+void Endpoint::Listener::on_events(uint32_t /*epoll_events*/) {
+  while (socket) {
+    FileDescriptor accepted(::accept4(socket.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!accepted) {
+      if (errno == EINTR || errno == ECONNABORTED) continue;
+      // Out of descriptors or memory: the backlog keeps the caller until the next tick.
+      if (errno != EAGAIN && errno != EWOULDBLOCK) endpoint_.engine_.wake_at(Clock::now() + kIdleTick);
+      return;
+    }
+    if (endpoint_.greeters_.size() >= kGreetersMax) {
+      endpoint_.count_refused();
+      continue;
+    }
+    if (!is_memory_) set_stream_options(accepted.get());
+    const TimePoint deadline = Clock::now() + kHelloTimeout;
+    endpoint_.greeters_.push_back(
+        std::make_unique<Greeter>(endpoint_, std::move(accepted), is_memory_, deadline));
+    endpoint_.engine_.wake_at(deadline);
+  }
+}
+
+Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
+  if (is_closing_) return {Answer::Refused, "this member is leaving"};
+  if (hello.from.run != options_.run) {
+    return {Answer::Refused, "wrong run: this member is in '" + options_.run + "', the caller in '" + hello.from.run +
+                                 "' (a process of another or an earlier job?)"};
+  }
+  if (hello.to != address_.member_id) {
+    return {Answer::Refused, "wrong member: the caller wants " + to_text(hello.to) + ", this is " +
+                                 to_text(address_.member_id) + " (an address of a process that is gone?)"};
+  }
+  if (hello.from.member_id == address_.member_id) return {Answer::Refused, "a member can't connect to itself"};
+  connection = &this->connection(hello.from, {});
+  switch (connection->state) {
+    case Connection::State::Idle:
+      return {};
+    case Connection::State::Dialing:
+      // Both sides dial. The smaller id's dial stands; ours gives way if we are the larger.
+      if (address_.member_id < hello.from.member_id) return {Answer::Duplicate, "already dialing you"};
+      for (auto& dialer : dialers_) {
+        if (&dialer->connection() == connection) dialer->cancel();
+      }
+      return {};
+    case Connection::State::Up:
+      if (hello.nonce == connection->nonce && hello.socket_index > 0 && hello.socket_index < kSocketsMax) return {};
+      return {Answer::Duplicate, "already connected"};
+    case Connection::State::Closed:
+      break;
+  }
+  return {Answer::Refused, "the connection between these members was closed"};
+}
+
+// --- connecting ----------------------------------------------------------------------------------
+
+Connection& Endpoint::connection(const MemberAddress& peer, const std::vector<SocketAddress>& resolved) {
+  Known& known = known_[peer.member_id];
+  if (!known.connection) known.connection = std::make_unique<Connection>(peer);
+  if (known.resolved.empty()) known.resolved = resolved;
+  return *known.connection;
+}
+
+void Endpoint::dial(Connection& connection) {
+  if (connection.state != Connection::State::Idle) return;
+  connection.state = Connection::State::Dialing;
+  connection.nonce = random_value<uint64_t>();
+  const TimePoint now = Clock::now();
+  const TimePoint deadline = after(now, options_.connect_timeout_seconds);
+  connection.dial_deadline = deadline;
+  engine_.wake_at(deadline);
+  dialers_.push_back(std::make_unique<Dialer>(*this, connection, 0, deadline));
+  dialers_.back()->begin(now);
+}
+
+void Endpoint::dial_more(Connection& connection) {
+  const TimePoint now = Clock::now();
+  for (int index = 1; index < options_.sockets; ++index) {
+    dialers_.push_back(std::make_unique<Dialer>(*this, connection, static_cast<uint16_t>(index),
+                                                after(now, options_.connect_timeout_seconds)));
+    dialers_.back()->begin(now);
+  }
+}
+
+void Endpoint::adopt(Connection& connection, FileDescriptor socket, const Hello& hello,
+                     std::vector<FileDescriptor> descriptors, int side) {
+  if (connection.state == Connection::State::Closed) return;
+  if (side == 1) connection.nonce = hello.nonce;
+  if (hello.road == Road::Memory) {
+    std::shared_ptr<SharedRings> rings;
+    try {
+      rings = std::make_shared<SharedRings>(descriptors[0].get());
+    } catch (const std::exception& error) {
+      on_dial_failed(connection, error.what());
+      return;
+    }
+    // The dialing side listens to descriptor 1, the other to descriptor 2.
+    FileDescriptor own = std::move(descriptors[side == 0 ? 1 : 2]);
+    FileDescriptor peer = std::move(descriptors[side == 0 ? 2 : 1]);
+    auto link = std::make_unique<MemoryLink>(*this, connection, std::move(socket), std::move(rings), side,
+                                             std::move(own), std::move(peer));
+    memory_links_.push_back(link.get());
+    connection.state = Connection::State::Up;
+    connection.add_link(std::move(link));
+  } else {
+    connection.state = Connection::State::Up;
+    connection.add_link(std::make_unique<SocketLink>(*this, connection, std::move(socket)));
+  }
+  mark_unsent(connection);
+}
+
+void Endpoint::on_dial_failed(Connection& connection, const std::string& reason) {
+  // A stripe that can't be had is no loss of the connection.
+  if (connection.state == Connection::State::Up) return;
+  end_connection(connection, {ErrorKind::Connect, connection.peer.describe() + " can't be reached: " + reason});
+}
+
+// --- ending --------------------------------------------------------------------------------------
+
+void Endpoint::on_link_down(Connection& connection, const Error& error) {
+  if (connection.state != Connection::State::Up) return;
+  Known& known = known_[connection.peer.member_id];
+  if (!error) {
+    known.links_ended += 1;
+    if (known.links_ended < connection.link_count()) return;
+  }
+  // An error after the goodbye only says that the peer was faster with closing than we with writing.
+  end_connection(connection, connection.goodbye ? Error{} : error);
+}
+
+void Endpoint::end_connection(Connection& connection, const Error& error) {
+  if (connection.state == Connection::State::Closed) return;
+  connection.state = Connection::State::Closed;
+  connection.error = error;
+  if (!error && !connection.goodbye) {
+    connection.error = {ErrorKind::MemberLost, "its connection was closed without a goodbye: the process is gone"};
+  }
+  const uint64_t sent = connection.traffic.bytes_sent;
+  (connection.shares_memory() ? ended_.bytes_sent_memory : ended_.bytes_sent_tcp) += sent;
+  (connection.shares_memory() ? ended_.bytes_received_memory : ended_.bytes_received_tcp) +=
+      connection.traffic.bytes_received;
+  connection.traffic = {};
+  for (auto& link : connection.take_links()) {
+    std::erase(memory_links_, dynamic_cast<MemoryLink*>(link.get()));
+    graveyard_.push_back(std::move(link));
+  }
+  sink_.on_lost(connection, connection.error);
+}
+
+void Endpoint::on_bad_frame(Connection& connection, const std::string& fault) {
+  connection.error = {ErrorKind::RemoteProtocol, fault};
+}
+
+bool Endpoint::is_finished() const {
+  return std::all_of(known_.begin(), known_.end(), [](const auto& entry) {
+    return entry.second.connection->state != Connection::State::Up;
+  });
+}
+
+void Endpoint::close(TimePoint deadline) {
+  if (is_closed_) return;
+  std::atomic<bool> begun{false};
+  engine_.submit(
+      [this, &begun] {
+        is_closing_ = true;
+        for (auto& dialer : dialers_) dialer->cancel();
+        for (auto& [id, known] : known_) {
+          if (known.connection->state != Connection::State::Up) continue;
+          OutFrame goodbye;
+          goodbye.header.type = FrameType::Goodbye;
+          known.connection->send(std::move(goodbye));
+          known.connection->said_goodbye = true;
+          mark_unsent(*known.connection);
+        }
+        begun.store(true);
+      },
+      false);
+  engine_.wait(begun, after(Clock::now(), 5));
+  // Until every peer has read our last byte and closed its side, or the deadline.
+  std::atomic<bool> finished{false};
+  while (!finished.load() && Clock::now() < deadline) {
+    engine_.submit([this, &finished] { finished.store(is_finished()); }, false);
+    engine_.wait(finished, std::min(deadline, Clock::now() + std::chrono::milliseconds(5)));
+  }
+  engine_.stop();
+  is_closed_ = true;
+  for (auto& [id, known] : known_) {
+    if (known.connection->state == Connection::State::Up) end_connection(*known.connection, {ErrorKind::Aborted, "closed"});
+  }
+  dialers_.clear();
+  greeters_.clear();
+  graveyard_.clear();
+  tcp_listener_.reset();
+  memory_listener_.reset();
+}
+
+Statistics Endpoint::statistics() {
+  Statistics sum;
+  std::atomic<bool> done{false};
+  const auto add = [this, &sum, &done] {
+    sum = ended_;
+    for (const auto& [id, known] : known_) {
+      const Connection& connection = *known.connection;
+      if (connection.state != Connection::State::Up) continue;
+      sum.connections += 1;
+      (connection.shares_memory() ? sum.bytes_sent_memory : sum.bytes_sent_tcp) += connection.traffic.bytes_sent;
+      (connection.shares_memory() ? sum.bytes_received_memory : sum.bytes_received_tcp) +=
+          connection.traffic.bytes_received;
+    }
+    done.store(true);
+    engine_.notify_waiters();
+  };
+  if (is_closed_) {
+    add();
+  } else {
+    engine_.submit(add, false);
+    // The task refers to this frame, so wait for it however long a driver is busy.
+    while (!done.load()) engine_.wait(done, after(Clock::now(), 60));
+  }
+  sum.refused_connections = refused_.load();
+  return sum;
+}
+
+// --- the driver's rounds -------------------------------------------------------------------------
+
+void Endpoint::mark_unsent(Connection& connection) {
+  if (connection.is_marked) return;
+  connection.is_marked = true;
+  unsent_.push_back(&connection);
+}
+
+void Endpoint::flush() {
+  // on_sent() may queue more, also on other connections; each pass sends at least one frame of each, or finds its
+  // links full, and then they wake us.
+  while (!unsent_.empty()) {
+    std::vector<Connection*> connections;
+    connections.swap(unsent_);
+    for (Connection* connection : connections) {
+      connection->is_marked = false;
+      connection->flush();
+      if (connection->said_goodbye && connection->state == Connection::State::Up && !connection->has_unsent()) {
+        connection->shutdown_writing();
+      }
+    }
+  }
+}
+
+bool Endpoint::before_sleep() {
+  graveyard_.clear();
+  std::erase_if(dialers_, [](const auto& dialer) { return dialer->finished(); });
+  std::erase_if(greeters_, [](const auto& greeter) { return greeter->finished(); });
+  bool has_work = false;
+  for (MemoryLink* link : memory_links_) has_work |= link->before_sleep();
+  return has_work;
+}
+
+void Endpoint::after_sleep() {
+  for (MemoryLink* link : memory_links_) link->after_sleep();
+}
+
+TimePoint Endpoint::on_time(TimePoint now) {
+  TimePoint next = std::min(now + kIdleTick, sink_.on_time(now));
+  tcp_listener_->on_turn();
+  for (size_t i = 0; i < dialers_.size(); ++i) next = std::min(next, dialers_[i]->on_time(now));
+  for (size_t i = 0; i < greeters_.size(); ++i) next = std::min(next, greeters_[i]->on_time(now));
+  for (auto& [id, known] : known_) {
+    Connection& connection = *known.connection;
+    if (connection.state != Connection::State::Dialing) continue;
+    if (now >= connection.dial_deadline) {
+      on_dial_failed(connection, "no answer within " + std::to_string(options_.connect_timeout_seconds) + " s");
+    } else {
+      next = std::min(next, connection.dial_deadline);
+    }
+  }
+  return next;
+}
+
+}  // namespace pccl::transport

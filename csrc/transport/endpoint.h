@@ -1,0 +1,130 @@
+// One member's place on the network: its listening sockets, its handshakes, its connections, its engine.
+//
+// A connection is made when it is first needed, by whichever side needs it. If both dial at once, the dial of the
+// smaller member id stands. Members that share a kernel and a user are dialed through a UNIX socket and then talk by
+// memory; everybody else over TCP, `sockets` of them striped.
+//
+// Thread safety: constructor, start(), close(), address(), statistics() from the owner's thread; the rest driver only.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/file_descriptor.h"
+#include "transport/connection.h"
+#include "transport/engine.h"
+#include "transport/handshake.h"
+#include "transport/memory_link.h"
+
+namespace pccl::transport {
+
+struct EndpointOptions {
+  std::string run;
+  std::string bind_host;  // "": every interface
+  uint16_t port = 0;      // 0: any
+  std::vector<std::string> advertise_hosts;  // empty: found by itself
+  int sockets = 1;                           // TCP sockets per connection, 1..kSocketsMax
+  bool shared_memory = true;
+  double connect_timeout_seconds = 30;
+};
+inline constexpr int kSocketsMax = 64;
+
+struct Statistics {
+  uint64_t bytes_sent_tcp = 0;
+  uint64_t bytes_received_tcp = 0;
+  uint64_t bytes_sent_memory = 0;
+  uint64_t bytes_received_memory = 0;
+  uint64_t connections = 0;
+  uint64_t refused_connections = 0;
+};
+
+class Dialer;
+class Greeter;
+
+class Endpoint final : public LinkHost, public Periodic {
+ public:
+  // Binds and listens. Throws ConnectError (port in use, no such interface), std::invalid_argument.
+  Endpoint(EndpointOptions options, FrameSink& sink);
+  ~Endpoint() override;
+
+  void start() { engine_.start(); }
+  // Says goodbye, waits for what is queued until `deadline`, closes everything. Idempotent.
+  void close(TimePoint deadline);
+  const MemberAddress& address() const { return address_; }
+  Statistics statistics();
+
+  Engine& engine() override { return engine_; }
+  BufferPool& pool() override { return pool_; }
+  FrameSink& sink() override { return sink_; }
+
+  // The connection to that member, made if unknown (Idle). `resolved`: where to dial.
+  Connection& connection(const MemberAddress& peer, const std::vector<SocketAddress>& resolved);
+  // Starts dialing an Idle connection.
+  void dial(Connection& connection);
+  // connection.flush() before the driver sleeps.
+  void mark_unsent(Connection& connection);
+
+  // LinkHost, Periodic.
+  void on_link_down(Connection& connection, const Error& error) override;
+  void on_bad_frame(Connection& connection, const std::string& fault) override;
+  TimePoint on_time(TimePoint now) override;
+  void flush() override;
+  bool before_sleep() override;
+  void after_sleep() override;
+
+  // --- for Dialer and Greeter ---
+  const EndpointOptions& options() const { return options_; }
+  const std::vector<SocketAddress>& resolved(const Connection& connection) { return known_[connection.peer.member_id].resolved; }
+  void adopt(Connection& connection, FileDescriptor socket, const Hello& hello, std::vector<FileDescriptor> descriptors,
+             int side);
+  void on_dial_failed(Connection& connection, const std::string& reason);
+  void dial_more(Connection& connection);  // the other stripes
+  Reply judge(const Hello& hello, Connection*& connection);
+  void count_refused() { refused_ += 1; }
+
+ private:
+  class Listener final : public Pollable {
+   public:
+    Listener(Endpoint& endpoint, FileDescriptor listening, bool is_memory)
+        : socket(std::move(listening)), endpoint_(endpoint), is_memory_(is_memory) {}
+    void on_events(uint32_t epoll_events) override;
+    void on_turn() override { on_events(0); }
+    FileDescriptor socket;
+
+   private:
+    Endpoint& endpoint_;
+    bool is_memory_;
+  };
+  struct Known {
+    std::unique_ptr<Connection> connection;
+    std::vector<SocketAddress> resolved;
+    size_t links_ended = 0;  // end of stream, without an error
+  };
+
+  void end_connection(Connection& connection, const Error& error);
+  bool is_finished() const;  // closing: nothing left to send, every peer has seen it
+
+  const EndpointOptions options_;
+  FrameSink& sink_;
+  MemberAddress address_;
+  BufferPool pool_;
+  Engine engine_;
+  std::unique_ptr<Listener> tcp_listener_;
+  std::unique_ptr<Listener> memory_listener_;
+  std::map<MemberId, Known> known_;
+  std::vector<std::unique_ptr<Dialer>> dialers_;
+  std::vector<std::unique_ptr<Greeter>> greeters_;
+  std::vector<Connection*> unsent_;
+  std::vector<MemoryLink*> memory_links_;  // alive and up
+  std::vector<std::unique_ptr<Link>> graveyard_;  // destroyed when no callback is on the stack
+  std::atomic<uint64_t> refused_{0};
+  Statistics ended_;  // traffic of links that are gone
+  bool is_closing_ = false;
+  bool is_closed_ = false;
+};
+
+}  // namespace pccl::transport

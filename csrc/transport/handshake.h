@@ -1,0 +1,54 @@
+// The first bytes on every socket: who calls, which run, which version; and the answer, in words when it is a refusal.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "transport/address.h"
+
+namespace pccl::transport {
+
+// Magic, version, length of the body: the same in every version, so that versions can refuse each other in words.
+inline constexpr size_t kHandshakePrefixBytes = 8;
+inline constexpr size_t kHandshakeBytesMax = kHandshakePrefixBytes + kAddressBytesMax + 64;
+
+enum class Road : uint8_t { Tcp = 0, Memory = 1 };
+
+struct Hello {
+  MemberAddress from;
+  MemberId to{};
+  uint64_t nonce = 0;  // the same for all sockets of one connection
+  uint16_t socket_index = 0;
+  Road road = Road::Tcp;
+
+  std::vector<std::byte> encode() const;
+};
+
+enum class Answer : uint8_t {
+  Welcome = 0,
+  Refused = 1,
+  Duplicate = 2,  // the other side is dialing us, or has: wait for its connection
+};
+
+struct Reply {
+  Answer answer = Answer::Welcome;
+  std::string reason;
+
+  std::vector<std::byte> encode() const;
+};
+
+// How many bytes the handshake message that begins with `bytes` has in all; nullopt while fewer than
+// kHandshakePrefixBytes are there. `fault` gets the refusal if the prefix is none of ours or of another version.
+std::optional<size_t> handshake_bytes(std::span<const std::byte> bytes, uint32_t magic, std::string& fault);
+inline constexpr uint32_t kHelloMagic = 0x48434350;  // "PCCH"
+inline constexpr uint32_t kReplyMagic = 0x57434350;  // "PCCW"
+
+// nullopt: malformed. Requires whole messages, as told by handshake_bytes().
+std::optional<Hello> decode_hello(std::span<const std::byte> bytes);
+std::optional<Reply> decode_reply(std::span<const std::byte> bytes);
+
+}  // namespace pccl::transport

@@ -1,0 +1,37 @@
+// System calls on sockets, with errors as words.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/file_descriptor.h"
+#include "transport/address.h"
+
+namespace pccl::transport {
+
+// Listens on `host` ("": every interface, IPv6 and IPv4) and `port` (0: any). Throws ConnectError.
+FileDescriptor listen_tcp(const std::string& host, uint16_t port);
+// Listens on an abstract UNIX socket, which vanishes with the process. Throws ConnectError.
+FileDescriptor listen_memory(const std::string& name);
+uint16_t local_port(int socket);
+
+// Starts a connection; connected() tells when EPOLLOUT comes. Empty and `error` on failure.
+FileDescriptor begin_connect(const SocketAddress& address, std::string& error);
+FileDescriptor connect_memory(const std::string& name, std::string& error);
+// "" once a begun connection is there, else why it failed.
+std::string connect_error(int socket);
+
+// No Nagle; keepalive, so that a silent death is noticed while nothing is being sent.
+void set_stream_options(int socket);
+
+// Sends `bytes` with file descriptors attached (UNIX sockets); false if the socket did not take all of it.
+bool send_all(int socket, std::span<const std::byte> bytes, std::span<const int> descriptors = {});
+// Receives up to `size` bytes and any descriptors. >0 bytes, 0 nothing now, -1 end or error.
+long receive_with_descriptors(int socket, std::byte* target, size_t size, std::vector<FileDescriptor>& descriptors);
+// The user at the other end of a UNIX socket, -1 if unknown.
+int64_t peer_user(int socket);
+
+}  // namespace pccl::transport

@@ -1,0 +1,72 @@
+// Frames over one TCP socket.
+//
+// Sending: up to kBatchFrames frames by one sendmsg, straight from the owner's memory. Receiving: small frames through
+// a staging buffer (one recv for header and payload), the rest of a large payload straight to where it belongs.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <array>
+#include <cstddef>
+#include <deque>
+#include <memory>
+
+#include "base/file_descriptor.h"
+#include "transport/connection.h"
+#include "transport/engine.h"
+
+namespace pccl::transport {
+
+class SocketLink final : public Link, public Pollable {
+ public:
+  SocketLink(LinkHost& host, Connection& connection, FileDescriptor socket);
+  ~SocketLink() override;
+
+  void flush() override;
+  void abandon(const FrameOwner* owner) override;
+  bool has_unsent() const override { return !sending_.empty(); }
+  void shutdown_writing() override;
+
+  void on_events(uint32_t epoll_events) override;
+  void on_turn() override;
+
+ private:
+  static constexpr size_t kBatchFrames = 16;
+  static constexpr size_t kBatchBytes = 1 << 20;
+  static constexpr size_t kStagingBytes = 64 << 10;
+  // Bytes received before others get their turn.
+  static constexpr size_t kTurnBytes = 4 << 20;
+
+  void receive();
+  bool receive_payload();          // false: would block or down
+  bool receive_staging();          // likewise
+  void parse_staging();
+  void begin_payload(const FrameHeader& header, size_t available);
+  void finish_payload();
+  void drop_sent(size_t bytes);
+  void stop(const Error& error);
+
+  LinkHost& host_;
+  Connection& connection_;
+  FileDescriptor socket_;
+  bool writable_ = true;
+  bool is_down_ = false;
+  bool peer_closed_ = false;
+
+  std::deque<OutFrame> sending_;
+  size_t sent_of_front_ = 0;  // bytes of the front frame, header included
+  size_t queued_bytes_ = 0;   // unsent bytes of sending_
+
+  std::unique_ptr<std::byte[]> staging_;
+  size_t staging_begin_ = 0;
+  size_t staging_end_ = 0;
+  // The payload that is arriving, when it is not whole in the staging buffer.
+  bool in_payload_ = false;
+  FrameHeader header_;
+  Placement placement_;
+  BufferPool::Buffer buffer_;
+  std::byte* payload_ = nullptr;
+  size_t payload_received_ = 0;
+};
+
+}  // namespace pccl::transport

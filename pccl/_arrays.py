@@ -1,0 +1,170 @@
+"""Arrays of any library as the core sees them: pointer, count, dtype, shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pccl import _core
+
+_DTYPE_NAMES = {number: name for name, number in _core.DATA_TYPES.items()}
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Contiguous memory of an array, alive as long as this object is."""
+
+    pointer: int
+    count: int
+    dtype: int
+    shape: tuple[int, ...]
+    keep: object
+
+    @property
+    def block(self) -> _core.Block:
+        return self.pointer, self.count
+
+    @property
+    def dtype_name(self) -> str:
+        return _DTYPE_NAMES[self.dtype]
+
+    def __str__(self) -> str:
+        return f"{self.dtype_name}{list(self.shape)}"
+
+
+def source(array: object, name: str) -> Buffer:
+    """The memory of an input; a non-contiguous one is copied first.
+
+    Raises:
+        TypeError: not an array (no __dlpack__), or not in the memory of the CPU.
+        ValueError: a dtype that does not travel.
+    """
+    return _buffer(array, name, writes=False)
+
+
+def target(array: object, name: str) -> Buffer:
+    """The memory of an output, or of an input that the result replaces.
+
+    Raises:
+        TypeError: not an array (no __dlpack__), or not in the memory of the CPU.
+        ValueError: read-only, not contiguous, or a dtype that does not travel.
+    """
+    return _buffer(array, name, writes=True)
+
+
+def sources(arrays: Sequence[object], name: str, length: int) -> list[Buffer]:
+    """One input a rank, all of one dtype."""
+    return _same_dtype(
+        [source(a, f"{name}[{i}]") for i, a in enumerate(_listed(arrays, name, length))], name
+    )
+
+
+def targets(arrays: Sequence[object], name: str, length: int) -> list[Buffer]:
+    """One output a rank, all of one dtype."""
+    return _same_dtype(
+        [target(a, f"{name}[{i}]") for i, a in enumerate(_listed(arrays, name, length))], name
+    )
+
+
+def split(buffer: Buffer, counts: Sequence[int]) -> list[_core.Block]:
+    """Consecutive pieces of `counts` elements each."""
+    pointer = buffer.pointer
+    element_bytes = ELEMENT_BYTES[buffer.dtype_name]
+    blocks = []
+    for count in counts:
+        blocks.append((pointer, count))
+        pointer += count * element_bytes
+    return blocks
+
+
+def empty_like(buffer: Buffer) -> Buffer:
+    """Scratch of the same size, with undefined content."""
+    memory = np.empty(buffer.count * ELEMENT_BYTES[buffer.dtype_name], np.uint8)
+    return Buffer(memory.ctypes.data, buffer.count, buffer.dtype, buffer.shape, memory)
+
+
+ELEMENT_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "float8": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "bool": 1,
+    "complex64": 8,
+    "complex128": 16,
+}
+
+
+def _listed(arrays: Sequence[object], name: str, length: int) -> list[object]:
+    if not isinstance(arrays, (list, tuple)):
+        raise TypeError(f"{name}: expected a list of {length} arrays, got {type(arrays).__name__}")
+    if len(arrays) != length:
+        raise ValueError(f"{name}: expected one array a rank, {length}, got {len(arrays)}")
+    return list(arrays)
+
+
+def _same_dtype(buffers: list[Buffer], name: str) -> list[Buffer]:
+    for index, buffer in enumerate(buffers):
+        if buffer.dtype != buffers[0].dtype:
+            raise ValueError(
+                f"{name}: expected one dtype, got {buffers[0].dtype_name} at index 0 and "
+                f"{buffer.dtype_name} at index {index}"
+            )
+    return buffers
+
+
+def _buffer(array: object, name: str, *, writes: bool) -> Buffer:
+    # numpy's own DLPack knows neither the dtypes of ml_dtypes nor, before 2.1, read-only arrays.
+    if isinstance(array, np.ndarray):
+        return _numpy_buffer(array, name, writes=writes)
+    try:
+        view = _core.DLPackBuffer(array)
+    except (TypeError, ValueError, BufferError) as error:
+        # A dtype or a layout is a matter of value, everything else of type.
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from error
+    if writes and view.readonly:
+        raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+    if not view.contiguous:
+        if writes:
+            raise ValueError(_not_contiguous(name, view.shape))
+        return _numpy_buffer(np.from_dlpack(array), name, writes=False)  # type: ignore[arg-type]
+    return Buffer(view.pointer, view.count, view.dtype, tuple(view.shape), view)
+
+
+def _numpy_buffer(array: np.ndarray[Any, Any], name: str, *, writes: bool) -> Buffer:
+    dtype = array.dtype.name
+    if dtype.startswith("float8"):
+        dtype = "float8"
+    number = _core.DATA_TYPES.get(dtype)
+    if number is None or not array.dtype.isnative:
+        raise ValueError(
+            f"{name}: dtype {array.dtype!r} does not travel; expected one of "
+            f"{sorted(_core.DATA_TYPES)}, in native byte order"
+        )
+    if writes and not array.flags.writeable:
+        raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+    if not array.flags.c_contiguous:
+        if writes:
+            raise ValueError(_not_contiguous(name, array.shape))
+        array = np.ascontiguousarray(array)
+    return Buffer(array.ctypes.data, math.prod(array.shape), number, array.shape, array)
+
+
+def _not_contiguous(name: str, shape: Sequence[int]) -> str:
+    return (
+        f"{name}: expected a contiguous array, since the result is written into it; the one of shape "
+        f"{list(shape)} has gaps or another order"
+    )

@@ -1,0 +1,41 @@
+"""Makes the name "pccl" known to torch.distributed, without importing torch or the core.
+
+torch runs `autoload` at the end of every `import torch`, so nothing may happen here but a look-up.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pccl.process_group import ProcessGroupPCCL
+
+
+def autoload() -> None:
+    """Entry point of the group "torch.backends". Never raises: `import torch` must not fail."""
+    try:
+        register()
+    except Exception as error:  # whatever a future torch changes
+        import logging
+
+        logging.getLogger("pccl").warning("backend 'pccl' not registered with torch: %r", error)
+
+
+def register() -> bool:
+    """Register the backend if torch is there already and does not know it; say whether it does."""
+    distributed = sys.modules.get("torch.distributed")
+    # Missing in a torch built without torch.distributed, or while torch is being imported.
+    backend = getattr(distributed, "Backend", None)
+    if backend is None:
+        return False
+    if not hasattr(backend, "PCCL"):
+        # A list: a plain "cpu" would register the devices "c", "p" and "u".
+        backend.register_backend("pccl", _create, extended_api=True, devices=["cpu", "cuda"])
+    return True
+
+
+def _create(backend_options: Any, group_options: Any) -> ProcessGroupPCCL:
+    from pccl.process_group import create
+
+    return create(backend_options, group_options)

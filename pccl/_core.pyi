@@ -1,0 +1,223 @@
+"""The C++ core. Internal: names and arguments may change; use `pccl` or `torch.distributed`.
+
+Memory is passed as `(pointer, count)`: count in elements of `dtype` (the integer values of `DataType` in csrc/base/types.h).
+`keep` is any Python object that must live until the operation has ended (the tensors behind the pointers).
+Every launch returns at once unless `sync` is true; then it drives the operation to its end without the GIL and raises
+on failure. `timeout_seconds` is for the whole operation; 0 means the communicator's default.
+"""
+
+from collections.abc import Sequence
+
+Block = tuple[int, int]  # (pointer, count)
+
+DATA_TYPES: dict[str, int]  # "float32" -> 1, ...
+REDUCE_OPS: dict[str, int]  # "sum" -> 0, ...
+PROTOCOL_VERSION: int
+
+class PcclError(RuntimeError): ...
+class CollectiveTimeout(PcclError): ...
+class MemberLost(PcclError): ...
+class CallMismatch(PcclError): ...
+class RemoteProtocolError(PcclError): ...
+class ConnectError(PcclError): ...
+class Aborted(PcclError): ...
+
+class Work:
+    def wait(self, timeout_seconds: float = 0) -> None:
+        """Block without the GIL until done; 0 waits until the operation's own deadline. Raises the operation's error.
+
+        A `timeout_seconds` that passes first raises CollectiveTimeout and leaves the operation running.
+        """
+    def is_completed(self) -> bool: ...
+    def exception(self) -> BaseException | None: ...
+    @property
+    def source_rank(self) -> int: ...  # recv: who sent; else -1
+    @property
+    def operation(self) -> str: ...  # "all_reduce"
+    def notify(self) -> None:
+        """Have this work handed out by Context.wait_completions() when it is done (at once if it is)."""
+
+class Context:
+    """One member of one run: its listening socket, its connections, its progress engine (one thread)."""
+
+    def __init__(
+        self,
+        run: str,  # members of different runs refuse each other
+        *,
+        bind_host: str = "",  # "" = all interfaces, IPv4 and IPv6
+        port: int = 0,  # 0 = any free port
+        advertise_hosts: Sequence[
+            str
+        ] = (),  # names or addresses that others shall use; () = found by itself
+        sockets: int = 1,  # TCP sockets per connection, 1..64
+        shared_memory: bool = True,  # ranks of one host talk by memory
+        connect_timeout_seconds: float = 30,
+        simd: str = "",
+    ) -> None: ...
+    @property
+    def address(self) -> bytes: ...  # opaque; publish it to the other members
+    def describe_address(self) -> str: ...  # "host:port, memory" for people
+    def wait_completions(self, timeout_seconds: float) -> list[Work]:
+        """Works on which notify() was called and that are done; [] after the timeout or when closed."""
+    def statistics(self) -> dict[str, int]: ...
+    # bytes_sent_tcp, bytes_received_tcp, bytes_sent_memory, bytes_received_memory, connections, operations,
+    # operations_failed, refused_connections
+    def close(self) -> None: ...  # politely; idempotent; releases the GIL
+
+class Communicator:
+    """One group of members of a run: collectives in a fixed order, point-to-point messages by tag."""
+
+    def __init__(
+        self,
+        context: Context,
+        name: str,
+        rank: int,
+        addresses: Sequence[bytes],
+        timeout_seconds: float = 1800,
+        algorithm: str = "auto",
+    ) -> None: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    timeout_seconds: float
+    # `factors`: PremulSum's factor for this rank's contribution (1.0 otherwise).
+    def all_reduce(
+        self,
+        source: int,
+        target: int,
+        count: int,
+        dtype: int,
+        op: int,
+        factor: float,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def reduce(
+        self,
+        source: int,
+        target: int,
+        count: int,
+        dtype: int,
+        op: int,
+        factor: float,
+        root: int,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def broadcast(
+        self,
+        tensor: int,
+        count: int,
+        dtype: int,
+        root: int,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def all_gather(
+        self,
+        source: Block,
+        targets: Sequence[Block],
+        dtype: int,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def reduce_scatter(
+        self,
+        sources: Sequence[Block],
+        target: Block,
+        dtype: int,
+        op: int,
+        factor: float,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def gather(
+        self,
+        source: Block,
+        targets: Sequence[Block],
+        dtype: int,
+        root: int,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def scatter(
+        self,
+        sources: Sequence[Block],
+        target: Block,
+        dtype: int,
+        root: int,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def all_to_all(
+        self,
+        sources: Sequence[Block],
+        targets: Sequence[Block],
+        dtype: int,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def barrier(self, timeout_seconds: float, sync: bool) -> Work: ...
+    # Rank 0 waits for a message of every other rank. On a timeout rank 0 raises CollectiveTimeout naming the first
+    # (wait_all_ranks: every) missing rank, the others name rank 0.
+    def monitored_barrier(self, timeout_seconds: float, wait_all_ranks: bool) -> None: ...
+    def send(
+        self,
+        tensor: int,
+        count: int,
+        dtype: int,
+        destination: int,
+        tag: int,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...
+    def recv(
+        self,
+        tensor: int,
+        count: int,
+        dtype: int,
+        source: int,
+        tag: int,
+        timeout_seconds: float,
+        sync: bool,
+        keep: object,
+    ) -> Work: ...  # source -1: any
+    def abort(
+        self, reason: str
+    ) -> None: ...  # every operation of the group fails, here and at the others
+    def close(self) -> None: ...  # local; the group's name may not be used again in this context
+    def error(self) -> str: ...  # "" or why the group is broken
+    def plan(
+        self, collective: str, count: int, dtype: int
+    ) -> str: ...  # algorithm chosen, for bench and docs
+
+class DLPackBuffer:
+    """A CPU array of any library, by __dlpack__: no copy; alive as long as this object is."""
+
+    def __init__(
+        self, array: object
+    ) -> None: ...  # TypeError: no __dlpack__ / not CPU; ValueError: unsupported dtype
+    @property
+    def pointer(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def dtype(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def contiguous(self) -> bool: ...
+    @property
+    def readonly(self) -> bool: ...
+
+def simd_target() -> str: ...

@@ -1,0 +1,89 @@
+"""The table of nccl-tests on a terminal: 120 columns, a line per size (two backends: three)."""
+
+from rich.console import Console
+
+from pccl.bench.options import BenchOptions, format_bytes
+from pccl.bench.result import PLACEMENTS, Measurement, Row, Spread, spread
+
+__all__ = ["BenchTable"]
+
+_BLOCK = f"{'time':>9} {'algbw':>7} {'busbw':>7} {'#wrong':>6}"
+_UNITS = f"{'(us)':>9} {'(GB/s)':>7} {'(GB/s)':>7} {'':>6}"
+
+
+class BenchTable:
+    """Prints the head at once and each row as it comes."""
+
+    def __init__(self, console: Console, options: BenchOptions) -> None:
+        self._console = console
+        self._compares = bool(options.compare)
+
+    def print_head(self) -> None:
+        """Print the two lines of column names."""
+        backend = f" {'backend':<9}" if self._compares else ""
+        left = f"{'size':>6} {'count':>10} {'type':>8} {'redop':>7} {'root':>4}{backend}"
+        gap = " " * len(left)
+        self._line(f"[bold]{gap}  {'out-of-place':^32}  {'in-place':^32}[/]")
+        self._line(f"[bold]{left}  {_BLOCK}  {_BLOCK}[/]")
+        self._line(f"[dim]{gap}  {_UNITS}  {_UNITS}[/]")
+
+    def print_row(self, row: Row) -> None:
+        """Print one size: a line per backend, and for two backends how their times compare."""
+        left = (
+            f"{format_bytes(row.bytes):>6} {row.count:>10} {row.dtype:>8} {row.op:>7} {row.root:>4}"
+        )
+        blank = " " * len(left)
+        for index, (backend, placements) in enumerate(row.backends.items()):
+            name = f" [cyan]{backend:<9}[/]" if self._compares else ""
+            blocks = "  ".join(_block(placements.get(placement)) for placement in PLACEMENTS)
+            self._line(f"{left if index == 0 else blank}{name}  {blocks}")
+        if self._compares:
+            ratios = "  ".join(_ratio(row.ratios(placement)) for placement in PLACEMENTS)
+            self._line(f"{blank} [dim]{'faster':<9}[/]  {ratios}")
+
+    def print_foot(self, options: BenchOptions, rows: list[Row], sent: dict[str, int]) -> None:
+        """Print what the numbers mean, and the verdict on wrong results."""
+        if self._compares:
+            self._line(
+                f"\n[dim]faster: time of {options.compare} / time of {options.backend}, "
+                "repetition by repetition in turn: median and p10..p90.[/]"
+            )
+        if options.collective in ("all_reduce", "broadcast", "reduce"):
+            self._line(
+                "[dim]out-of-place: a copy, then in place; torch.distributed has no other.[/]"
+            )
+        if sent:
+            bytes_sent = ", ".join(f"{format_bytes(count)} {name}" for name, count in sent.items())
+            self._line(f"[dim]{options.backend} sent from rank 0: {bytes_sent}.[/]")
+        if options.check:
+            wrong = sum(row.wrong for row in rows)
+            color = "bold red" if wrong else "green"
+            self._line(f"[{color}]{wrong} wrong values[/]")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, highlight=False)
+
+
+def _block(measurement: Measurement | None) -> str:
+    if measurement is None:
+        return f"{'-':>9} {'-':>7} {'-':>7} {'-':>6}"
+    microseconds = spread(measurement.seconds).p50 * 1e6
+    wrong = "-" if measurement.wrong is None else str(measurement.wrong)
+    style = "bold red" if measurement.wrong else "green"
+    return (
+        f"{_three_digits(microseconds):>9} {measurement.algorithm_bandwidth:>7.2f} "
+        f"{measurement.bus_bandwidth:>7.2f} [{style}]{wrong:>6}[/]"
+    )
+
+
+def _ratio(ratio: Spread | None) -> str:
+    if ratio is None:
+        return f"{'-':>9} {'':>7} {'':>7} {'':>6}"
+    style = "green" if ratio.p50 >= 1 else "yellow"
+    return (
+        f"[{style}]{ratio.p50:>8.2f}x[/] [dim]{f'{ratio.p10:.2f}..{ratio.p90:.2f}':>15}[/] {'':>6}"
+    )
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.1f}" if value < 10000 else f"{value:.0f}"

@@ -1,0 +1,105 @@
+"""The `pccl` command: benchmarks and facts about this installation."""
+
+import sys
+from typing import Annotated
+
+try:
+    import typer
+    from rich.console import Console
+except ImportError as missing:  # The library itself needs neither.
+    raise SystemExit(
+        f"pccl: {missing}. The command line needs: pip install 'pccl[bench]'"
+    ) from None
+
+from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_bytes
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="pccl",
+    help="Collective communication for training across machines that nobody owns together.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; the entry point `pccl`."""
+    app()
+
+
+@app.command()
+def info() -> None:
+    """Show version, protocol, processor target, torch and the addresses of this host."""
+    from pccl.info import collect_info
+
+    console = Console(highlight=False)
+    for name, value in collect_info().items():
+        console.print(f"[bold]{name:<18}[/] {value}", soft_wrap=True)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@app.command()
+def bench(
+    collective: Annotated[
+        str, typer.Option(help="one of: " + ", ".join(COLLECTIVES))
+    ] = "all_reduce",
+    backend: Annotated[str, typer.Option(help="torch.distributed backend")] = "pccl",
+    compare: Annotated[str, typer.Option(help="second backend, measured in turn: gloo")] = "",
+    processes: Annotated[int, typer.Option(help="ranks to start here; torchrun overrides")] = 4,
+    smallest: Annotated[str, typer.Option("--min", metavar="SIZE", help="first size")] = "4",
+    largest: Annotated[str, typer.Option("--max", metavar="SIZE", help="last size")] = "64M",
+    factor: Annotated[int, typer.Option(help="from size to size")] = 4,
+    dtype: Annotated[str, typer.Option(help="one of: " + ", ".join(DTYPES))] = "float32",
+    op: Annotated[str, typer.Option(help="one of: " + ", ".join(OPS))] = "sum",
+    root: Annotated[int, typer.Option(help="rank, for collectives that have one")] = 0,
+    transport: Annotated[str, typer.Option(help="auto, tcp or memory (pccl only)")] = "auto",
+    seconds: Annotated[float, typer.Option(help="per size, placement and backend")] = 0.4,
+    iterations: Annotated[int, typer.Option(help="calls per repetition; 0: by --seconds")] = 0,
+    repetitions: Annotated[int, typer.Option(help="sample size; 0: by --seconds, 5 to 21")] = 0,
+    warmup: Annotated[int, typer.Option(help="calls before the first repetition")] = 3,
+    check: Annotated[bool, typer.Option(help="count wrong values in results")] = True,
+    json: Annotated[str, typer.Option(metavar="FILE", help="write everything measured")] = "",
+    plot: Annotated[str, typer.Option(metavar="FILE.png", help="draw busbw over size")] = "",
+) -> None:
+    """Measure a collective; the table is that of nccl-tests.
+
+    Starts its own ranks, or is one under torchrun: torchrun --nproc-per-node 4 -m pccl bench.
+    Exit code 1 when a result was wrong.
+    """
+    try:
+        options = BenchOptions(
+            collective=collective,
+            backend=backend,
+            compare=compare,
+            processes=processes,
+            bytes_min=_size(smallest),
+            bytes_max=_size(largest),
+            factor=factor,
+            dtype=dtype,
+            op=op,
+            root=root,
+            seconds=seconds,
+            iterations=iterations,
+            repetitions=repetitions,
+            warmup=warmup,
+            check=check,
+            transport=transport,
+            json_path=json,
+            plot_path=plot,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        from pccl.bench.run import run_bench
+    except ImportError as missing:
+        raise SystemExit(f"pccl bench: {missing}. It needs: pip install torch numpy") from None
+    raise typer.Exit(run_bench(options, [sys.executable, "-m", "pccl", *sys.argv[1:]]))

@@ -1,0 +1,225 @@
+"""What the environment says. The only file in pccl/ that reads it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+Value = TypeVar("Value")
+
+_logger = logging.getLogger("pccl")
+
+_LOG_LEVELS = ("debug", "info", "warning", "error", "off")
+_SIMD_LEVELS = ("auto", "baseline", "v3", "v4")
+# Of the core: csrc/transport stripes one connection over at most this many sockets.
+_SOCKETS_MAX = 64
+# A range is tried port by port; more than this is a typing error rather than a firewall rule.
+_PORTS_MAX = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How this process takes part in a run. Each field can be set by the variable that it names."""
+
+    sockets: int = 1
+    """PCCL_SOCKETS: TCP sockets of one connection, 1 to 64. More than one helps on long fat links."""
+
+    shared_memory: bool = True
+    """PCCL_SHARED_MEMORY: "0" makes the ranks of one host talk over TCP instead of memory."""
+
+    hosts: tuple[str, ...] = ()
+    """PCCL_HOST: names or addresses, separated by commas, under which others reach this process.
+
+    Empty: found by itself, from the network interfaces.
+    """
+
+    bind: str = ""
+    """PCCL_BIND: the local address to listen on. Empty: all interfaces, IPv4 and IPv6."""
+
+    ports: tuple[int, ...] = (0,)
+    """PCCL_PORT: the port to listen on, or a range "29600-29631" of which the first free one is
+    taken; 0 is any free port. Several processes of one host need a range."""
+
+    algorithm: str = "auto"
+    """PCCL_ALGORITHM: "auto" leaves the choice to the cost model; else the name of one ("ring")."""
+
+    timeout_seconds: float = 1800.0
+    """PCCL_TIMEOUT: seconds that one operation may take. torch's own timeouts come first there."""
+
+    connect_timeout_seconds: float = 30.0
+    """PCCL_CONNECT_TIMEOUT: seconds to find all members, and to connect to one of them."""
+
+    simd: str = ""
+    """PCCL_SIMD: "baseline", "v3" (AVX2) or "v4" (AVX-512). Empty or "auto": the best of this CPU."""
+
+    log: str = "warning"
+    """PCCL_LOG: from which level on the logger "pccl" speaks: debug, info, warning, error, off."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.sockets <= _SOCKETS_MAX:
+            raise ValueError(f"sockets: expected 1 to {_SOCKETS_MAX}, got {self.sockets}")
+        if not self.ports or not all(0 <= port <= 65535 for port in self.ports):
+            raise ValueError(f"ports: expected 0 to 65535 each, got {self.ports}")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.algorithm):
+            raise ValueError(f"algorithm: expected a name like 'ring', got {self.algorithm!r}")
+        for name in ("timeout_seconds", "connect_timeout_seconds"):
+            seconds = getattr(self, name)
+            if not 0 < seconds < float("inf"):
+                raise ValueError(f"{name}: expected a positive number of seconds, got {seconds}")
+        if self.simd and self.simd not in _SIMD_LEVELS:
+            raise ValueError(f"simd: expected one of {_SIMD_LEVELS}, got {self.simd!r}")
+        if self.log not in _LOG_LEVELS:
+            raise ValueError(f"log: expected one of {_LOG_LEVELS}, got {self.log!r}")
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Config:
+        """Read every PCCL_* variable; one that is unset or empty leaves its default.
+
+        A name that begins with PCCL_ and is none of ours gets a warning: it is a typing error, or
+        belongs to another library.
+
+        Raises:
+            ValueError: a variable cannot be understood; the message names it and what is expected.
+        """
+        for name in sorted(environment):
+            if name.startswith("PCCL_") and name not in _VARIABLES:
+                _logger.warning("%s: not a variable of pccl; it has no effect", name)
+        fields: dict[str, object] = {}
+        for variable, (field, parse) in _VARIABLES.items():
+            text = environment.get(variable, "").strip()
+            if text and field:
+                fields[field] = _parse(variable, text, parse)
+        try:
+            return cls(**fields)  # type: ignore[arg-type]  # each parser returns its field's type
+        except ValueError as error:
+            field = str(error).partition(":")[0]
+            variable = next(name for name, entry in _VARIABLES.items() if entry[0] == field)
+            raise ValueError(f"{variable}={environment[variable]!r}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a launcher (torchrun, a batch system, a shell script) says about this process."""
+
+    rank: int
+    """RANK"""
+
+    world_size: int
+    """WORLD_SIZE"""
+
+    host: str
+    """MASTER_ADDR: where rank 0 runs."""
+
+    port: int
+    """MASTER_PORT: where rank 0 listens, unless the launcher itself does (`port_is_taken`)."""
+
+    port_is_taken: bool
+    """TORCHELASTIC_USE_AGENT_STORE: torchrun's own store listens on MASTER_PORT."""
+
+    run: str
+    """TORCHELASTIC_RUN_ID and TORCHELASTIC_RESTART_COUNT: tells this start from all others."""
+
+    @classmethod
+    def from_environment(
+        cls,
+        environment: Mapping[str, str] = os.environ,
+        *,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> Launch:
+        """Read the launcher's variables; `rank` and `world_size`, where given, go before them.
+
+        Raises:
+            ValueError: a variable is missing or cannot be understood; it is named.
+        """
+
+        def read(variable: str, parse: Callable[[str], Value]) -> Value:
+            text = environment.get(variable, "").strip()
+            if not text:
+                raise ValueError(
+                    f"init_method='env://' needs the environment variable {variable}, which is not "
+                    f"set. Start with torchrun, set it, or use 'tcp://host:port' with rank= and "
+                    f"world_size="
+                )
+            return _parse(variable, text, parse)
+
+        run = environment.get("TORCHELASTIC_RUN_ID", "")
+        restart = environment.get("TORCHELASTIC_RESTART_COUNT", "")
+        return cls(
+            rank=read("RANK", int) if rank is None else rank,
+            world_size=read("WORLD_SIZE", int) if world_size is None else world_size,
+            host=read("MASTER_ADDR", str),
+            port=read("MASTER_PORT", _parse_port),
+            port_is_taken=environment.get("TORCHELASTIC_USE_AGENT_STORE", "") == "True",
+            run=f"{run}/{restart}" if run or restart else "",
+        )
+
+
+def _parse(variable: str, text: str, parse: Callable[[str], Value]) -> Value:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"{variable}={text!r}: {error}") from None
+
+
+def _parse_integer(text: str) -> int:
+    if not re.fullmatch(r"[0-9]+", text):
+        raise ValueError("expected a whole number")
+    return int(text)
+
+
+def _parse_seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("expected a number of seconds") from None
+
+
+def _parse_switch(text: str) -> bool:
+    if text.lower() not in ("0", "1", "false", "true"):
+        raise ValueError("expected 0 or 1")
+    return text.lower() in ("1", "true")
+
+
+def _parse_hosts(text: str) -> tuple[str, ...]:
+    return tuple(host.strip() for host in text.split(",") if host.strip())
+
+
+def _parse_port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) <= 65535:
+        raise ValueError("expected a port, 1 to 65535")
+    return int(text)
+
+
+def _parse_ports(text: str) -> tuple[int, ...]:
+    match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", text)
+    if not match:
+        raise ValueError('expected a port or a range like "29600-29631"')
+    first = int(match[1])
+    last = int(match[2]) if match[2] else first
+    if not first <= last < first + _PORTS_MAX:
+        raise ValueError(f"expected an ascending range of at most {_PORTS_MAX} ports")
+    return tuple(range(first, last + 1))
+
+
+def _parse_lower(text: str) -> str:
+    return text.lower()
+
+
+# Variable -> (field of Config, how to read it).
+_VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
+    "PCCL_ALGORITHM": ("algorithm", _parse_lower),
+    "PCCL_BIND": ("bind", str),
+    "PCCL_CONNECT_TIMEOUT": ("connect_timeout_seconds", _parse_seconds),
+    "PCCL_HOST": ("hosts", _parse_hosts),
+    "PCCL_LOG": ("log", _parse_lower),
+    "PCCL_PORT": ("ports", _parse_ports),
+    "PCCL_SHARED_MEMORY": ("shared_memory", _parse_switch),
+    "PCCL_SIMD": ("simd", _parse_lower),
+    "PCCL_SOCKETS": ("sockets", _parse_integer),
+    "PCCL_TIMEOUT": ("timeout_seconds", _parse_seconds),
+}
