@@ -7,15 +7,17 @@ This file and its neighbours process_group_*.py are the only ones of pccl that i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._C._autograd import _profiler_enabled
+from torch._C._distributed_c10d import _register_work, _resolve_process_group
 from torch._C._profiler import _RecordFunctionFast
 from torch.distributed import ProcessGroup, ReduceOp, Work
 
@@ -37,6 +39,7 @@ from pccl.process_group_tensors import (
     check_not_empty,
     check_root,
     check_single,
+    empty_staged,
     equal_blocks,
     fail,
     moved_dtype,
@@ -83,6 +86,7 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
         raise TypeError(f"pg_options: expected a pccl.Config, got {type(group_options).__name__}")
     config = group_options or Config.from_environment()
     world_ranks = list(options.global_ranks_in_group)
+    _define_out_form()
     is_default = not world_ranks
     if not is_default and _world is not None and not _world.closed:
         run = _world
@@ -100,6 +104,34 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
     if is_default:
         _world = run
     return group
+
+
+@functools.cache
+def _define_out_form() -> None:
+    """Make the functional all_gather_into_tensor_out reach groups written in Python.
+
+    Up to torch 2.13 its C++ looks for a C++ backend in the group. This kernel does the same through
+    the group's method, for groups of any kind.
+    """
+    operator = "all_gather_into_tensor_out"
+    if not hasattr(torch.ops._c10d_functional, operator):
+        return
+
+    def gather(input: Tensor, group_size: int, group_name: Any, *, out: Tensor) -> Tensor:
+        group = group_name  # a name, or since torch 2.13 also the group itself
+        if isinstance(group, str):
+            group = _resolve_process_group(cast(Any, group))
+        _register_work(out, group._allgather_base(out, input))
+        return out
+
+    # Kept for the life of the process: dropping the library would undo it.
+    library: Any = torch.library.Library
+    _libraries.append(library("_c10d_functional", "IMPL"))
+    for device in ("CPU", "CUDA"):
+        _libraries[-1].impl(operator, gather, device)
+
+
+_libraries: list[Any] = []
 
 
 def _meet(options: Any, config: Config) -> Run:
@@ -282,7 +314,7 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
         total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         alike = len({(t.dtype, t.device, t.layout) for t in tensors}) == 1
         if len(tensors) == 1 or not alike or total > _FLATTEN_BYTES_MAX:
-            return self._together([self._all_reduce([t], opts) for t in tensors], tensors, opts)
+            return self._together([self._all_reduce([t], opts) for t in tensors], tensors)
         dtype, op, factor = reduce_codes(opts.reduceOp, tensors[0], name)
         staging = Staging(name)
         with torch.no_grad():
@@ -490,7 +522,7 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
         staging = Staging(name)
         with torch.no_grad():
             source = staging.source(torch.stack(inputs))
-        target = source.new_empty((self._size * len(inputs), *inputs[0].shape))
+        target = empty_staged((self._size * len(inputs), *inputs[0].shape), inputs[0])
         for outputs in output_lists:
             for output, result in zip(outputs, target, strict=True):
                 staging.copy_later(output, result)
@@ -550,11 +582,35 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
                     f"invalid output size: (expected length {len(inputs)}, got {len(outputs)}) at "
                     f"index {index}",
                 )
-        works = []
-        for index, tensor in enumerate(inputs):
-            outputs = [outputs[index] for outputs in output_lists]
-            works.append(self.allgather([outputs], [tensor], opts))
-        return self._together(works, output_lists, opts)
+            for output, tensor in zip(outputs, inputs, strict=True):
+                check_alike([output], tensor, name)
+        if len({(t.dtype, t.device) for t in inputs}) > 1:
+            works = []
+            for index, tensor in enumerate(inputs):
+                column = [outputs[index] for outputs in output_lists]
+                works.append(self.allgather([column], [tensor], opts))
+            return self._together(works, output_lists)
+        # All tensors of a rank in one message.
+        dtype = moved_dtype(inputs[0], name)
+        staging = Staging(name)
+        with torch.no_grad():
+            source = staging.source(torch.cat([tensor.reshape(-1) for tensor in inputs]))
+        target = empty_staged((self._size, source.numel()), inputs[0])
+        counts = [tensor.numel() for tensor in inputs]
+        for outputs, row in zip(output_lists, target, strict=True):
+            for output, piece in zip(outputs, torch.split(row, counts), strict=True):
+                staging.copy_later(output, piece.view(output.shape))
+        arguments = (block(source), equal_blocks(target, self._size), dtype)
+        return self._launch(
+            "all_gather",
+            self._core.all_gather,
+            arguments,
+            opts,
+            output_lists,
+            staging,
+            (source, target),
+            inputs,
+        )
 
     def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = DEFAULTS) -> Work:
         """all_gather_single of several tensors."""
@@ -563,7 +619,7 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
             fail(name, "requires input/output tensor lists to have the same length")
         opts = _options(opts)
         works = [self.all_gather_single(o, i, opts) for o, i in zip(outputs, inputs, strict=True)]
-        return self._together(works, outputs, opts)
+        return self._together(works, outputs)
 
     allgather_into_tensor_coalesced = all_gather_single_coalesced
 
@@ -641,7 +697,7 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
         works = [
             self.reduce_scatter_single(o, i, opts) for o, i in zip(outputs, inputs, strict=True)
         ]
-        return self._together(works, outputs, opts)
+        return self._together(works, outputs)
 
     reduce_scatter_tensor_coalesced = reduce_scatter_single_coalesced
 
@@ -784,7 +840,7 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
     start_coalescing = _start_coalescing
     end_coalescing = _end_coalescing
 
-    def _together(self, works: Sequence[Work], outputs: Any, opts: Any) -> Work:
+    def _together(self, works: Sequence[Work], outputs: Any) -> Work:
         if len(works) == 1:
             return works[0]
         return joined([work for work in works if isinstance(work, BaseWork)], outputs)

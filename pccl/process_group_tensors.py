@@ -196,6 +196,11 @@ class Staging:
             fail(self._operation, f"unsupported device type {tensor.device.type}")
 
 
+def empty_staged(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Memory for a result that copy_later() spreads over tensors like `like`."""
+    return torch.empty(tuple(shape), dtype=like.dtype, pin_memory=like.is_cuda)
+
+
 def block(tensor: Tensor) -> Block:
     """Pointer and count of a staged tensor."""
     return tensor.data_ptr(), tensor.numel()

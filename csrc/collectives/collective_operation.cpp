@@ -46,7 +46,7 @@ void CollectiveOperation::start() {
     if (block.input != nullptr) part.input = block.input + plan.offset * element_bytes_;
     if (block.output != nullptr) part.output = block.output + plan.offset * element_bytes_;
     // Exchanged values are small and travel whole.
-    part.segment_bytes = plan.rounds.empty() ? call_.segment_bytes : transport::kPayloadBytesMax;
+    part.segment_bytes = plan.is_exchanged ? transport::kPayloadBytesMax : call_.segment_bytes;
     part.segments = static_cast<uint32_t>((part.bytes + part.segment_bytes - 1) / part.segment_bytes);
     // An empty block of all_to_all still travels: only its two ends know its size, and one may expect more.
     if (plan.count == topology::Chunk::kWholeBlock) part.segments = std::max(part.segments, 1U);

@@ -21,6 +21,7 @@ ChunkPlan plan_chunk(const topology::Chunk& chunk, uint32_t index, int32_t rank)
     if (edge.from == rank) plan.down_children.push_back(edge.to);
     if (edge.to == rank) plan.down_parent = edge.from;
   }
+  plan.is_exchanged = chunk.core.size() > 1;
   const auto found = std::find(chunk.core.begin(), chunk.core.end(), rank);
   plan.is_core = found != chunk.core.end();
   if (plan.is_core) {

@@ -16,6 +16,7 @@ struct ChunkPlan {
   uint64_t count = 0;   // elements, or topology::Chunk::kWholeBlock
   bool reduces = false;
   bool is_core = false;
+  bool is_exchanged = false;  // the core has several ranks; true on every rank of the chunk
   std::vector<int32_t> up_children;  // in the order of combination
   int32_t up_parent = -1;
   // Partner in each exchange round, and whether its value comes first when the two are combined.

@@ -15,7 +15,7 @@ namespace {
 struct Candidate {
   std::string_view algorithm;
   std::function<Schedule()> plan;
-  bool is_for_auto = true;
+  bool is_for_auto = true;  // of the first candidate always
 };
 
 // The candidate named `algorithm`, or for "auto" the cheapest; of equals the one listed first.
@@ -36,7 +36,6 @@ Schedule choose(const std::vector<Candidate>& candidates, std::string_view algor
     if (!candidate.is_for_auto) continue;
     Schedule schedule = candidate.plan();
     const double seconds = estimate(schedule, links, element_bytes, kSegmentBytesAssumed).seconds;
-    // The first candidate of each list is always for auto.
     if (best.world_size == 0 || seconds < best_seconds) {
       best = std::move(schedule);
       best_seconds = seconds;
@@ -55,7 +54,12 @@ void require_blocks(const Links& links, std::span<const uint64_t> block_counts,
 }  // namespace
 
 std::vector<int32_t> ring_order(const Links& links) {
-  std::vector<int32_t> order(static_cast<size_t>(std::max(links.world_size, 0)));
+  const auto world_size = static_cast<size_t>(std::max(links.world_size, 0));
+  if (links.cost.size() != world_size * world_size) {
+    throw std::invalid_argument("ring_order: " + std::to_string(links.cost.size()) +
+                                " links among " + std::to_string(links.world_size) + " ranks");
+  }
+  std::vector<int32_t> order(world_size);
   std::iota(order.begin(), order.end(), 0);
   // Not a weighted sum: a ring is pipelined, so its slowest link counts, and only then latency.
   const auto is_cheaper = [&links](int32_t from, int32_t left, int32_t right) {

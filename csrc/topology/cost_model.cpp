@@ -263,8 +263,8 @@ Links alike_links(int32_t world_size) {
   Links links;
   links.world_size = world_size;
   links.cost.resize(static_cast<size_t>(world_size) * static_cast<size_t>(world_size));
-  // Measured with one core a rank: a copy into or out of a ring or socket, and one frame's way
-  // through the event loop.
+  // A copy into or out of a ring or socket, one frame's way through the event loop, one pass of a
+  // reduce kernel.
   links.rank_seconds_per_byte = 1 / 6e9;
   links.rank_seconds_per_message = 3e-6;
   links.reduce_seconds_per_byte = 1 / 8e9;

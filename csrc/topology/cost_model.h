@@ -45,8 +45,9 @@ struct Cost {
 // How long `schedule` takes; the model is explained in cost_model.cpp. Equal on every machine with
 // IEEE doubles. `block_counts` resolves Chunk::kWholeBlock (all_to_all); empty where no chunk uses
 // it. Requires: find_fault() finds nothing in the schedule. Throws std::invalid_argument on links
-// of another world size, segments of no bytes, or a missing block count. Takes about 0.1 us a
-// transfer: 5 us for a ring of 4 ranks, 2 ms for one of 64.
+// of another world size, segments of no bytes, or a missing block count.
+//
+// Takes about 0.1 us a transfer: 1 us for a ring of 4 ranks, 1 ms for one of 64.
 Cost estimate(const Schedule& schedule, const Links& links, uint64_t element_bytes,
               uint64_t segment_bytes, const std::vector<uint64_t>& block_counts = {});
 

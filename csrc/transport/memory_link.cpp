@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <stdexcept>
@@ -59,29 +60,45 @@ void RingReader::begin_record(uint64_t bytes) {
 }
 
 void RingReader::end_record(uint64_t record) {
-  // Held and released within its callback: gone already. hold() sets `bytes` to 0.
-  if (records_.empty() || records_.back().end != record || records_.back().bytes == 0) return;
+  // Held and released within its callback: gone already.
+  if (records_.empty() || records_.back().end != record || records_.back().payload != nullptr) return;
   records_.back().is_held = false;
   free_released();
 }
 
-bool RingReader::hold(uint64_t record) {
+bool RingReader::hold(uint64_t record, Payload* payload) {
   Record& newest = records_.back();
   if (newest.end != record || held_bytes_ + newest.bytes > kHeldBytesMax) return false;
   held_bytes_ += newest.bytes;
-  newest.bytes = 0;  // tells end_record() that somebody needs it
+  newest.payload = payload;
   return true;
 }
 
+RingReader::Record* RingReader::find(uint64_t record) {
+  const auto found =
+      std::find_if(records_.begin(), records_.end(), [record](const Record& entry) { return entry.end == record; });
+  return found == records_.end() ? nullptr : &*found;
+}
+
+void RingReader::moved(uint64_t record, Payload* payload) {
+  if (Record* entry = find(record)) entry->payload = payload;
+}
+
 void RingReader::release(uint64_t record) {
-  uint64_t begin = control.tail.load(std::memory_order_relaxed);
+  if (Record* entry = find(record)) {
+    entry->is_held = false;
+    held_bytes_ -= entry->bytes;
+  }
+  free_released();
+}
+
+void RingReader::make_room() {
+  if (held_bytes_ == 0 || control.writer_waits.load(std::memory_order_seq_cst) == 0) return;
   for (Record& entry : records_) {
-    if (entry.end == record) {
-      entry.is_held = false;
-      held_bytes_ -= entry.end - begin;
-      break;
-    }
-    begin = entry.end;
+    if (!entry.is_held || entry.payload == nullptr) continue;
+    entry.payload->move_out();
+    entry.is_held = false;
+    held_bytes_ -= entry.bytes;
   }
   free_released();
 }
@@ -196,7 +213,10 @@ void MemoryLink::on_events(uint32_t epoll_events) {
 bool MemoryLink::before_sleep() {
   if (is_down_) return false;
   reader_->control.reader_sleeps.store(1, std::memory_order_seq_cst);
-  if (reader_->control.head.load(std::memory_order_seq_cst) == reader_->read) return false;
+  if (reader_->control.head.load(std::memory_order_seq_cst) == reader_->read) {
+    reader_->make_room();
+    return false;
+  }
   host_.engine().again(this);
   return true;
 }

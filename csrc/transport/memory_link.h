@@ -61,8 +61,12 @@ class MemoryLink;
 class RingReader final : public RecordHolder {
  public:
   explicit RingReader(std::shared_ptr<SharedRings> rings, int direction, int peer_eventfd);
-  bool hold(uint64_t record) override;
+  bool hold(uint64_t record, Payload* payload) override;
+  void moved(uint64_t record, Payload* payload) override;
   void release(uint64_t record) override;
+  // If the writer waits for room that held records take: has them copied. Otherwise a circle of members, each waiting
+  // for the next with its own ring full, would wait for ever.
+  void make_room();
   // Room is lent to held records only while half of the ring stays free for the others.
   static constexpr size_t kHeldBytesMax = kRingBytes / 2;
 
@@ -79,8 +83,10 @@ class RingReader final : public RecordHolder {
     uint64_t end = 0;
     uint64_t bytes = 0;
     bool is_held = true;
+    Payload* payload = nullptr;  // the holder
   };
   void free_released();
+  Record* find(uint64_t record);
 
   std::shared_ptr<SharedRings> rings_;  // owned with the link and every held payload
   int peer_eventfd_;

@@ -36,15 +36,21 @@ Payload& Payload::operator=(Payload&& other) noexcept {
   holder_ = std::move(other.holder_);
   record_ = other.record_;
   holds_record_ = std::exchange(other.holds_record_, false);
+  if (holds_record_) holder_->moved(record_, this);
   return *this;
 }
 
 void Payload::keep() {
   if (buffer_.bytes || holds_record_ || size_ == 0) return;
-  if (holder_ && holder_->hold(record_)) {
+  if (holder_ && holder_->hold(record_, this)) {
     holds_record_ = true;
     return;
   }
+  move_out();
+}
+
+void Payload::move_out() {
+  holds_record_ = false;
   BufferPool::Buffer buffer = pool_->take(size_);
   std::memcpy(buffer.bytes.get(), data_, size_);
   buffer_ = std::move(buffer);

@@ -26,11 +26,15 @@ class BufferPool {
   size_t kept_bytes_ = 0;
 };
 
-// Something that can keep a record of received bytes alive in place (a shared-memory ring).
+class Payload;
+
+// Something that can keep a record of received bytes alive in place (a shared-memory ring). It may end that at any
+// time by Payload::move_out().
 class RecordHolder {
  public:
   virtual ~RecordHolder() = default;
-  virtual bool hold(uint64_t record) = 0;  // false: no room to keep it here, copy it
+  virtual bool hold(uint64_t record, Payload* payload) = 0;  // false: no room to keep it here, copy it
+  virtual void moved(uint64_t record, Payload* payload) = 0;
   virtual void release(uint64_t record) = 0;
 };
 
@@ -57,6 +61,8 @@ class Payload {
   std::byte* own_buffer() { return buffer_.bytes.get(); }
   // Makes data() last as long as this object.
   void keep();
+  // By the record holder: copies the bytes into a buffer; the record is no longer needed.
+  void move_out();
   void reset();
 
  private:

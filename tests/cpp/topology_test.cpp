@@ -105,7 +105,7 @@ std::string faults_of(const std::vector<Case>& cases) {
 }
 
 // What each rank holds of a chunk at the end: an executor of numbers, without the checker's code.
-// Rank r contributes 2^r + 1; nullopt stands for "nothing final".
+// Rank r contributes 2^r + 1; 0 stands for nothing final.
 std::vector<uint64_t> run_chunk(const Chunk& chunk, int32_t world_size) {
   std::vector<uint64_t> partial(static_cast<size_t>(world_size));
   for (size_t rank = 0; rank < partial.size(); ++rank) partial[rank] = (uint64_t{1} << rank) + 1;
