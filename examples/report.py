@@ -111,7 +111,7 @@ class TrainingProgress:
     def advance(self, loss: float, tokens_per_second: float, sent: int) -> None:
         """Tell of one more step."""
         self._step += 1
-        state = f"loss {loss:.3f}  {tokens_per_second:>7,.0f} bytes/s  sent {sent / 1e6:>7.1f} MB"
+        state = f"loss {loss:.3f}  {tokens_per_second:>7,.0f} tokens/s  sent {sent / 1e6:>7.1f} MB"
         if self._bar is not None:
             self._bar.update(self._task, advance=1, state=state)
         elif self._enabled and self._step % max(1, self._steps // REPORTED_STEPS) == 0:
@@ -123,7 +123,7 @@ def show_results(results: list[Result], metrics: Metrics, folder: str) -> None:
     metrics.close()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("backend", style="cyan")
-    for name in ("steps", "loss", "held-out", "bytes/s", "step", "sent"):
+    for name in ("steps", "loss", "held-out", "tokens/s", "step", "sent"):
         table.add_column(name, justify="right")
     table.add_column("identical")
     for result in results:
@@ -187,7 +187,9 @@ def plot_losses(results: list[Result], path: Path) -> None:
         first, second = results
         lower = axes[1][0]
         difference = [abs(a - b) for a, b in zip(first.losses, second.losses, strict=True)]
-        lower.semilogy([max(value, 1e-9) for value in difference], color="#666666", linewidth=1)
+        lower.plot(difference, color="#666666", linewidth=1)
+        if max(difference) > 0:
+            lower.set_yscale("log")
         lower.set_ylabel(f"|{first.backend} - {second.backend}|")
     axes[-1][0].set_xlabel("step")
     for row in axes:

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, NoReturn
 
 __all__ = ["launch", "run_rank"]
@@ -56,18 +56,18 @@ def launch(
     shared = {**_rendezvous(processes), **(environment or {})}
     ranks: list[subprocess.Popen[bytes]] = []
     outputs: list[IO[bytes] | None] = []
-    with _terminated_politely():
+    with _terminated_politely(), ExitStack() as files:
         try:
             for rank in range(processes):
-                output = None if rank == 0 else tempfile.TemporaryFile()  # noqa: SIM115 (kept)
+                output = None if rank == 0 else files.enter_context(tempfile.TemporaryFile())
                 outputs.append(output)
                 ranks.append(_start(command, rank, shared, output))
             failed_rank, code = _wait_for_first_failure(ranks)
         finally:
             _end(ranks)
-    if code != 0:
-        _restore_cursor()
-        _report(failed_rank, code, outputs[failed_rank])
+        if code != 0:
+            _restore_cursor()
+            _report(failed_rank, code, outputs[failed_rank])
     return code if code >= 0 else 128 - code
 
 

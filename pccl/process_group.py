@@ -11,6 +11,7 @@ import functools
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, cast
 
@@ -825,7 +826,15 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
         limit = self._timeout if timeout is None or timeout == UNSET else timeout
         if limit <= timedelta(0):
             raise CollectiveTimeout(f"Rank {self._rank} timed out in monitoredBarrier after 0 ms")
-        self._core.monitored_barrier(limit.total_seconds(), wait_all_ranks)
+        try:
+            self._core.monitored_barrier(limit.total_seconds(), wait_all_ranks)
+        except PcclError as error:
+            if self._rank == 0:
+                raise
+            raise type(error)(
+                f"Rank {self._rank} successfully reached monitoredBarrier, but received errors while "
+                f"waiting for send/recv from rank 0. Please check rank 0 logs for faulty rank. {error}"
+            ) from None
 
     # --- several at once -----------------------------------------------------------------------------
 
@@ -863,26 +872,26 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
         inputs: for the profiler; None: `outputs`.
         """
         self._sequence += 1
-        recorded = _profiler_enabled()
-        sync = not (recorded or self._collected is not None or getattr(opts, "asyncOp", True))
+        sync = self._collected is None and not getattr(opts, "asyncOp", True)
         if staging is not None:
             staging.ready()
-        record = None
-        if recorded:
-            record = _RecordFunctionFast(
-                f"pccl:{title}", list(outputs if inputs is None else inputs)
-            )
-            record.__enter__()
+        recording = None
+        record: Any = nullcontext()
+        if _profiler_enabled():
+            if sync:
+                tensors = list(outputs if inputs is None else inputs)
+                record = _RecordFunctionFast(f"pccl:{title}", tensors)
+            else:
+                recording = Recording(f"pccl:{title}")
         try:
-            core = start(*arguments, seconds(opts.timeout), sync, keep)
-        except PcclError as error:
-            if record is not None:
-                record.__exit__(None, None, None)
+            with record:
+                core = start(*arguments, seconds(opts.timeout), sync, keep)
+        except (PcclError, ValueError) as error:
+            if recording is not None:
+                recording.cancel()
+            if isinstance(error, ValueError):
+                raise RuntimeError(f"ProcessGroupPCCL::{title}: {error}") from error
             return self._collect(failed(error, outputs))
-        except ValueError as error:
-            if record is not None:
-                record.__exit__(None, None, None)
-            raise RuntimeError(f"ProcessGroupPCCL::{title}: {error}") from error
         copy_back = None if staging is None else staging.copy_back()
         if sync and copy_back is None:
             return _DONE
@@ -891,9 +900,9 @@ class ProcessGroupPCCL(_Base):  # type: ignore[misc]
         work.completions = self._completions
         work.outputs = outputs
         work.copy_back = copy_back
-        if record is not None:
-            work.recording = Recording(record)
-            self._completions.watch(core, work.recording.end)
+        if recording is not None:
+            recording.end_with(core, self._completions)
+            work.recording = recording
         return self._collect(work)
 
     def _collect(self, work: BaseWork) -> BaseWork:

@@ -70,19 +70,34 @@ class CopyBack:
 
 
 class Recording:
-    """A profiler record that the completion thread ends, so that it spans the operation."""
+    """A profiler's record of an operation in flight, which ends when the operation does.
 
-    def __init__(self, record: Any) -> None:
-        self._record = record
+    Only torch's own callback on a future takes the profiler's state along to the completion thread, and
+    such a record knows no shapes.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._record = torch.autograd.profiler.record_function(title)
+        self._record.__enter__()
+        self._future: Future[None] = Future()
         self._ended = threading.Event()
 
-    def end(self) -> None:
+    def end_with(self, core: _core.Work, completions: CompletionThread) -> None:
+        """End when `core` does."""
+        self._record._call_end_callbacks_on_future(self._future)
+        completions.watch(core, self._end)
+
+    def cancel(self) -> None:
+        """End now: the launch failed."""
         self._record.__exit__(None, None, None)
-        self._ended.set()
 
     def wait(self) -> None:
         """Return once the record is written: the profiler may stop as soon as wait() returns."""
         self._ended.wait(_RECORD_SECONDS)
+
+    def _end(self) -> None:
+        self._future.set_result(None)
+        self._ended.set()
 
 
 class BaseWork(Work):

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from pccl._autoload import register
 from pccl.bench.collectives import (
     Buffers,
     Call,
@@ -58,6 +59,15 @@ class StoreExchange:
         self._store.set(f"{self._round}/{self._rank}", json.dumps(value))
         keys = [f"{self._round}/{rank}" for rank in range(self._world_size)]
         return [json.loads(self._store.get(key)) for key in keys]
+
+    def leave(self) -> None:
+        """Wait for all; rank 0, whose process may hold the store, returns last."""
+        self.all_gather([])
+        if self._rank != 0:
+            self._store.set(f"left/{self._rank}", "")
+        else:
+            for rank in range(1, self._world_size):
+                self._store.get(f"left/{rank}")
 
     def slowest(self, seconds: list[float]) -> list[float]:
         """Return the maximum over all ranks, element by element."""
@@ -99,6 +109,7 @@ def measure(options: BenchOptions, on_row: Callable[[Row], None]) -> tuple[list[
 
 def join(options: BenchOptions) -> Rank:
     """Join the other ranks, by the environment that torchrun and `pccl.launch` set."""
+    register()  # torch does it by itself where pccl is installed; a checkout need not be
     torch.set_num_threads(1)
     store, rank, world_size = next(iter(rendezvous("env://")))
     if not 0 <= options.root < world_size:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 from rich.console import Console
 
-from pccl.bench.machine import describe_machine, machine_line
+from pccl.bench.machine import describe_machine, is_busy, machine_line
 from pccl.bench.measure import Rank, measure
 from pccl.bench.options import BenchOptions
 from pccl.bench.plot import plot_rows
@@ -52,7 +52,10 @@ def _run(options: BenchOptions, place: Launch) -> int:
     machine = describe_machine()
     title = headline(options, place.world_size)
     console.print(f"[bold]{title}[/]", soft_wrap=True, highlight=False)
-    console.print(f"[dim]{machine_line(machine)}[/]\n", soft_wrap=True, highlight=False)
+    console.print(f"[dim]{machine_line(machine)}[/]", soft_wrap=True, highlight=False)
+    if is_busy(machine):
+        console.print("[yellow]Other programs use this machine: the numbers will mislead.[/]")
+    console.print()
     table = BenchTable(console, options)
     table.print_head()
     rows, rank = measure(options, table.print_row)
@@ -60,7 +63,7 @@ def _run(options: BenchOptions, place: Launch) -> int:
     table.print_foot(options, rows, sent)
     if talks:
         _write_files(options, place.world_size, rows, machine, sent, console)
-    rank.exchange.all_gather([])  # nobody leaves before rank 0 has written
+    rank.exchange.leave()  # nobody leaves before rank 0 has written
     dist.destroy_process_group()
     return 1 if any(row.wrong for row in rows) else 0
 

@@ -1,0 +1,218 @@
+"""The benchmark's own arithmetic, and small runs of it in real processes."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from pccl.bench.collectives import (  # noqa: E402
+    PATTERN_COUNT,
+    Buffers,
+    bus_factor,
+    count_wrong,
+    expected_pattern,
+    fill,
+    make_case,
+)
+from pccl.bench.options import (  # noqa: E402
+    COLLECTIVES,
+    BenchOptions,
+    format_bytes,
+    parse_bytes,
+    sizes,
+)
+from pccl.bench.result import Measurement, Row, spread  # noqa: E402
+
+RUN_SECONDS = 60
+SIZES = [1, 2, 7, PATTERN_COUNT - 1, PATTERN_COUNT, PATTERN_COUNT + 1, 200_003]
+
+
+def has_pccl() -> bool:
+    try:
+        import pccl._core
+        import pccl.process_group  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+BACKEND = "pccl" if has_pccl() else "gloo"
+
+
+def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pccl", "bench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+        check=False,
+    )
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("4", 4), ("4K", 4096), ("4k", 4096), ("256M", 2**28), ("1G", 2**30)],
+)
+def test_sizes_are_read_in_powers_of_1024(text: str, count: int) -> None:
+    assert parse_bytes(text) == count
+    assert format_bytes(count) == text.upper()
+
+
+@pytest.mark.parametrize("text", ["", "K", "-4", "4.5M", "4T", "four"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a size"):
+        parse_bytes(text)
+
+
+def test_sizes_grow_by_the_factor_up_to_the_last() -> None:
+    assert sizes(BenchOptions(bytes_min=4, bytes_max=300, factor=4)) == [4, 16, 64, 256]
+    assert sizes(BenchOptions(collective="barrier")) == [0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"collective": "all_of_them"},
+        {"dtype": "complex64"},
+        {"op": "mean"},
+        {"op": "bxor"},  # of float32
+        {"op": "avg", "dtype": "int32"},
+        {"transport": "pigeon"},
+        {"processes": 0},
+        {"bytes_min": 8, "bytes_max": 4},
+        {"factor": 1},
+    ],
+)
+def test_options_that_cannot_run_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="bench: "):
+        BenchOptions(**wrong)
+
+
+# --- arithmetic ---
+
+
+def test_bus_factors_are_those_of_nccl_tests() -> None:
+    assert bus_factor("all_reduce", 4) == 1.5
+    assert bus_factor("all_gather", 4) == bus_factor("reduce_scatter", 4) == 0.75
+    assert bus_factor("all_to_all", 2) == 0.5
+    assert bus_factor("broadcast", 4) == bus_factor("reduce", 4) == 1
+
+
+def test_spread_is_median_and_the_middle_80_percent() -> None:
+    whole = spread([float(value) for value in range(101)])
+    assert (whole.p10, whole.p50, whole.p90) == (10, 50, 90)
+    assert spread([3.0]).p90 == 3
+
+
+def test_ratios_are_paired_by_repetition() -> None:
+    def measured(*seconds: float) -> dict[str, Measurement]:
+        return {"in_place": Measurement(list(seconds), 1, 0, 0, 0)}
+
+    # Both became slower together: the ratio did not change.
+    row = Row("all_reduce", 4, 1, "float32", "sum", -1)
+    row.backends.update({"a": measured(1, 2, 8), "b": measured(3, 6, 24)})
+    ratio = row.ratios("in_place")
+    assert ratio is not None
+    assert (ratio.p10, ratio.p50, ratio.p90) == (3, 3, 3)
+    assert row.ratios("out_of_place") is None
+
+
+# --- the check bites ---
+
+
+def expected_result(case: Any, count: int) -> Any:
+    parts = case.parts if case.collective in ("all_gather", "gather", "all_to_all") else 1
+    repeats = count // PATTERN_COUNT + 1
+    return torch.cat(
+        [expected_pattern(case, part).repeat(repeats)[:count] for part in range(parts)]
+    )
+
+
+@pytest.mark.parametrize("collective", [name for name in COLLECTIVES if name != "barrier"])
+@pytest.mark.parametrize("count", SIZES)
+def test_one_wrong_element_is_counted_as_one(collective: str, count: int) -> None:
+    options = BenchOptions(collective=collective, root=1)
+    world_size = 3
+    case = make_case(options, count * 4, rank=1, world_size=world_size)
+    right = expected_result(case, case.count)
+    assert count_wrong(case, right) == 0
+    for index in {0, right.numel() // 2, right.numel() - 1}:
+        wrong = right.clone()
+        wrong[index] += 1
+        assert count_wrong(case, wrong) == 1
+
+
+def test_two_chunks_in_each_others_place_are_found() -> None:
+    case = make_case(BenchOptions(), 4 << 20, rank=0, world_size=2)
+    right = expected_result(case, case.count)
+    swapped = torch.cat(right.chunk(2)[::-1])
+    assert count_wrong(case, swapped) > case.count // 2
+
+
+@pytest.mark.parametrize("collective", ["all_reduce", "all_gather", "reduce_scatter", "all_to_all"])
+def test_a_collective_that_did_nothing_is_found(collective: str) -> None:
+    case = make_case(BenchOptions(collective=collective), 4096, rank=0, world_size=2)
+    source, target = Buffers(4096 // 4, torch.float32).of(case, in_place=False)
+    fill(case, source, target)
+    assert count_wrong(case, target) == target.numel()
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float16"])
+def test_sums_of_twenty_ranks_are_exact_in_small_types(dtype: str) -> None:
+    case = make_case(BenchOptions(dtype=dtype), 1000, rank=0, world_size=20)
+    wide = make_case(BenchOptions(dtype="float64"), 1000, rank=0, world_size=20)
+    assert torch.equal(expected_pattern(case, 0).double(), expected_pattern(wide, 0))
+
+
+def test_in_place_one_side_is_a_part_of_the_other() -> None:
+    buffers = Buffers(12, torch.float32)
+    for collective, rank in itertools.product(["all_gather", "reduce_scatter"], range(3)):
+        case = make_case(BenchOptions(collective=collective), 48, rank, world_size=3)
+        source, target = buffers.of(case, in_place=True)
+        small, large = sorted((source, target), key=len)
+        assert (len(small), len(large)) == (4, 12)
+        assert small.data_ptr() == large[rank * 4 :].data_ptr()
+
+
+# --- real runs ---
+
+
+@pytest.mark.parametrize("collective", ["all_reduce", "reduce_scatter", "send_recv", "barrier"])
+def test_a_run_prints_the_table_and_finds_nothing_wrong(collective: str) -> None:
+    done = run_bench(
+        *("--backend", BACKEND, "--processes", "2", "--collective", collective),
+        *("--max", "64K", "--factor", "128", "--seconds", "0.02"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "busbw" in done.stdout
+    assert "0 wrong values" in done.stdout
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120
+
+
+def test_a_comparison_writes_all_times_and_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = run_bench(
+        *("--backend", BACKEND, "--compare", "gloo", "--processes", "2"),
+        *("--min", "4K", "--max", "1M", "--factor", "16", "--seconds", "0.02"),
+        *("--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "faster" in done.stdout
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert document["machine"]["cores"] >= 1
+    assert [row["bytes"] for row in document["rows"]] == [4096, 65536, 2**20]
+    for row in document["rows"]:
+        assert len(row["backends"]) == 2
+        times = [placements["in_place"]["seconds"] for placements in row["backends"].values()]
+        assert len(times[0]) == len(times[1]) >= 5
+        assert row["ratios"]["in_place"]["p50"] > 0
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
