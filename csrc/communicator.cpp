@@ -19,7 +19,8 @@ namespace {
 
 // How long close() waits for peers to take what is queued for them.
 constexpr double kGoodbyeSeconds = 3;
-// Segments: through memory both copies of one stay in a core's cache; over TCP fewer system calls count for more.
+// Segments: through memory both copies of one stay in a core's cache; over TCP fewer system calls
+// count for more.
 constexpr uint32_t kMemorySegmentBytes = 256 << 10;
 constexpr uint32_t kTcpSegmentBytes = 512 << 10;
 // Tags of monitored barriers; callers' tags are below.
@@ -39,21 +40,24 @@ std::vector<uint64_t> counts_of(std::span<const Block> blocks) {
 
 // The common count, or 0 where blocks differ.
 uint64_t common_count(std::span<const Block> blocks) {
-  const bool same = std::all_of(blocks.begin(), blocks.end(),
-                                [&blocks](const Block& block) { return block.count == blocks.front().count; });
+  const bool same = std::all_of(blocks.begin(), blocks.end(), [&blocks](const Block& block) {
+    return block.count == blocks.front().count;
+  });
   return same && !blocks.empty() ? blocks.front().count : 0;
 }
 
 void check_reducible(DataType dtype, ReduceOp op, const char* operation) {
   if (is_reducible(dtype, op)) return;
-  throw std::invalid_argument(std::string(operation) + ": " + std::string(reduce_op_name(op)) + " of " +
-                              std::string(data_type_name(dtype)) + " is not defined");
+  throw std::invalid_argument(std::string(operation) + ": " + std::string(reduce_op_name(op)) +
+                              " of " + std::string(data_type_name(dtype)) + " is not defined");
 }
 
-void check_blocks(std::span<const Block> blocks, int32_t world_size, const char* operation, const char* which) {
+void check_blocks(std::span<const Block> blocks, int32_t world_size, const char* operation,
+                  const char* which) {
   if (blocks.size() == static_cast<size_t>(world_size)) return;
-  throw std::invalid_argument(std::string(operation) + ": " + std::to_string(blocks.size()) + " " + which +
-                              " given, one for each of " + std::to_string(world_size) + " ranks is needed");
+  throw std::invalid_argument(std::string(operation) + ": " + std::to_string(blocks.size()) + " " +
+                              which + " given, one for each of " + std::to_string(world_size) +
+                              " ranks is needed");
 }
 
 // Only the two ends of each block know its length.
@@ -69,7 +73,9 @@ topology::Schedule with_whole_blocks(topology::Schedule schedule) {
 
 // --- Context -------------------------------------------------------------------------------------
 
-Context::Context(transport::EndpointOptions options) : endpoint_(std::move(options), router_) { endpoint_.start(); }
+Context::Context(transport::EndpointOptions options) : endpoint_(std::move(options), router_) {
+  endpoint_.start();
+}
 
 Context::~Context() { close(); }
 
@@ -131,21 +137,28 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
   for (int32_t r = 0; r < world_size; ++r) {
     auto address = MemberAddress::decode(addresses[static_cast<size_t>(r)]);
     const std::string who = "communicator '" + name_ + "': rank " + std::to_string(r);
-    if (!address) throw ConnectError(who + " published no address of this version: install the same pccl everywhere");
-    if (address->run != own.run) throw ConnectError(who + " is in run '" + address->run + "', this is '" + own.run + "'");
-    if (!seen.insert(address->member_id).second) throw std::invalid_argument(who + " is another rank, too");
+    if (!address)
+      throw ConnectError(who +
+                         " published no address of this version: install the same pccl everywhere");
+    if (address->run != own.run)
+      throw ConnectError(who + " is in run '" + address->run + "', this is '" + own.run + "'");
+    if (!seen.insert(address->member_id).second)
+      throw std::invalid_argument(who + " is another rank, too");
     const bool has_memory = !address->memory_name.empty();
     const std::string host = has_memory ? address->host_key : "alone:" + std::to_string(r);
-    hosts.push_back(host_numbers.emplace(host, static_cast<int32_t>(host_numbers.size())).first->second);
-    resolved.push_back(r == rank ? std::vector<transport::SocketAddress>{} : transport::resolve(*address));
+    hosts.push_back(
+        host_numbers.emplace(host, static_cast<int32_t>(host_numbers.size())).first->second);
+    resolved.push_back(r == rank ? std::vector<transport::SocketAddress>{}
+                                 : transport::resolve(*address));
     members.push_back(std::move(*address));
   }
   if (members[static_cast<size_t>(rank)].member_id != own.member_id) {
-    throw std::invalid_argument("communicator '" + name_ + "': the address at rank " + std::to_string(rank) +
-                                " is not this member's own");
+    throw std::invalid_argument("communicator '" + name_ + "': the address at rank " +
+                                std::to_string(rank) + " is not this member's own");
   }
   links_ = topology::host_links(hosts);
-  segment_bytes_ = host_numbers.size() == 1 && !own.memory_name.empty() ? kMemorySegmentBytes : kTcpSegmentBytes;
+  segment_bytes_ =
+      host_numbers.size() == 1 && !own.memory_name.empty() ? kMemorySegmentBytes : kTcpSegmentBytes;
   id_ = hash_name(own.run + "/" + name_);
   // An unknown algorithm is refused now, not by the first call.
   topology::choose_all_reduce(links_, 1, 1, algorithm_);
@@ -154,12 +167,15 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
     std::vector<transport::Connection*> connections;
     for (size_t r = 0; r < members.size(); ++r) {
       const bool is_self = static_cast<int32_t>(r) == rank_;
-      connections.push_back(is_self ? nullptr : &context_->endpoint_.connection(members[r], resolved[r]));
+      connections.push_back(is_self ? nullptr
+                                    : &context_->endpoint_.connection(members[r], resolved[r]));
     }
     added = context_->router_.add(
         std::make_unique<Group>(context_->endpoint_, name_, id_, rank_, std::move(connections)));
   });
-  if (!added) throw std::invalid_argument("communicator: the name '" + name_ + "' was used before in this context");
+  if (!added)
+    throw std::invalid_argument("communicator: the name '" + name_ +
+                                "' was used before in this context");
 }
 
 Communicator::~Communicator() { close(); }
@@ -171,7 +187,9 @@ void Communicator::close() {
     is_closed_ = true;
   }
   try {
-    context_->run([this] { context_->router_.remove(id_, {ErrorKind::Aborted, "the group was closed while this ran."}); });
+    context_->run([this] {
+      context_->router_.remove(id_, {ErrorKind::Aborted, "the group was closed while this ran."});
+    });
   } catch (const Aborted&) {
     // The context is closed, and with it every group.
   }
@@ -180,7 +198,9 @@ void Communicator::close() {
 void Communicator::abort(const std::string& reason) {
   context_->run([&] {
     Group* group = context_->router_.find(id_);
-    if (group != nullptr) group->fail({ErrorKind::Aborted, "rank " + std::to_string(rank_) + " aborted: " + reason + "."});
+    if (group != nullptr)
+      group->fail(
+          {ErrorKind::Aborted, "rank " + std::to_string(rank_) + " aborted: " + reason + "."});
   });
 }
 
@@ -199,13 +219,17 @@ std::string Communicator::error() {
 
 // --- planning ------------------------------------------------------------------------------------
 
-topology::Schedule Communicator::schedule(const Signature& signature, std::span<const uint64_t> counts) const {
+topology::Schedule Communicator::schedule(const Signature& signature,
+                                          std::span<const uint64_t> counts) const {
   const uint64_t bytes = element_bytes(signature.dtype);
   const int32_t n = links_.world_size;
   const std::vector<uint64_t> ones(static_cast<size_t>(n), 1);
-  // An algorithm chosen by name is meant for all_reduce; others take it where they have one of that name.
+  // An algorithm chosen by name is meant for all_reduce; others take it where they have one of that
+  // name.
   const auto named = [this](std::initializer_list<std::string_view> known) {
-    return std::find(known.begin(), known.end(), algorithm_) != known.end() ? std::string_view(algorithm_) : "auto";
+    return std::find(known.begin(), known.end(), algorithm_) != known.end()
+               ? std::string_view(algorithm_)
+               : "auto";
   };
   switch (signature.collective) {
     case Collective::AllReduce:
@@ -235,7 +259,8 @@ topology::Schedule Communicator::schedule(const Signature& signature, std::span<
   throw std::invalid_argument("no schedule for this collective");
 }
 
-Communicator::Planned Communicator::planned(const Signature& signature, std::span<const uint64_t> counts) {
+Communicator::Planned Communicator::planned(const Signature& signature,
+                                            std::span<const uint64_t> counts) {
   std::string key(reinterpret_cast<const char*>(&signature.count), sizeof(signature.count));
   key += static_cast<char>(signature.collective);
   key += static_cast<char>(element_bytes(signature.dtype));
@@ -252,7 +277,8 @@ Communicator::Planned Communicator::planned(const Signature& signature, std::spa
 }
 
 std::string Communicator::plan(Collective collective, uint64_t count, DataType dtype) {
-  Signature signature{.collective = collective, .dtype = dtype, .op = ReduceOp::Sum, .root = -1, .count = count};
+  Signature signature{
+      .collective = collective, .dtype = dtype, .op = ReduceOp::Sum, .root = -1, .count = count};
   const bool is_rooted = collective == Collective::Broadcast || collective == Collective::Reduce ||
                          collective == Collective::Gather || collective == Collective::Scatter;
   if (is_rooted) signature.root = 0;
@@ -288,7 +314,8 @@ void Communicator::submit(std::function<void(Group&)> task, const WorkPtr& work,
 }
 
 Communicator::WorkPtr Communicator::start(Signature signature, std::vector<BlockMemory> blocks,
-                                          std::span<const uint64_t> counts, double factor, CallOptions options) {
+                                          std::span<const uint64_t> counts, double factor,
+                                          CallOptions options) {
   CollectiveCall call;
   call.signature = signature;
   call.plan = planned(signature, counts).plan;
@@ -302,49 +329,54 @@ Communicator::WorkPtr Communicator::start(Signature signature, std::vector<Block
     call.scratch.resize(1);
     call.blocks[0] = {call.scratch.data(), call.scratch.data(), 1};
   }
-  submit(
-      [shared = std::make_shared<CollectiveCall>(std::move(call)), work](Group& group) {
-        group.start_collective(std::move(*shared), work);
-      },
-      work, options.is_urgent);
+  submit([shared = std::make_shared<CollectiveCall>(std::move(call)),
+          work](Group& group) { group.start_collective(std::move(*shared), work); },
+         work, options.is_urgent);
   return work;
 }
 
 void Communicator::check_root(int32_t root, const char* operation) const {
   if (root >= 0 && root < world_size()) return;
-  throw std::invalid_argument(std::string(operation) + ": rank " + std::to_string(root) + " is not in 0.." +
-                              std::to_string(world_size() - 1));
+  throw std::invalid_argument(std::string(operation) + ": rank " + std::to_string(root) +
+                              " is not in 0.." + std::to_string(world_size() - 1));
 }
 
-Communicator::WorkPtr Communicator::all_reduce(const std::byte* source, std::byte* target, uint64_t count,
-                                               DataType dtype, ReduceOp op, double factor, CallOptions options) {
+Communicator::WorkPtr Communicator::all_reduce(const std::byte* source, std::byte* target,
+                                               uint64_t count, DataType dtype, ReduceOp op,
+                                               double factor, CallOptions options) {
   check_reducible(dtype, op, "all_reduce");
-  const Signature signature{.collective = Collective::AllReduce, .dtype = dtype, .op = op, .root = -1, .count = count};
+  const Signature signature{
+      .collective = Collective::AllReduce, .dtype = dtype, .op = op, .root = -1, .count = count};
   return start(signature, {{source, target, count}}, {}, factor, std::move(options));
 }
 
-Communicator::WorkPtr Communicator::reduce(const std::byte* source, std::byte* target, uint64_t count, DataType dtype,
-                                           ReduceOp op, double factor, int32_t root, CallOptions options) {
+Communicator::WorkPtr Communicator::reduce(const std::byte* source, std::byte* target,
+                                           uint64_t count, DataType dtype, ReduceOp op,
+                                           double factor, int32_t root, CallOptions options) {
   check_reducible(dtype, op, "reduce");
   check_root(root, "reduce");
-  const Signature signature{.collective = Collective::Reduce, .dtype = dtype, .op = op, .root = root, .count = count};
+  const Signature signature{
+      .collective = Collective::Reduce, .dtype = dtype, .op = op, .root = root, .count = count};
   return start(signature, {{source, target, count}}, {}, factor, std::move(options));
 }
 
-Communicator::WorkPtr Communicator::broadcast(std::byte* tensor, uint64_t count, DataType dtype, int32_t root,
-                                              CallOptions options) {
+Communicator::WorkPtr Communicator::broadcast(std::byte* tensor, uint64_t count, DataType dtype,
+                                              int32_t root, CallOptions options) {
   check_root(root, "broadcast");
-  const Signature signature{
-      .collective = Collective::Broadcast, .dtype = dtype, .op = ReduceOp::Sum, .root = root, .count = count};
+  const Signature signature{.collective = Collective::Broadcast,
+                            .dtype = dtype,
+                            .op = ReduceOp::Sum,
+                            .root = root,
+                            .count = count};
   return start(signature, {{tensor, tensor, count}}, {}, 1, std::move(options));
 }
 
-Communicator::WorkPtr Communicator::all_gather(Block source, std::span<const Block> targets, DataType dtype,
-                                               CallOptions options) {
+Communicator::WorkPtr Communicator::all_gather(Block source, std::span<const Block> targets,
+                                               DataType dtype, CallOptions options) {
   check_blocks(targets, world_size(), "all_gather", "outputs");
   if (targets[static_cast<size_t>(rank_)].count != source.count) {
-    throw std::invalid_argument("all_gather: the input has " + std::to_string(source.count) + " elements, output " +
-                                std::to_string(rank_) + " has " +
+    throw std::invalid_argument("all_gather: the input has " + std::to_string(source.count) +
+                                " elements, output " + std::to_string(rank_) + " has " +
                                 std::to_string(targets[static_cast<size_t>(rank_)].count));
   }
   const Signature signature{.collective = Collective::AllGather,
@@ -358,8 +390,9 @@ Communicator::WorkPtr Communicator::all_gather(Block source, std::span<const Blo
   return start(signature, std::move(blocks), counts_of(targets), 1, std::move(options));
 }
 
-Communicator::WorkPtr Communicator::reduce_scatter(std::span<const Block> sources, Block target, DataType dtype,
-                                                   ReduceOp op, double factor, CallOptions options) {
+Communicator::WorkPtr Communicator::reduce_scatter(std::span<const Block> sources, Block target,
+                                                   DataType dtype, ReduceOp op, double factor,
+                                                   CallOptions options) {
   check_reducible(dtype, op, "reduce_scatter");
   check_blocks(sources, world_size(), "reduce_scatter", "inputs");
   if (sources[static_cast<size_t>(rank_)].count != target.count) {
@@ -367,25 +400,33 @@ Communicator::WorkPtr Communicator::reduce_scatter(std::span<const Block> source
                                 std::to_string(sources[static_cast<size_t>(rank_)].count) +
                                 " elements, the output has " + std::to_string(target.count));
   }
-  const Signature signature{
-      .collective = Collective::ReduceScatter, .dtype = dtype, .op = op, .root = -1, .count = common_count(sources)};
+  const Signature signature{.collective = Collective::ReduceScatter,
+                            .dtype = dtype,
+                            .op = op,
+                            .root = -1,
+                            .count = common_count(sources)};
   std::vector<BlockMemory> blocks;
   for (const Block& source : sources) blocks.push_back({source.data, nullptr, source.count});
   blocks[static_cast<size_t>(rank_)].output = target.data;
   return start(signature, std::move(blocks), counts_of(sources), factor, std::move(options));
 }
 
-Communicator::WorkPtr Communicator::gather(Block source, std::span<const Block> targets, DataType dtype, int32_t root,
-                                           CallOptions options) {
+Communicator::WorkPtr Communicator::gather(Block source, std::span<const Block> targets,
+                                           DataType dtype, int32_t root, CallOptions options) {
   check_root(root, "gather");
-  const Signature signature{
-      .collective = Collective::Gather, .dtype = dtype, .op = ReduceOp::Sum, .root = root, .count = 0};
+  const Signature signature{.collective = Collective::Gather,
+                            .dtype = dtype,
+                            .op = ReduceOp::Sum,
+                            .root = root,
+                            .count = 0};
   std::vector<BlockMemory> blocks(static_cast<size_t>(world_size()));
   if (rank_ == root) {
     check_blocks(targets, world_size(), "gather", "outputs");
-    for (size_t r = 0; r < blocks.size(); ++r) blocks[r] = {nullptr, targets[r].data, targets[r].count};
+    for (size_t r = 0; r < blocks.size(); ++r)
+      blocks[r] = {nullptr, targets[r].data, targets[r].count};
     if (targets[static_cast<size_t>(rank_)].count != source.count) {
-      throw std::invalid_argument("gather: the input and output " + std::to_string(rank_) + " differ in size");
+      throw std::invalid_argument("gather: the input and output " + std::to_string(rank_) +
+                                  " differ in size");
     }
   }
   blocks[static_cast<size_t>(rank_)].input = source.data;
@@ -393,17 +434,22 @@ Communicator::WorkPtr Communicator::gather(Block source, std::span<const Block> 
   return start(signature, std::move(blocks), {}, 1, std::move(options));
 }
 
-Communicator::WorkPtr Communicator::scatter(std::span<const Block> sources, Block target, DataType dtype, int32_t root,
-                                            CallOptions options) {
+Communicator::WorkPtr Communicator::scatter(std::span<const Block> sources, Block target,
+                                            DataType dtype, int32_t root, CallOptions options) {
   check_root(root, "scatter");
-  const Signature signature{
-      .collective = Collective::Scatter, .dtype = dtype, .op = ReduceOp::Sum, .root = root, .count = 0};
+  const Signature signature{.collective = Collective::Scatter,
+                            .dtype = dtype,
+                            .op = ReduceOp::Sum,
+                            .root = root,
+                            .count = 0};
   std::vector<BlockMemory> blocks(static_cast<size_t>(world_size()));
   if (rank_ == root) {
     check_blocks(sources, world_size(), "scatter", "inputs");
-    for (size_t r = 0; r < blocks.size(); ++r) blocks[r] = {sources[r].data, nullptr, sources[r].count};
+    for (size_t r = 0; r < blocks.size(); ++r)
+      blocks[r] = {sources[r].data, nullptr, sources[r].count};
     if (sources[static_cast<size_t>(rank_)].count != target.count) {
-      throw std::invalid_argument("scatter: input " + std::to_string(rank_) + " and the output differ in size");
+      throw std::invalid_argument("scatter: input " + std::to_string(rank_) +
+                                  " and the output differ in size");
     }
   }
   blocks[static_cast<size_t>(rank_)].output = target.data;
@@ -411,8 +457,9 @@ Communicator::WorkPtr Communicator::scatter(std::span<const Block> sources, Bloc
   return start(signature, std::move(blocks), {}, 1, std::move(options));
 }
 
-Communicator::WorkPtr Communicator::all_to_all(std::span<const Block> sources, std::span<const Block> targets,
-                                               DataType dtype, CallOptions options) {
+Communicator::WorkPtr Communicator::all_to_all(std::span<const Block> sources,
+                                               std::span<const Block> targets, DataType dtype,
+                                               CallOptions options) {
   check_blocks(sources, world_size(), "all_to_all", "inputs");
   check_blocks(targets, world_size(), "all_to_all", "outputs");
   const auto own = static_cast<size_t>(rank_);
@@ -421,8 +468,11 @@ Communicator::WorkPtr Communicator::all_to_all(std::span<const Block> sources, s
                                 std::to_string(sources[own].count) + " elements and expects " +
                                 std::to_string(targets[own].count));
   }
-  const Signature signature{
-      .collective = Collective::AllToAll, .dtype = dtype, .op = ReduceOp::Sum, .root = -1, .count = 0};
+  const Signature signature{.collective = Collective::AllToAll,
+                            .dtype = dtype,
+                            .op = ReduceOp::Sum,
+                            .root = -1,
+                            .count = 0};
   const auto n = static_cast<size_t>(world_size());
   std::vector<BlockMemory> blocks(n * n);
   for (size_t r = 0; r < n; ++r) {
@@ -434,28 +484,33 @@ Communicator::WorkPtr Communicator::all_to_all(std::span<const Block> sources, s
 }
 
 Communicator::WorkPtr Communicator::barrier(CallOptions options) {
-  const Signature signature{
-      .collective = Collective::Barrier, .dtype = DataType::UInt8, .op = ReduceOp::Sum, .root = -1, .count = 1};
+  const Signature signature{.collective = Collective::Barrier,
+                            .dtype = DataType::UInt8,
+                            .op = ReduceOp::Sum,
+                            .root = -1,
+                            .count = 1};
   return start(signature, {{}}, {}, 1, std::move(options));
 }
 
-Communicator::WorkPtr Communicator::send(const std::byte* tensor, uint64_t count, DataType dtype, int32_t destination,
-                                         uint32_t tag, CallOptions options) {
+Communicator::WorkPtr Communicator::send(const std::byte* tensor, uint64_t count, DataType dtype,
+                                         int32_t destination, uint32_t tag, CallOptions options) {
   check_root(destination, "send");
   if (destination == rank_) throw std::invalid_argument("send: a rank can't send to itself");
   const WorkPtr work = make_work("send", options);
   const MessageMemory memory{const_cast<std::byte*>(tensor), count, dtype, segment_bytes_};
-  submit([=](Group& group) { group.start_send(destination, tag, memory, work); }, work, options.is_urgent);
+  submit([=](Group& group) { group.start_send(destination, tag, memory, work); }, work,
+         options.is_urgent);
   return work;
 }
 
-Communicator::WorkPtr Communicator::recv(std::byte* tensor, uint64_t count, DataType dtype, int32_t source,
-                                         uint32_t tag, CallOptions options) {
+Communicator::WorkPtr Communicator::recv(std::byte* tensor, uint64_t count, DataType dtype,
+                                         int32_t source, uint32_t tag, CallOptions options) {
   if (source != -1) check_root(source, "recv");
   if (source == rank_) throw std::invalid_argument("recv: a rank can't receive from itself");
   const WorkPtr work = make_work("recv", options);
   const MessageMemory memory{tensor, count, dtype, segment_bytes_};
-  submit([=](Group& group) { group.start_receive(source, tag, memory, work); }, work, options.is_urgent);
+  submit([=](Group& group) { group.start_receive(source, tag, memory, work); }, work,
+         options.is_urgent);
   return work;
 }
 
@@ -465,15 +520,19 @@ void Communicator::monitored_barrier(double timeout, bool wait_all_ranks) {
   const double seconds = timeout > 0 ? timeout : timeout_seconds;
   const CallOptions options{.timeout_seconds = seconds, .is_urgent = true, .keep = shared};
   const std::string limit = std::to_string(static_cast<int64_t>(seconds * 1000)) + " ms";
-  const TimePoint deadline = after(Clock::now(), seconds + 5);  // the works' own deadlines come first
-  const auto wait = [&deadline](const WorkPtr& work) { return work->wait(deadline) && !work->error(); };
+  const TimePoint deadline =
+      after(Clock::now(), seconds + 5);  // the works' own deadlines come first
+  const auto wait = [&deadline](const WorkPtr& work) {
+    return work->wait(deadline) && !work->error();
+  };
   if (rank_ != 0) {
     const WorkPtr sent = send(shared.get(), 1, DataType::UInt8, 0, tag, options);
     const WorkPtr answer = recv(shared.get(), 1, DataType::UInt8, 0, tag, options);
     if (wait(sent) && wait(answer)) return;
     const WorkPtr& failed = sent->is_completed() && !sent->error() ? answer : sent;
-    throw CollectiveTimeout("[Rank " + std::to_string(rank_) + "]: Rank 0 failed to pass monitoredBarrier in " + limit +
-                            " (" + (failed->is_completed() ? failed->error().message : "no answer") + ")");
+    throw CollectiveTimeout("[Rank " + std::to_string(rank_) +
+                            "]: Rank 0 failed to pass monitoredBarrier in " + limit + " (" +
+                            (failed->is_completed() ? failed->error().message : "no answer") + ")");
   }
   std::vector<WorkPtr> arrivals(static_cast<size_t>(world_size()));
   for (int32_t r = 1; r < world_size(); ++r) {
@@ -487,15 +546,17 @@ void Communicator::monitored_barrier(double timeout, bool wait_all_ranks) {
     if (!wait_all_ranks) break;
   }
   if (missing_count > 0) {
-    throw CollectiveTimeout("[Rank 0]: " + std::string(wait_all_ranks ? "Ranks " : "Rank ") + missing +
-                            " failed to pass monitoredBarrier in " + limit);
+    throw CollectiveTimeout("[Rank 0]: " + std::string(wait_all_ranks ? "Ranks " : "Rank ") +
+                            missing + " failed to pass monitoredBarrier in " + limit);
   }
   for (int32_t r = 1; r < world_size(); ++r) {
     arrivals[static_cast<size_t>(r)] = send(shared.get(), 1, DataType::UInt8, r, tag, options);
   }
   for (int32_t r = 1; r < world_size(); ++r) {
     const WorkPtr& work = arrivals[static_cast<size_t>(r)];
-    if (!wait(work)) throw_error(work->is_completed() ? work->error() : Error{ErrorKind::Timeout, "monitored_barrier"});
+    if (!wait(work))
+      throw_error(work->is_completed() ? work->error()
+                                       : Error{ErrorKind::Timeout, "monitored_barrier"});
   }
 }
 

@@ -1,10 +1,12 @@
 // The public C++ interface: start reading here.
 //
-// A Context is one member of one run: it listens, connects and makes progress. A Communicator is one group of members
-// with numbered ranks; its collectives are called in the same order by every rank. Calls return a Work at once.
+// A Context is one member of one run: it listens, connects and makes progress. A Communicator is
+// one group of members with numbered ranks; its collectives are called in the same order by every
+// rank. Calls return a Work at once.
 //
-// What happens below: plan (topology/) -> this rank's part (collectives/rank_plan.h) -> segments on connections
-// (collectives/collective_operation.h, transport/). Memory that a call names must live until its Work is done.
+// What happens below: plan (topology/) -> this rank's part (collectives/rank_plan.h) -> segments on
+// connections (collectives/collective_operation.h, transport/). Memory that a call names must live
+// until its Work is done.
 //
 // Thread safety: everything here may be called from any thread.
 #pragma once
@@ -73,34 +75,42 @@ struct CallOptions {
 
 class Communicator {
  public:
-  // `addresses[r]` is what rank r's Context::address() gave. Resolves host names, connects to nobody yet. Throws
-  // std::invalid_argument; ConnectError where an address is of another version or run, or a name is taken.
+  // `addresses[r]` is what rank r's Context::address() gave. Resolves host names, connects to
+  // nobody yet. Throws std::invalid_argument; ConnectError where an address is of another version
+  // or run, or a name is taken.
   Communicator(std::shared_ptr<Context> context, std::string name, int32_t rank,
-               const std::vector<std::vector<std::byte>>& addresses, double timeout_seconds, std::string algorithm);
+               const std::vector<std::vector<std::byte>>& addresses, double timeout_seconds,
+               std::string algorithm);
   ~Communicator();
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
 
   using WorkPtr = std::shared_ptr<Work>;
   // Steps and bytes of each algorithm: topology/planners.h. `factor` is PremulSum's.
-  WorkPtr all_reduce(const std::byte* source, std::byte* target, uint64_t count, DataType dtype, ReduceOp op,
-                     double factor, CallOptions options);
-  WorkPtr reduce(const std::byte* source, std::byte* target, uint64_t count, DataType dtype, ReduceOp op,
-                 double factor, int32_t root, CallOptions options);
-  WorkPtr broadcast(std::byte* tensor, uint64_t count, DataType dtype, int32_t root, CallOptions options);
-  WorkPtr all_gather(Block source, std::span<const Block> targets, DataType dtype, CallOptions options);
-  WorkPtr reduce_scatter(std::span<const Block> sources, Block target, DataType dtype, ReduceOp op, double factor,
-                         CallOptions options);
-  WorkPtr gather(Block source, std::span<const Block> targets, DataType dtype, int32_t root, CallOptions options);
-  WorkPtr scatter(std::span<const Block> sources, Block target, DataType dtype, int32_t root, CallOptions options);
+  WorkPtr all_reduce(const std::byte* source, std::byte* target, uint64_t count, DataType dtype,
+                     ReduceOp op, double factor, CallOptions options);
+  WorkPtr reduce(const std::byte* source, std::byte* target, uint64_t count, DataType dtype,
+                 ReduceOp op, double factor, int32_t root, CallOptions options);
+  WorkPtr broadcast(std::byte* tensor, uint64_t count, DataType dtype, int32_t root,
+                    CallOptions options);
+  WorkPtr all_gather(Block source, std::span<const Block> targets, DataType dtype,
+                     CallOptions options);
+  WorkPtr reduce_scatter(std::span<const Block> sources, Block target, DataType dtype, ReduceOp op,
+                         double factor, CallOptions options);
+  WorkPtr gather(Block source, std::span<const Block> targets, DataType dtype, int32_t root,
+                 CallOptions options);
+  WorkPtr scatter(std::span<const Block> sources, Block target, DataType dtype, int32_t root,
+                  CallOptions options);
   WorkPtr all_to_all(std::span<const Block> sources, std::span<const Block> targets, DataType dtype,
                      CallOptions options);
   WorkPtr barrier(CallOptions options);
-  // Blocks. Rank 0 names the first missing rank, or all with `wait_all_ranks`; the group stays usable.
+  // Blocks. Rank 0 names the first missing rank, or all with `wait_all_ranks`; the group stays
+  // usable.
   void monitored_barrier(double timeout_seconds, bool wait_all_ranks);
-  WorkPtr send(const std::byte* tensor, uint64_t count, DataType dtype, int32_t destination, uint32_t tag,
+  WorkPtr send(const std::byte* tensor, uint64_t count, DataType dtype, int32_t destination,
+               uint32_t tag, CallOptions options);
+  WorkPtr recv(std::byte* tensor, uint64_t count, DataType dtype, int32_t source, uint32_t tag,
                CallOptions options);
-  WorkPtr recv(std::byte* tensor, uint64_t count, DataType dtype, int32_t source, uint32_t tag, CallOptions options);
 
   // Breaks the group here and at every other member that is connected.
   void abort(const std::string& reason);
@@ -120,7 +130,8 @@ class Communicator {
     std::string algorithm;
   };
   Planned planned(const transport::Signature& signature, std::span<const uint64_t> block_counts);
-  topology::Schedule schedule(const transport::Signature& signature, std::span<const uint64_t> block_counts) const;
+  topology::Schedule schedule(const transport::Signature& signature,
+                              std::span<const uint64_t> block_counts) const;
   WorkPtr start(transport::Signature signature, std::vector<BlockMemory> blocks,
                 std::span<const uint64_t> block_counts, double factor, CallOptions options);
   WorkPtr make_work(const char* name, CallOptions& options);

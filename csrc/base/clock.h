@@ -12,7 +12,8 @@ using TimePoint = Clock::time_point;
 inline TimePoint after(TimePoint start, double seconds) {
   constexpr double kSecondsMax = 3.15e9;
   const double bounded = seconds < 0 ? 0 : (seconds > kSecondsMax ? kSecondsMax : seconds);
-  return start + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(bounded));
+  return start +
+         std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(bounded));
 }
 
 }  // namespace pccl

@@ -9,8 +9,9 @@ namespace pccl {
 
 enum class ErrorKind : uint8_t {
   None = 0,
-  Timeout = 1,         // not done before its deadline
-  MemberLost = 2,      // a member's connection closed without goodbye, or it could not be reached any more
+  Timeout = 1,  // not done before its deadline
+  MemberLost =
+      2,  // a member's connection closed without goodbye, or it could not be reached any more
   CallMismatch = 3,    // two members called different things
   RemoteProtocol = 4,  // a member sent what no member may send
   Connect = 5,         // no connection could be made

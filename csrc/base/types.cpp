@@ -4,37 +4,62 @@ namespace pccl {
 
 std::string_view data_type_name(DataType dtype) {
   switch (dtype) {
-    case DataType::Float64: return "float64";
-    case DataType::Float32: return "float32";
-    case DataType::Float16: return "float16";
-    case DataType::BFloat16: return "bfloat16";
-    case DataType::Float8: return "float8";
-    case DataType::Int8: return "int8";
-    case DataType::Int16: return "int16";
-    case DataType::Int32: return "int32";
-    case DataType::Int64: return "int64";
-    case DataType::UInt8: return "uint8";
-    case DataType::UInt16: return "uint16";
-    case DataType::UInt32: return "uint32";
-    case DataType::UInt64: return "uint64";
-    case DataType::Bool: return "bool";
-    case DataType::Complex64: return "complex64";
-    case DataType::Complex128: return "complex128";
+    case DataType::Float64:
+      return "float64";
+    case DataType::Float32:
+      return "float32";
+    case DataType::Float16:
+      return "float16";
+    case DataType::BFloat16:
+      return "bfloat16";
+    case DataType::Float8:
+      return "float8";
+    case DataType::Int8:
+      return "int8";
+    case DataType::Int16:
+      return "int16";
+    case DataType::Int32:
+      return "int32";
+    case DataType::Int64:
+      return "int64";
+    case DataType::UInt8:
+      return "uint8";
+    case DataType::UInt16:
+      return "uint16";
+    case DataType::UInt32:
+      return "uint32";
+    case DataType::UInt64:
+      return "uint64";
+    case DataType::Bool:
+      return "bool";
+    case DataType::Complex64:
+      return "complex64";
+    case DataType::Complex128:
+      return "complex128";
   }
   return "unknown dtype";
 }
 
 std::string_view reduce_op_name(ReduceOp op) {
   switch (op) {
-    case ReduceOp::Sum: return "sum";
-    case ReduceOp::Avg: return "avg";
-    case ReduceOp::Min: return "min";
-    case ReduceOp::Max: return "max";
-    case ReduceOp::Product: return "product";
-    case ReduceOp::Band: return "band";
-    case ReduceOp::Bor: return "bor";
-    case ReduceOp::Bxor: return "bxor";
-    case ReduceOp::PremulSum: return "premul_sum";
+    case ReduceOp::Sum:
+      return "sum";
+    case ReduceOp::Avg:
+      return "avg";
+    case ReduceOp::Min:
+      return "min";
+    case ReduceOp::Max:
+      return "max";
+    case ReduceOp::Product:
+      return "product";
+    case ReduceOp::Band:
+      return "band";
+    case ReduceOp::Bor:
+      return "bor";
+    case ReduceOp::Bxor:
+      return "bxor";
+    case ReduceOp::PremulSum:
+      return "premul_sum";
   }
   return "unknown op";
 }

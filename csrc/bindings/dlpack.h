@@ -1,4 +1,5 @@
-// DLPack's ABI (dmlc/dlpack, version 1.x): the structures that other libraries hand over, and nothing else.
+// DLPack's ABI (dmlc/dlpack, version 1.x): the structures that other libraries hand over, and
+// nothing else.
 #pragma once
 
 #include <cstdint>

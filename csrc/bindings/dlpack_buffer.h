@@ -24,7 +24,8 @@ class DLPackBuffer {
     }
     const auto device = array.attr("__dlpack_device__")().cast<std::pair<int, int>>();
     if (device.first != kDLCpu && device.first != kDLCudaHost) {
-      throw py::type_error("expected an array in CPU memory, got DLPack device type " + std::to_string(device.first));
+      throw py::type_error("expected an array in CPU memory, got DLPack device type " +
+                           std::to_string(device.first));
     }
     take(ask(array));
   }
@@ -34,7 +35,9 @@ class DLPackBuffer {
     if (release_) release_();
   }
 
-  uintptr_t pointer() const { return reinterpret_cast<uintptr_t>(tensor_.data) + tensor_.byte_offset; }
+  uintptr_t pointer() const {
+    return reinterpret_cast<uintptr_t>(tensor_.data) + tensor_.byte_offset;
+  }
   uint64_t count() const {
     uint64_t product = 1;
     for (int i = 0; i < tensor_.ndim; ++i) product *= static_cast<uint64_t>(tensor_.shape[i]);
@@ -70,7 +73,8 @@ class DLPackBuffer {
 
   void take(const py::object& capsule) {
     if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned") != 0) {
-      auto* managed = static_cast<DLManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
+      auto* managed = static_cast<DLManagedTensorVersioned*>(
+          PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
       if (managed->version.major != 1) throw py::value_error("unknown DLPack version");
       tensor_ = managed->dl_tensor;
       readonly_ = (managed->flags & kDLFlagReadOnly) != 0;
@@ -80,7 +84,8 @@ class DLPackBuffer {
         if (managed->deleter != nullptr) managed->deleter(managed);
       };
     } else if (PyCapsule_IsValid(capsule.ptr(), "dltensor") != 0) {
-      auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+      auto* managed =
+          static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
       tensor_ = managed->dl_tensor;
       dtype_ = convert(tensor_.dtype);
       PyCapsule_SetName(capsule.ptr(), "used_dltensor");
@@ -97,27 +102,44 @@ class DLPackBuffer {
     const int key = type.code * 1000 + type.bits;
     if (type.lanes == 1) {
       switch (key) {
-        case 8: return DataType::Int8;
-        case 16: return DataType::Int16;
-        case 32: return DataType::Int32;
-        case 64: return DataType::Int64;
-        case 1008: return DataType::UInt8;
-        case 1016: return DataType::UInt16;
-        case 1032: return DataType::UInt32;
-        case 1064: return DataType::UInt64;
-        case 2016: return DataType::Float16;
-        case 2032: return DataType::Float32;
-        case 2064: return DataType::Float64;
-        case 4016: return DataType::BFloat16;
-        case 5064: return DataType::Complex64;
-        case 5128: return DataType::Complex128;
-        case 6008: return DataType::Bool;
-        default: break;
+        case 8:
+          return DataType::Int8;
+        case 16:
+          return DataType::Int16;
+        case 32:
+          return DataType::Int32;
+        case 64:
+          return DataType::Int64;
+        case 1008:
+          return DataType::UInt8;
+        case 1016:
+          return DataType::UInt16;
+        case 1032:
+          return DataType::UInt32;
+        case 1064:
+          return DataType::UInt64;
+        case 2016:
+          return DataType::Float16;
+        case 2032:
+          return DataType::Float32;
+        case 2064:
+          return DataType::Float64;
+        case 4016:
+          return DataType::BFloat16;
+        case 5064:
+          return DataType::Complex64;
+        case 5128:
+          return DataType::Complex128;
+        case 6008:
+          return DataType::Bool;
+        default:
+          break;
       }
       if (type.code >= 7 && type.code <= 14 && type.bits == 8) return DataType::Float8;
     }
     throw py::value_error("unsupported dtype: DLPack code " + std::to_string(type.code) + ", " +
-                          std::to_string(type.bits) + " bits, " + std::to_string(type.lanes) + " lanes");
+                          std::to_string(type.bits) + " bits, " + std::to_string(type.lanes) +
+                          " lanes");
   }
 
   DLTensor tensor_{};

@@ -17,12 +17,14 @@ using transport::kStageExchange;
 using transport::kStageUp;
 using transport::Payload;
 
-CollectiveOperation::CollectiveOperation(Group& group, CollectiveCall call, std::shared_ptr<Work> work)
+CollectiveOperation::CollectiveOperation(Group& group, CollectiveCall call,
+                                         std::shared_ptr<Work> work)
     : Operation(group, call.signature, std::move(work)),
       call_(std::move(call)),
       element_bytes_(element_bytes(call_.signature.dtype)) {
   const Collective collective = call_.signature.collective;
-  // Elsewhere every rank ends only when it has heard of all others, so a mismatch leaves nobody satisfied.
+  // Elsewhere every rank ends only when it has heard of all others, so a mismatch leaves nobody
+  // satisfied.
   const bool is_rooted = collective == Collective::Broadcast || collective == Collective::Reduce ||
                          collective == Collective::Gather || collective == Collective::Scatter;
   if (is_rooted) {
@@ -47,8 +49,10 @@ void CollectiveOperation::start() {
     if (block.output != nullptr) part.output = block.output + plan.offset * element_bytes_;
     // Exchanged values are small and travel whole.
     part.segment_bytes = plan.is_exchanged ? transport::kPayloadBytesMax : call_.segment_bytes;
-    part.segments = static_cast<uint32_t>((part.bytes + part.segment_bytes - 1) / part.segment_bytes);
-    // An empty block of all_to_all still travels: only its two ends know its size, and one may expect more.
+    part.segments =
+        static_cast<uint32_t>((part.bytes + part.segment_bytes - 1) / part.segment_bytes);
+    // An empty block of all_to_all still travels: only its two ends know its size, and one may
+    // expect more.
     if (plan.count == topology::Chunk::kWholeBlock) part.segments = std::max(part.segments, 1U);
     for (const int32_t child : plan.up_children) {
       part.children.emplace_back();
@@ -59,10 +63,12 @@ void CollectiveOperation::start() {
       part.up->rank = plan.up_parent;
       part.up->stage = kStageUp;
     }
-    for (const int32_t child : plan.down_children) part.down.push_back({.rank = child, .stage = kStageDown});
+    for (const int32_t child : plan.down_children)
+      part.down.push_back({.rank = child, .stage = kStageDown});
     if (plan.down_parent >= 0) {
       part.have.assign(part.segments, false);
-      if (part.segments > kWindowSegments) send_grant(plan.down_parent, kStageDown, plan.chunk, part.segments);
+      if (part.segments > kWindowSegments)
+        send_grant(plan.down_parent, kStageDown, plan.chunk, part.segments);
     }
     if (plan.is_core && !plan.reduces) part.finals = part.segments;
   }
@@ -104,7 +110,8 @@ void CollectiveOperation::advance_up(Part& part) {
     for (Child& child : part.children) {
       child.waiting.erase(segment);
       const uint32_t wanted = std::min(part.combined + kWindowSegments, part.segments);
-      if (wanted > child.granted && (wanted - child.granted >= kWindowSegments / 2 || wanted == part.segments)) {
+      if (wanted > child.granted &&
+          (wanted - child.granted >= kWindowSegments / 2 || wanted == part.segments)) {
         child.granted = wanted;
         send_grant(child.rank, kStageUp, part.plan->chunk, wanted);
       }
@@ -125,7 +132,8 @@ void CollectiveOperation::combine(Part& part, uint32_t length) {
   transport::BufferPool::Buffer scaled;
   if (is_scaled) {
     scaled = group_.pool().take(length);
-    kernels::scale(scaled.bytes.get(), own, length / element_bytes_, call_.signature.dtype, call_.factor);
+    kernels::scale(scaled.bytes.get(), own, length / element_bytes_, call_.signature.dtype,
+                   call_.factor);
     own = scaled.bytes.get();
   }
   std::vector<const void*> sources{own};
@@ -150,19 +158,21 @@ void CollectiveOperation::combine(Part& part, uint32_t length) {
   group_.pool().give_back(std::move(scaled));
 }
 
-void CollectiveOperation::reduce_into(std::byte* target, std::vector<const void*>& sources, uint32_t length,
-                                      bool is_final) const {
+void CollectiveOperation::reduce_into(std::byte* target, std::vector<const void*>& sources,
+                                      uint32_t length, bool is_final) const {
   const size_t count = length / element_bytes_;
   const int64_t divisor = is_final ? call_.divisor : 1;
-  // More sources than the kernel takes at once: the first ones are combined into the target, which then leads the rest.
+  // More sources than the kernel takes at once: the first ones are combined into the target, which
+  // then leads the rest.
   size_t used = 0;
   while (sources.size() - used > kernels::kSourcesMax) {
-    kernels::reduce(target, std::span(sources).subspan(used, kernels::kSourcesMax), count, call_.signature.dtype,
-                    call_.signature.op);
+    kernels::reduce(target, std::span(sources).subspan(used, kernels::kSourcesMax), count,
+                    call_.signature.dtype, call_.signature.op);
     used += kernels::kSourcesMax - 1;
     sources[used] = target;
   }
-  kernels::reduce(target, std::span(sources).subspan(used), count, call_.signature.dtype, call_.signature.op, divisor);
+  kernels::reduce(target, std::span(sources).subspan(used), count, call_.signature.dtype,
+                  call_.signature.op, divisor);
 }
 
 void CollectiveOperation::advance_exchange(Part& part) {
@@ -171,7 +181,8 @@ void CollectiveOperation::advance_exchange(Part& part) {
   while (part.round < part.plan->rounds.size()) {
     const ChunkPlan::Round& round = part.plan->rounds[part.round];
     if (part.rounds_sent == part.round) {
-      OutStream stream{.rank = round.partner, .stage = static_cast<uint16_t>(kStageExchange + part.round)};
+      OutStream stream{.rank = round.partner,
+                       .stage = static_cast<uint16_t>(kStageExchange + part.round)};
       if (!can_send(stream, length)) return;
       FrameHeader header = data_header(part, length);
       if (std::byte* room = reserve_segment(stream, length)) {
@@ -248,11 +259,12 @@ CollectiveOperation::Part* CollectiveOperation::part_of(const FrameHeader& heade
   return index < 0 ? nullptr : &parts_[static_cast<size_t>(index)];
 }
 
-std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader& header, const Part*& found) const {
+std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader& header,
+                                                              const Part*& found) const {
   const std::string rank = group_.describe(header.source_rank);
   if (header.signature() != signature_) {
-    return "the ranks made different calls: " + describe() + " here, " + header.signature().describe() + " on " + rank +
-           ".";
+    return "the ranks made different calls: " + describe() + " here, " +
+           header.signature().describe() + " on " + rank + ".";
   }
   const Part* part = const_cast<CollectiveOperation*>(this)->part_of(header);
   const int32_t from = header.source_rank;
@@ -266,13 +278,14 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
     is_expected = part->plan->rounds[header.stage - kStageExchange].partner == from;
   }
   if (!is_expected) {
-    return rank + " sent a part that this rank does not expect (chunk " + std::to_string(header.chunk) + ", stage " +
-           std::to_string(header.stage) + "): the ranks plan with different sizes or settings.";
+    return rank + " sent a part that this rank does not expect (chunk " +
+           std::to_string(header.chunk) + ", stage " + std::to_string(header.stage) +
+           "): the ranks plan with different sizes or settings.";
   }
   if (header.transfer_bytes != part->bytes) {
-    return "the sizes differ: " + rank + " sends " + std::to_string(header.transfer_bytes) + " bytes for chunk " +
-           std::to_string(header.chunk) + " of " + describe() + ", rank " + std::to_string(group_.rank) +
-           " expects " + std::to_string(part->bytes) + ".";
+    return "the sizes differ: " + rank + " sends " + std::to_string(header.transfer_bytes) +
+           " bytes for chunk " + std::to_string(header.chunk) + " of " + describe() + ", rank " +
+           std::to_string(group_.rank) + " expects " + std::to_string(part->bytes) + ".";
   }
   if (header.segment_bytes != part->segment_bytes || header.segment >= part->segments) {
     return rank + " cuts its data into other segments: the ranks run with different settings.";
@@ -283,7 +296,8 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
 
 transport::Placement CollectiveOperation::place(const FrameHeader& header) {
   const Part* part = nullptr;
-  if (header.stage != kStageDown || find_mismatch(header, part) || part->have[header.segment]) return {};
+  if (header.stage != kStageDown || find_mismatch(header, part) || part->have[header.segment])
+    return {};
   return {part->output + uint64_t{header.segment} * part->segment_bytes, this};
 }
 
@@ -308,7 +322,8 @@ void CollectiveOperation::on_frame(const FrameHeader& header, Payload payload) {
   }
   Part& part = *const_cast<Part*>(expected);
   if (!on_data(part, header, std::move(payload))) {
-    group_.fail({ErrorKind::RemoteProtocol, group_.describe(header.source_rank) + " sent a segment twice."});
+    group_.fail({ErrorKind::RemoteProtocol,
+                 group_.describe(header.source_rank) + " sent a segment twice."});
     return;
   }
   advance(part);
@@ -332,7 +347,8 @@ bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload
   if (header.stage == kStageDown) {
     if (part.have[header.segment]) return false;
     std::byte* target = part.output + uint64_t{header.segment} * part.segment_bytes;
-    if (payload.size() > 0 && payload.data() != target) std::memcpy(target, payload.data(), payload.size());
+    if (payload.size() > 0 && payload.data() != target)
+      std::memcpy(target, payload.data(), payload.size());
     part.have[header.segment] = true;
     while (part.finals < part.segments && part.have[part.finals]) part.finals += 1;
     return true;
@@ -366,8 +382,10 @@ void CollectiveOperation::on_grant(Part& part, const FrameHeader& header) {
 void CollectiveOperation::grant_all() {
   for (Part& part : parts_) {
     if (part.is_done) continue;
-    for (Child& child : part.children) send_grant(child.rank, kStageUp, part.plan->chunk, child.granted);
-    if (part.plan->down_parent >= 0) send_grant(part.plan->down_parent, kStageDown, part.plan->chunk, part.segments);
+    for (Child& child : part.children)
+      send_grant(child.rank, kStageUp, part.plan->chunk, child.granted);
+    if (part.plan->down_parent >= 0)
+      send_grant(part.plan->down_parent, kStageDown, part.plan->chunk, part.segments);
   }
 }
 
@@ -427,7 +445,8 @@ std::string CollectiveOperation::progress() const {
     for (const OutStream& stream : part.down) {
       if (stream.next < part.finals || stream.in_flight > 0) silent.insert(stream.rank);
     }
-    if (part.finals < part.segments && part.plan->down_parent >= 0) silent.insert(part.plan->down_parent);
+    if (part.finals < part.segments && part.plan->down_parent >= 0)
+      silent.insert(part.plan->down_parent);
   }
   silent.insert(unmatched_.begin(), unmatched_.end());
   return std::to_string(done) + " of " + std::to_string(segments) + " segments done, waiting for " +
@@ -439,7 +458,8 @@ std::string CollectiveOperation::buffer_state() const {
     case Collective::Barrier:
       return "";
     case Collective::AllReduce:
-      return "The tensor may hold its input in some places and the result in others: do not use it.";
+      return "The tensor may hold its input in some places and the result in others: do not use "
+             "it.";
     default:
       break;
   }

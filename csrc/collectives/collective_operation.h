@@ -1,8 +1,9 @@
 // Runs one rank's part of a schedule, pipelined in segments: receive, combine, pass on.
 //
-// Every chunk is a small machine. Segment by segment: take it from each child, combine it with the own input, pass it
-// up; at the core it is final (after exchange rounds, if the core has several ranks); finals go down the tree. The own
-// input of a chunk is overwritten by that chunk's final values only.
+// Every chunk is a small machine. Segment by segment: take it from each child, combine it with the
+// own input, pass it up; at the core it is final (after exchange rounds, if the core has several
+// ranks); finals go down the tree. The own input of a chunk is overwritten by that chunk's final
+// values only.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ struct CollectiveCall {
   transport::Signature signature;
   std::shared_ptr<const RankPlan> plan;
   std::vector<BlockMemory> blocks;
-  double factor = 1;         // PremulSum
-  int64_t divisor = 1;       // Avg: world size
+  double factor = 1;    // PremulSum
+  int64_t divisor = 1;  // Avg: world size
   uint32_t segment_bytes = 256 << 10;
   std::vector<std::byte> scratch;  // memory that the blocks may refer to (barrier)
 };
@@ -86,13 +87,15 @@ class CollectiveOperation final : public Operation {
 
   bool on_data(Part& part, const transport::FrameHeader& header, transport::Payload payload);
   void on_grant(Part& part, const transport::FrameHeader& header);
-  std::optional<std::string> find_mismatch(const transport::FrameHeader& header, const Part*& part) const;
+  std::optional<std::string> find_mismatch(const transport::FrameHeader& header,
+                                           const Part*& part) const;
   Part* part_of(const transport::FrameHeader& header);
 
   uint32_t length_of(const Part& part, uint32_t segment) const;
   uint32_t index_of(const Part& part) const { return static_cast<uint32_t>(&part - parts_.data()); }
   transport::FrameHeader data_header(const Part& part, uint32_t length) const;
-  void reduce_into(std::byte* target, std::vector<const void*>& sources, uint32_t length, bool is_final) const;
+  void reduce_into(std::byte* target, std::vector<const void*>& sources, uint32_t length,
+                   bool is_final) const;
   void on_stream_sent(uint32_t owner_index) override;
   void abandon_connections() override;
 

@@ -11,8 +11,8 @@ using transport::FrameHeader;
 using transport::FrameType;
 using transport::Payload;
 
-Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t group_id, int32_t own_rank,
-             std::vector<Connection*> connections)
+Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t group_id,
+             int32_t own_rank, std::vector<Connection*> connections)
     : name(std::move(group_name)),
       id(group_id),
       rank(own_rank),
@@ -35,7 +35,8 @@ bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peer
     if (operation.is_finished()) return false;
     if (connection.state == Connection::State::Closed) {
       on_connection_lost(peer, connection.error);
-      if (!operation.is_finished()) operation.fail({ErrorKind::MemberLost, describe(peer) + " has left."});
+      if (!operation.is_finished())
+        operation.fail({ErrorKind::MemberLost, describe(peer) + " has left."});
       return false;
     }
   }
@@ -63,14 +64,17 @@ void Group::start_collective(CollectiveCall call, std::shared_ptr<Work> work) {
   }
 }
 
-void Group::start_send(int32_t destination, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work) {
-  auto operation = std::make_unique<SendOperation>(*this, destination, tag, memory, std::move(work));
+void Group::start_send(int32_t destination, uint32_t tag, MessageMemory memory,
+                       std::shared_ptr<Work> work) {
+  auto operation =
+      std::make_unique<SendOperation>(*this, destination, tag, memory, std::move(work));
   if (!ready_to_talk(*operation, {destination})) return;
   endpoint_.engine().wake_at(operation->deadline());
   messages_.send(std::move(operation));
 }
 
-void Group::start_receive(int32_t source, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work) {
+void Group::start_receive(int32_t source, uint32_t tag, MessageMemory memory,
+                          std::shared_ptr<Work> work) {
   auto operation = std::make_unique<ReceiveOperation>(*this, source, tag, memory, std::move(work));
   std::vector<int32_t> peers;
   if (source >= 0) peers.push_back(source);
@@ -82,7 +86,8 @@ void Group::start_receive(int32_t source, uint32_t tag, MessageMemory memory, st
   ReceiveOperation& posted = *operation;
   messages_.receive(std::move(operation));
   if (source >= 0 && to(source).state == Connection::State::Closed && !posted.is_finished()) {
-    posted.fail({ErrorKind::MemberLost, describe(source) + " has left without sending such a message."});
+    posted.fail(
+        {ErrorKind::MemberLost, describe(source) + " has left without sending such a message."});
   }
 }
 
@@ -113,7 +118,8 @@ void Group::fail(const Error& error) {
   for (int32_t peer = 0; peer < world_size(); ++peer) {
     if (peer == rank) continue;
     Connection& connection = to(peer);
-    if (connection.state != Connection::State::Up && connection.state != Connection::State::Dialing) continue;
+    if (connection.state != Connection::State::Up && connection.state != Connection::State::Dialing)
+      continue;
     transport::OutFrame frame;
     frame.header.type = FrameType::Abort;
     frame.header.group = id;
@@ -138,16 +144,19 @@ void Group::close(const Error& error) {
 
 void Group::on_connection_lost(int32_t peer, const Error& error) {
   if (error) {
-    const ErrorKind kind = error.kind == ErrorKind::Connect ? ErrorKind::Connect : ErrorKind::MemberLost;
-    fail({kind, describe(peer) + " is lost: " + error.message + ". Destroy the group and start the job again."});
+    const ErrorKind kind =
+        error.kind == ErrorKind::Connect ? ErrorKind::Connect : ErrorKind::MemberLost;
+    fail({kind, describe(peer) + " is lost: " + error.message +
+                    ". Destroy the group and start the job again."});
     return;
   }
   // It left politely: whoever still needs it can't go on, the others can.
   for (Operation* operation : running()) {
     if (operation->is_finished() || !operation->needs(peer)) continue;
     const bool is_collective = operation->signature().collective != transport::Collective::SendRecv;
-    const Error left{ErrorKind::MemberLost, describe(peer) + " has left (it closed its group or ended) before this " +
-                                                "call was complete: " + operation->progress() + "."};
+    const Error left{ErrorKind::MemberLost,
+                     describe(peer) + " has left (it closed its group or ended) before this " +
+                         "call was complete: " + operation->progress() + "."};
     if (!is_collective) {
       operation->fail(left);
       continue;
@@ -166,12 +175,14 @@ TimePoint Group::on_time(TimePoint now) {
       next = std::min(next, operation->deadline());
       continue;
     }
-    const Error error{ErrorKind::Timeout, "not done before its deadline: " + operation->progress() + "."};
+    const Error error{ErrorKind::Timeout,
+                      "not done before its deadline: " + operation->progress() + "."};
     if (operation->signature().collective == transport::Collective::SendRecv) {
       operation->fail(error);
       continue;
     }
-    fail({error.kind, operation->describe() + " on rank " + std::to_string(rank) + ": " + error.message});
+    fail({error.kind,
+          operation->describe() + " on rank " + std::to_string(rank) + ": " + error.message});
     return TimePoint::max();
   }
   return next;
@@ -207,7 +218,8 @@ void Group::on_frame(Connection& from, const FrameHeader& header, Payload payloa
   }
   if (header.type == FrameType::Message) {
     messages_.on_message(header, std::move(payload));
-  } else if (header.type == FrameType::Grant && header.collective == transport::Collective::SendRecv) {
+  } else if (header.type == FrameType::Grant &&
+             header.collective == transport::Collective::SendRecv) {
     messages_.on_grant(header);
   } else {
     on_data(from, header, std::move(payload));
@@ -232,10 +244,10 @@ void Group::on_data(Connection& from, const FrameHeader& header, Payload payload
   // Data for a call that has ended here without it: the sender made another call.
   for (const auto& [number, signature] : remembered_) {
     if (number != header.operation) continue;
-    fail({ErrorKind::CallMismatch, "the ranks made different calls as number " + std::to_string(number) +
-                                       " of group '" + name + "': " + signature.describe() + " on rank " +
-                                       std::to_string(rank) + ", " + header.signature().describe() + " on " +
-                                       describe(header.source_rank) + "."});
+    fail({ErrorKind::CallMismatch,
+          "the ranks made different calls as number " + std::to_string(number) + " of group '" +
+              name + "': " + signature.describe() + " on rank " + std::to_string(rank) + ", " +
+              header.signature().describe() + " on " + describe(header.source_rank) + "."});
     return;
   }
 }
@@ -245,7 +257,8 @@ void Group::keep_early(Connection& from, const FrameHeader& header, Payload payl
   early_[header.operation].push_back({header, std::move(payload)});
   const uint64_t before = from.early_bytes;
   from.early_bytes += header.length;
-  // The sender may be about to stop for lack of credit, with frames behind it that a running operation waits for.
+  // The sender may be about to stop for lack of credit, with frames behind it that a running
+  // operation waits for.
   constexpr uint64_t kThreshold = Connection::kUngrantedBytesMax / 4;
   if (before < kThreshold && from.early_bytes >= kThreshold) on_mailbox_filling(header.source_rank);
 }
@@ -266,7 +279,9 @@ void Group::on_abort(const FrameHeader& header, const Payload& payload) {
   const auto kind = header.stage >= 1 && header.stage <= static_cast<uint16_t>(ErrorKind::Aborted)
                         ? static_cast<ErrorKind>(header.stage)
                         : ErrorKind::Aborted;
-  fail({kind, text.starts_with("told by ") ? text : "told by " + describe(header.source_rank) + ": " + text});
+  fail({kind, text.starts_with("told by ")
+                  ? text
+                  : "told by " + describe(header.source_rank) + ": " + text});
 }
 
 // --- sending -------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-// A group of members as the operations see it: ranks, connections, what runs, what came too early, what broke.
+// A group of members as the operations see it: ranks, connections, what runs, what came too early,
+// what broke.
 //
 // Membership is given; this floor neither chooses it nor changes it. Driver only.
 #pragma once
@@ -35,8 +36,10 @@ class Group {
 
   // Each ends through its work.
   void start_collective(CollectiveCall call, std::shared_ptr<Work> work);
-  void start_send(int32_t destination, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work);
-  void start_receive(int32_t source, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work);
+  void start_send(int32_t destination, uint32_t tag, MessageMemory memory,
+                  std::shared_ptr<Work> work);
+  void start_receive(int32_t source, uint32_t tag, MessageMemory memory,
+                     std::shared_ptr<Work> work);
 
   // Breaks the group: every operation fails here and, told by an abort frame, at the others.
   void fail(const Error& error);
@@ -46,7 +49,8 @@ class Group {
 
   // --- from the router ---
   transport::Placement place(const transport::FrameHeader& header);
-  void on_frame(transport::Connection& from, const transport::FrameHeader& header, transport::Payload payload);
+  void on_frame(transport::Connection& from, const transport::FrameHeader& header,
+                transport::Payload payload);
   void on_connection_lost(int32_t rank, const Error& error);
   void on_credit(int32_t rank);
   void on_mailbox_filling(int32_t rank);
@@ -73,9 +77,11 @@ class Group {
  private:
   // False, with the work failed, if the group is broken or the peer can't be reached.
   bool ready_to_talk(Operation& operation, const std::vector<int32_t>& peers);
-  void on_data(transport::Connection& from, const transport::FrameHeader& header, transport::Payload payload);
+  void on_data(transport::Connection& from, const transport::FrameHeader& header,
+               transport::Payload payload);
   void on_abort(const transport::FrameHeader& header, const transport::Payload& payload);
-  void keep_early(transport::Connection& from, const transport::FrameHeader& header, transport::Payload payload);
+  void keep_early(transport::Connection& from, const transport::FrameHeader& header,
+                  transport::Payload payload);
   std::vector<Operation*> running();
 
   transport::Endpoint& endpoint_;

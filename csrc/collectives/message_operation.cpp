@@ -48,7 +48,8 @@ void SendOperation::pump() {
     header.transfer_bytes = bytes_;
     header.segment_bytes = memory_.segment_bytes;
     header.chunk = tag_;
-    header.length = static_cast<uint32_t>(std::min<uint64_t>(memory_.segment_bytes, bytes_ - offset));
+    header.length =
+        static_cast<uint32_t>(std::min<uint64_t>(memory_.segment_bytes, bytes_ - offset));
     if (!can_send(stream_, header.length)) return;
     send_segment(stream_, header, memory_.data + offset, 0);
   }
@@ -85,13 +86,15 @@ bool ReceiveOperation::bind(const FrameHeader& header) {
   bound_source_ = header.source_rank;
   number = header.operation;
   if (header.signature() != signature_ || header.transfer_bytes != bytes_) {
-    fail({ErrorKind::CallMismatch, "the message does not fit: " + group_.describe(bound_source_) + " sent " +
-                                       header.signature().describe() + " with tag " + std::to_string(tag_) + ", rank " +
-                                       std::to_string(group_.rank) + " receives " + describe() + "."});
+    fail({ErrorKind::CallMismatch,
+          "the message does not fit: " + group_.describe(bound_source_) + " sent " +
+              header.signature().describe() + " with tag " + std::to_string(tag_) + ", rank " +
+              std::to_string(group_.rank) + " receives " + describe() + "."});
     return false;
   }
   if (header.segment_bytes != memory_.segment_bytes) {
-    fail({ErrorKind::CallMismatch, group_.describe(bound_source_) + " runs with other settings (segment size)."});
+    fail({ErrorKind::CallMismatch,
+          group_.describe(bound_source_) + " runs with other settings (segment size)."});
     return false;
   }
   have_.assign(segments_, false);
@@ -104,20 +107,24 @@ void ReceiveOperation::grant_all() {
 }
 
 transport::Placement ReceiveOperation::place(const FrameHeader& header) {
-  if (header.segment >= segments_ || have_[header.segment] || header.transfer_bytes != bytes_) return {};
+  if (header.segment >= segments_ || have_[header.segment] || header.transfer_bytes != bytes_)
+    return {};
   if (header.segment_bytes != memory_.segment_bytes) return {};
   return {memory_.data + uint64_t{header.segment} * memory_.segment_bytes, this};
 }
 
 void ReceiveOperation::on_frame(const FrameHeader& header, Payload payload) {
-  const bool is_expected = header.transfer_bytes == bytes_ && header.segment_bytes == memory_.segment_bytes &&
+  const bool is_expected = header.transfer_bytes == bytes_ &&
+                           header.segment_bytes == memory_.segment_bytes &&
                            header.segment < segments_ && !have_[header.segment];
   if (!is_expected) {
-    group_.fail({ErrorKind::RemoteProtocol, group_.describe(header.source_rank) + " sent a segment twice."});
+    group_.fail({ErrorKind::RemoteProtocol,
+                 group_.describe(header.source_rank) + " sent a segment twice."});
     return;
   }
   std::byte* target = memory_.data + uint64_t{header.segment} * memory_.segment_bytes;
-  if (payload.size() > 0 && payload.data() != target) std::memcpy(target, payload.data(), payload.size());
+  if (payload.size() > 0 && payload.data() != target)
+    std::memcpy(target, payload.data(), payload.size());
   have_[header.segment] = true;
   received_ += 1;
   if (received_ == segments_) finish(bound_source_);
@@ -125,13 +132,15 @@ void ReceiveOperation::on_frame(const FrameHeader& header, Payload payload) {
 
 std::string ReceiveOperation::progress() const {
   const std::string from = source_ >= 0 ? group_.describe(source_) : "any rank";
-  if (bound_source_ < 0) return "no message with tag " + std::to_string(tag_) + " came from " + from;
+  if (bound_source_ < 0)
+    return "no message with tag " + std::to_string(tag_) + " came from " + from;
   return std::to_string(received_) + " of " + std::to_string(segments_) + " segments came from " +
          group_.describe(bound_source_);
 }
 
 std::string ReceiveOperation::buffer_state() const {
-  return received_ == 0 ? "The tensor is unchanged." : "The tensor is partly overwritten: do not use it.";
+  return received_ == 0 ? "The tensor is unchanged."
+                        : "The tensor is partly overwritten: do not use it.";
 }
 
 void ReceiveOperation::abandon_connections() {
@@ -154,7 +163,8 @@ void Messages::receive(std::unique_ptr<ReceiveOperation> operation) {
   auto oldest = early_.end();
   for (auto entry = early_.begin(); entry != early_.end(); ++entry) {
     const Key& key = entry->first;
-    if (key.tag != posted.tag() || (posted.source() >= 0 && key.source != posted.source())) continue;
+    if (key.tag != posted.tag() || (posted.source() >= 0 && key.source != posted.source()))
+      continue;
     if (key.number != next_received_[{key.source, key.tag}]) continue;
     if (oldest == early_.end() || entry->second.arrival < oldest->second.arrival) oldest = entry;
   }
@@ -197,13 +207,15 @@ void Messages::on_message(const FrameHeader& header, Payload payload) {
     receive->on_frame(header, std::move(payload));
     // The next message may already be here, and a receive for it, too.
     const auto next = early_.find({key.source, key.tag, next_received_[{key.source, key.tag}]});
-    const bool is_wanted = next != early_.end() && std::any_of(posted_.begin(), posted_.end(), [&key](const auto& p) {
-                             return p->tag() == key.tag && (p->source() < 0 || p->source() == key.source);
-                           });
+    const bool is_wanted =
+        next != early_.end() && std::any_of(posted_.begin(), posted_.end(), [&key](const auto& p) {
+          return p->tag() == key.tag && (p->source() < 0 || p->source() == key.source);
+        });
     if (is_wanted) {
       auto frames = std::move(next->second.frames);
       early_.erase(next);
-      for (auto& [early_header, early_payload] : frames) on_message(early_header, std::move(early_payload));
+      for (auto& [early_header, early_payload] : frames)
+        on_message(early_header, std::move(early_payload));
     }
     return;
   }

@@ -22,10 +22,12 @@ struct MessageMemory {
 
 class SendOperation final : public Operation {
  public:
-  SendOperation(Group& group, int32_t destination, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work);
+  SendOperation(Group& group, int32_t destination, uint32_t tag, MessageMemory memory,
+                std::shared_ptr<Work> work);
   void start() override { pump(); }
   transport::Placement place(const transport::FrameHeader&) override { return {}; }
-  void on_frame(const transport::FrameHeader& header, transport::Payload payload) override;  // grants
+  void on_frame(const transport::FrameHeader& header,
+                transport::Payload payload) override;  // grants
   void pump() override;
   void grant_all() override {}
   bool needs(int32_t rank) const override { return rank == stream_.rank; }
@@ -47,7 +49,8 @@ class SendOperation final : public Operation {
 
 class ReceiveOperation final : public Operation {
  public:
-  ReceiveOperation(Group& group, int32_t source, uint32_t tag, MessageMemory memory, std::shared_ptr<Work> work);
+  ReceiveOperation(Group& group, int32_t source, uint32_t tag, MessageMemory memory,
+                   std::shared_ptr<Work> work);
   void start() override {}
   // Takes the message that begins with `header`; false (and failed) if its size or type is another.
   bool bind(const transport::FrameHeader& header);
@@ -55,7 +58,9 @@ class ReceiveOperation final : public Operation {
   void on_frame(const transport::FrameHeader& header, transport::Payload payload) override;
   void pump() override {}
   void grant_all() override;
-  bool needs(int32_t rank) const override { return rank == source_ || (source_ < 0 && rank == bound_source_); }
+  bool needs(int32_t rank) const override {
+    return rank == source_ || (source_ < 0 && rank == bound_source_);
+  }
   std::string progress() const override;
   std::string buffer_state() const override;
   int32_t source() const { return source_; }  // -1: any
@@ -104,7 +109,7 @@ class Messages {
   std::map<std::pair<int32_t, uint32_t>, uint64_t> next_sent_;      // (destination, tag)
   std::map<std::pair<int32_t, uint32_t>, uint64_t> next_received_;  // (source, tag)
   std::map<Key, std::unique_ptr<SendOperation>> sends_;             // key.source: the destination
-  std::list<std::unique_ptr<ReceiveOperation>> posted_;             // not yet bound, in order of posting
+  std::list<std::unique_ptr<ReceiveOperation>> posted_;  // not yet bound, in order of posting
   std::map<Key, std::unique_ptr<ReceiveOperation>> bound_;
   struct EarlyMessage {
     uint64_t arrival = 0;

@@ -29,8 +29,10 @@ void Operation::fail(const Error& error) {
   abandon_connections();
   for (Sending& sending : sending_) group_.pool().give_back(std::move(sending.buffer));
   group_.on_finished(*this);
-  work_->complete({error.kind, describe() + " of group '" + group_.name + "', call " + std::to_string(number) +
-                                   ", on rank " + std::to_string(group_.rank) + ": " + error.message + " " + state});
+  work_->complete({error.kind, describe() + " of group '" + group_.name + "', call " +
+                                   std::to_string(number) + ", on rank " +
+                                   std::to_string(group_.rank) + ": " + error.message + " " +
+                                   state});
 }
 
 bool Operation::can_send(const OutStream& stream, uint32_t length) const {
@@ -57,8 +59,8 @@ void Operation::commit_segment(OutStream& stream, FrameHeader header) {
   group_.to(stream.rank).commit(header);
 }
 
-void Operation::send_segment(OutStream& stream, FrameHeader header, const std::byte* data, uint32_t owner_index,
-                             transport::BufferPool::Buffer buffer) {
+void Operation::send_segment(OutStream& stream, FrameHeader header, const std::byte* data,
+                             uint32_t owner_index, transport::BufferPool::Buffer buffer) {
   if (std::byte* room = reserve_segment(stream, header.length)) {
     if (header.length > 0) std::memcpy(room, data, header.length);
     commit_segment(stream, header);

@@ -16,10 +16,11 @@ namespace pccl {
 
 class Group;
 
-// A transfer that may be sent before its receiver has said anything: this many segments, then one grant at a time.
-// 8 segments of 512 KiB fill a path of 300 Mbit/s and 100 ms.
+// A transfer that may be sent before its receiver has said anything: this many segments, then one
+// grant at a time. 8 segments of 512 KiB fill a path of 300 Mbit/s and 100 ms.
 inline constexpr uint32_t kWindowSegments = 8;
-// Frames of one transfer that wait in a connection's queue; more would only make memory wait for sockets.
+// Frames of one transfer that wait in a connection's queue; more would only make memory wait for
+// sockets.
 inline constexpr uint32_t kQueuedFramesMax = 4;
 
 // The sending end of one transfer.
@@ -64,10 +65,10 @@ class Operation : public transport::FrameOwner {
 
  protected:
   bool can_send(const OutStream& stream, uint32_t length) const;
-  // Sends one segment of `stream` from `data`, which lives until the operation ends, or from `buffer`. Requires
-  // can_send(). `owner_index` comes back through on_stream_sent().
-  void send_segment(OutStream& stream, transport::FrameHeader header, const std::byte* data, uint32_t owner_index,
-                    transport::BufferPool::Buffer buffer = {});
+  // Sends one segment of `stream` from `data`, which lives until the operation ends, or from
+  // `buffer`. Requires can_send(). `owner_index` comes back through on_stream_sent().
+  void send_segment(OutStream& stream, transport::FrameHeader header, const std::byte* data,
+                    uint32_t owner_index, transport::BufferPool::Buffer buffer = {});
   // The same, when the payload has been written into memory lent by Connection::reserve().
   void commit_segment(OutStream& stream, transport::FrameHeader header);
   std::byte* reserve_segment(const OutStream& stream, uint32_t length);

@@ -42,8 +42,8 @@ RankPlan compile(const topology::Schedule& schedule, int32_t rank) {
   std::set<int32_t> receivers;
   for (uint32_t index = 0; index < schedule.chunks.size(); ++index) {
     ChunkPlan plan = plan_chunk(schedule.chunks[index], index, rank);
-    const bool has_edges = !plan.up_children.empty() || plan.up_parent >= 0 || plan.down_parent >= 0 ||
-                           !plan.down_children.empty();
+    const bool has_edges = !plan.up_children.empty() || plan.up_parent >= 0 ||
+                           plan.down_parent >= 0 || !plan.down_children.empty();
     if (!plan.is_core && !has_edges) continue;
     senders.insert(plan.up_children.begin(), plan.up_children.end());
     receivers.insert(plan.down_children.begin(), plan.down_children.end());
@@ -56,7 +56,8 @@ RankPlan compile(const topology::Schedule& schedule, int32_t rank) {
     result.index_of_chunk[index] = static_cast<int32_t>(result.chunks.size());
     result.chunks.push_back(std::move(plan));
   }
-  std::set_union(senders.begin(), senders.end(), receivers.begin(), receivers.end(), std::back_inserter(result.peers));
+  std::set_union(senders.begin(), senders.end(), receivers.begin(), receivers.end(),
+                 std::back_inserter(result.peers));
   std::set_difference(senders.begin(), senders.end(), receivers.begin(), receivers.end(),
                       std::back_inserter(result.receives_only));
   std::set_difference(receivers.begin(), receivers.end(), senders.begin(), senders.end(),

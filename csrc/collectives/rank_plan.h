@@ -16,7 +16,7 @@ struct ChunkPlan {
   uint64_t count = 0;   // elements, or topology::Chunk::kWholeBlock
   bool reduces = false;
   bool is_core = false;
-  bool is_exchanged = false;  // the core has several ranks; true on every rank of the chunk
+  bool is_exchanged = false;         // the core has several ranks; true on every rank of the chunk
   std::vector<int32_t> up_children;  // in the order of combination
   int32_t up_parent = -1;
   // Partner in each exchange round, and whether its value comes first when the two are combined.
@@ -33,8 +33,9 @@ struct RankPlan {
   std::vector<ChunkPlan> chunks;        // those that touch this rank, in schedule order
   std::vector<int32_t> index_of_chunk;  // schedule index -> position in `chunks`, -1: not ours
   std::vector<int32_t> peers;           // ranks that this rank talks with, ascending
-  std::vector<int32_t> receives_only;   // peers that send to this rank and hear nothing back from it by the schedule
-  std::vector<int32_t> sends_only;      // the opposite
+  std::vector<int32_t>
+      receives_only;  // peers that send to this rank and hear nothing back from it by the schedule
+  std::vector<int32_t> sends_only;  // the opposite
 };
 
 RankPlan compile(const topology::Schedule& schedule, int32_t rank);

@@ -71,15 +71,18 @@ void Router::on_frame(Connection& from, const FrameHeader& header, Payload paylo
     // A member may speak for itself only.
     if (group->rank_of(from) != header.source_rank) {
       group->fail({ErrorKind::RemoteProtocol,
-                   "a frame came with rank " + std::to_string(header.source_rank) + " from " + from.peer.describe() +
+                   "a frame came with rank " + std::to_string(header.source_rank) + " from " +
+                       from.peer.describe() +
                        ", which is not that rank: the members do not agree who is who."});
       return;
     }
     group->on_frame(from, header, std::move(payload));
     return;
   }
-  if (ended_.contains(header.group) || (unknown_.size() >= kUnknownGroupsMax && !unknown_.contains(header.group))) {
-    if ((header.flags & transport::kFlagUngranted) != 0) from.note_ungranted_consumed(header.length);
+  if (ended_.contains(header.group) ||
+      (unknown_.size() >= kUnknownGroupsMax && !unknown_.contains(header.group))) {
+    if ((header.flags & transport::kFlagUngranted) != 0)
+      from.note_ungranted_consumed(header.length);
     return;
   }
   payload.keep();

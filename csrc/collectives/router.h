@@ -23,7 +23,8 @@ class Router final : public transport::FrameSink {
   // Destroys ended operations. When none is on the stack.
   void sweep();
 
-  transport::Placement place(transport::Connection& from, const transport::FrameHeader& header) override;
+  transport::Placement place(transport::Connection& from,
+                             const transport::FrameHeader& header) override;
   void on_frame(transport::Connection& from, const transport::FrameHeader& header,
                 transport::Payload payload) override;
   void on_lost(transport::Connection& connection, const Error& error) override;
@@ -34,7 +35,8 @@ class Router final : public transport::FrameSink {
     transport::Connection* from;
     EarlyFrame frame;
   };
-  // Groups whose first frames may wait for their creation here; bytes are bounded by the senders' credit.
+  // Groups whose first frames may wait for their creation here; bytes are bounded by the senders'
+  // credit.
   static constexpr size_t kUnknownGroupsMax = 4096;
 
   std::unordered_map<uint64_t, std::unique_ptr<Group>> groups_;

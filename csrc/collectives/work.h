@@ -35,8 +35,8 @@ class CompletionQueue {
 // Owned by the caller and, until it is done, by the operation.
 class Work : public std::enable_shared_from_this<Work> {
  public:
-  Work(transport::Engine& engine, std::shared_ptr<CompletionQueue> completions, std::string name, TimePoint until,
-       std::shared_ptr<void> keep)
+  Work(transport::Engine& engine, std::shared_ptr<CompletionQueue> completions, std::string name,
+       TimePoint until, std::shared_ptr<void> keep)
       : operation(std::move(name)),
         deadline(until),
         engine_(engine),

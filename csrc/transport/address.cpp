@@ -60,7 +60,8 @@ std::vector<std::byte> MemberAddress::encode() const {
 std::optional<MemberAddress> MemberAddress::decode(std::span<const std::byte> bytes) {
   if (bytes.size() > kAddressBytesMax) return std::nullopt;
   ByteReader in(bytes);
-  if (in.get<uint32_t>() != kAddressMagic || in.get<uint16_t>() != kProtocolVersion) return std::nullopt;
+  if (in.get<uint32_t>() != kAddressMagic || in.get<uint16_t>() != kProtocolVersion)
+    return std::nullopt;
   MemberAddress address;
   address.member_id = in.get<MemberId>();
   address.run = in.get_text(255);
@@ -97,7 +98,8 @@ std::vector<SocketAddress> resolve(const std::string& host, uint16_t port) {
   addrinfo* found = nullptr;
   if (getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &found) != 0) return {};
   std::vector<SocketAddress> addresses;
-  for (const addrinfo* entry = found; entry != nullptr && addresses.size() < kHostsMax; entry = entry->ai_next) {
+  for (const addrinfo* entry = found; entry != nullptr && addresses.size() < kHostsMax;
+       entry = entry->ai_next) {
     SocketAddress address;
     std::memcpy(&address.storage, entry->ai_addr, entry->ai_addrlen);
     address.length = entry->ai_addrlen;

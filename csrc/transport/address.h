@@ -23,10 +23,11 @@ inline constexpr size_t kHostsMax = 16;
 
 struct MemberAddress {
   MemberId member_id{};
-  std::string run;          // members of different runs refuse each other
-  std::string host_key;     // equal for members that share a kernel and a user; empty: never share memory
-  std::string memory_name;  // abstract UNIX socket through which memory is handed over
-  uint16_t port = 0;        // TCP
+  std::string run;  // members of different runs refuse each other
+  std::string
+      host_key;  // equal for members that share a kernel and a user; empty: never share memory
+  std::string memory_name;         // abstract UNIX socket through which memory is handed over
+  uint16_t port = 0;               // TCP
   std::vector<std::string> hosts;  // names or numbers, best first
 
   std::vector<std::byte> encode() const;
@@ -41,7 +42,8 @@ struct SocketAddress {
   std::string describe() const;  // "[::1]:4123"
 };
 
-// All socket addresses behind `address`, best first; asks DNS, so it may block. Empty if no name resolves.
+// All socket addresses behind `address`, best first; asks DNS, so it may block. Empty if no name
+// resolves.
 std::vector<SocketAddress> resolve(const MemberAddress& address);
 std::vector<SocketAddress> resolve(const std::string& host, uint16_t port);
 

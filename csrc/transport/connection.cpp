@@ -12,7 +12,8 @@ void Connection::abandon(const FrameOwner* owner) {
 }
 
 std::byte* Connection::reserve(uint32_t length) {
-  if (state != State::Up || links_.size() != 1 || !control_.empty() || !data_.empty()) return nullptr;
+  if (state != State::Up || links_.size() != 1 || !control_.empty() || !data_.empty())
+    return nullptr;
   return links_.front()->reserve(length);
 }
 
@@ -20,15 +21,18 @@ void Connection::commit(const FrameHeader& header) { links_.front()->commit(head
 
 void Connection::flush() {
   if (state != State::Up) return;
-  // Links may be closed by their own flush; the endpoint then takes them away after the loop that it drives.
-  for (size_t i = 0; i < links_.size() && !(control_.empty() && data_.empty() && !links_[i]->has_unsent()); ++i) {
+  // Links may be closed by their own flush; the endpoint then takes them away after the loop that
+  // it drives.
+  for (size_t i = 0;
+       i < links_.size() && !(control_.empty() && data_.empty() && !links_[i]->has_unsent()); ++i) {
     links_[i]->flush();
   }
 }
 
 bool Connection::has_unsent() const {
   return !control_.empty() || !data_.empty() ||
-         std::any_of(links_.begin(), links_.end(), [](const auto& link) { return link->has_unsent(); });
+         std::any_of(links_.begin(), links_.end(),
+                     [](const auto& link) { return link->has_unsent(); });
 }
 
 OutFrame* Connection::front_frame() {

@@ -1,7 +1,7 @@
 // The logical connection between two members: frames go in, frames come out, whatever carries them.
 //
-// Frames of one connection may be striped over several sockets and then overtake each other; every frame says by
-// itself where it belongs. Control frames go first. Driver only.
+// Frames of one connection may be striped over several sockets and then overtake each other; every
+// frame says by itself where it belongs. Control frames go first. Driver only.
 #pragma once
 
 #include <cstddef>
@@ -32,9 +32,9 @@ class FrameOwner {
 
 struct OutFrame {
   FrameHeader header;
-  const std::byte* payload = nullptr;   // lives until owner->on_sent(cookie), or abandon(owner)
-  std::vector<std::byte> owned;         // or the payload itself
-  FrameOwner* owner = nullptr;          // null: nobody is told
+  const std::byte* payload = nullptr;  // lives until owner->on_sent(cookie), or abandon(owner)
+  std::vector<std::byte> owned;        // or the payload itself
+  FrameOwner* owner = nullptr;         // null: nobody is told
   uint64_t cookie = 0;
 };
 
@@ -73,7 +73,8 @@ class Link {
   virtual ~Link() = default;
   // Sends from the connection's queues until they are empty or the link is full.
   virtual void flush() = 0;
-  // Memory of the next frame's payload, to be filled before commit(); null where the link cannot lend any now.
+  // Memory of the next frame's payload, to be filled before commit(); null where the link cannot
+  // lend any now.
   virtual std::byte* reserve(uint32_t /*length*/) { return nullptr; }
   virtual void commit(const FrameHeader& /*header*/) {}
   virtual void abandon(const FrameOwner* owner) = 0;
@@ -83,7 +84,7 @@ class Link {
 };
 
 struct Traffic {
-  uint64_t bytes_sent = 0;      // headers included
+  uint64_t bytes_sent = 0;  // headers included
   uint64_t bytes_received = 0;
 };
 
@@ -102,7 +103,8 @@ class Connection {
     control_.back().header = header;
   }
   void send_control(OutFrame frame) { control_.push_back(std::move(frame)); }
-  // Forgets every frame and placement of `owner`; what is half sent is copied, so that `owner` may die.
+  // Forgets every frame and placement of `owner`; what is half sent is copied, so that `owner` may
+  // die.
   void abandon(const FrameOwner* owner);
 
   // A frame whose payload can be written where the peer reads it: see Link.
@@ -125,9 +127,13 @@ class Connection {
   std::vector<std::unique_ptr<Link>> take_links() { return std::move(links_); }
 
   // --- flow control of ungranted bytes ---
-  bool may_send_ungranted(uint64_t bytes) const { return ungranted_sent_ + bytes <= kUngrantedBytesMax; }
+  bool may_send_ungranted(uint64_t bytes) const {
+    return ungranted_sent_ + bytes <= kUngrantedBytesMax;
+  }
   void note_ungranted_sent(uint64_t bytes) { ungranted_sent_ += bytes; }
-  void on_credit(uint64_t bytes) { ungranted_sent_ -= bytes < ungranted_sent_ ? bytes : ungranted_sent_; }
+  void on_credit(uint64_t bytes) {
+    ungranted_sent_ -= bytes < ungranted_sent_ ? bytes : ungranted_sent_;
+  }
   // Gives the sender credit back, in portions.
   void note_ungranted_consumed(uint64_t bytes);
 

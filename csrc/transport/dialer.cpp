@@ -16,8 +16,8 @@ namespace {
 // One address gets this long before the next is tried; a handshake likewise.
 constexpr auto kCandidateTimeout = std::chrono::seconds(5);
 constexpr auto kRetryPause = std::chrono::milliseconds(100);
-// If every address of a member refuses this many times, its process is gone: its listener was there before its address
-// was published.
+// If every address of a member refuses this many times, its process is gone: its listener was there
+// before its address was published.
 constexpr int kRefusedRoundsMax = 3;
 constexpr size_t kDescriptorsMax = 3;
 
@@ -30,15 +30,21 @@ bool is_loopback(const SocketAddress& address) {
 
 // --- Dialer --------------------------------------------------------------------------------------
 
-Dialer::Dialer(Endpoint& endpoint, Connection& connection, uint16_t socket_index, TimePoint deadline)
-    : endpoint_(endpoint), connection_(connection), socket_index_(socket_index), deadline_(deadline) {
+Dialer::Dialer(Endpoint& endpoint, Connection& connection, uint16_t socket_index,
+               TimePoint deadline)
+    : endpoint_(endpoint),
+      connection_(connection),
+      socket_index_(socket_index),
+      deadline_(deadline) {
   const MemberAddress& own = endpoint.address();
   const MemberAddress& peer = connection.peer;
   const bool same_host = !own.host_key.empty() && own.host_key == peer.host_key;
-  memory_pending_ = same_host && socket_index == 0 && !own.memory_name.empty() && !peer.memory_name.empty();
+  memory_pending_ =
+      same_host && socket_index == 0 && !own.memory_name.empty() && !peer.memory_name.empty();
   candidates_ = endpoint.resolved(connection);
-  std::stable_partition(candidates_.begin(), candidates_.end(),
-                        [same_host](const SocketAddress& address) { return is_loopback(address) == same_host; });
+  std::stable_partition(
+      candidates_.begin(), candidates_.end(),
+      [same_host](const SocketAddress& address) { return is_loopback(address) == same_host; });
   hello_.from = own;
   hello_.to = peer.member_id;
   hello_.nonce = connection.nonce;
@@ -77,7 +83,8 @@ void Dialer::try_next(TimePoint now) {
     if (next_ == candidates_.size()) {
       next_ = 0;
       rounds_ += 1;
-      if (candidates_.empty()) last_reason_ = "its host name does not resolve, or it told no address";
+      if (candidates_.empty())
+        last_reason_ = "its host name does not resolve, or it told no address";
       stage_ = Stage::Resting;
       retry_at_ = now + kRetryPause;
       endpoint_.engine().wake_at(retry_at_);
@@ -123,7 +130,8 @@ void Dialer::ask(Road road) {
   if (road == Road::Memory) {
     for (const FileDescriptor& descriptor : descriptors_) descriptors.push_back(descriptor.get());
   }
-  if (!send_all(socket_.get(), hello_.encode(), descriptors)) fail_candidate("the handshake could not be sent");
+  if (!send_all(socket_.get(), hello_.encode(), descriptors))
+    fail_candidate("the handshake could not be sent");
 }
 
 void Dialer::fail_candidate(const std::string& reason) {
@@ -179,7 +187,8 @@ void Dialer::read_reply() {
   if (!reply) {
     fail_candidate("malformed answer to the handshake");
   } else if (reply->answer == Answer::Refused) {
-    const std::string where = hello_.road == Road::Memory ? "shared memory" : candidates_[next_].describe();
+    const std::string where =
+        hello_.road == Road::Memory ? "shared memory" : candidates_[next_].describe();
     finish();
     endpoint_.on_dial_failed(connection_, where + ": it declined: " + reply->reason);
   } else if (reply->answer == Answer::Duplicate) {
@@ -198,8 +207,11 @@ TimePoint Dialer::on_time(TimePoint now) {
   if (stage_ == Stage::Resting && now >= retry_at_) {
     try_next(now);
   } else if (stage_ != Stage::Resting && now >= candidate_deadline_) {
-    fail_candidate("no answer within " +
-                   std::to_string(std::chrono::duration_cast<std::chrono::seconds>(kCandidateTimeout).count()) + " s");
+    fail_candidate(
+        "no answer within " +
+        std::to_string(
+            std::chrono::duration_cast<std::chrono::seconds>(kCandidateTimeout).count()) +
+        " s");
     try_next(now);
   }
   if (finished_) return TimePoint::max();
@@ -240,8 +252,8 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
     }
     if (whole && received_.size() >= *whole) break;
     const size_t wanted = (whole ? *whole : kHandshakePrefixBytes) - received_.size();
-    const long count =
-        receive_with_descriptors(socket_.get(), bytes.data(), std::min(wanted, bytes.size()), descriptors_);
+    const long count = receive_with_descriptors(socket_.get(), bytes.data(),
+                                                std::min(wanted, bytes.size()), descriptors_);
     if (count == 0) return;
     if (count < 0 || descriptors_.size() > kDescriptorsMax) {
       endpoint_.count_refused();
@@ -253,7 +265,8 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
   if (finished_) return;
   const auto hello = decode_hello(received_);
   if (!hello || (hello->road == Road::Memory) != is_memory_ ||
-      (is_memory_ && (descriptors_.size() != kDescriptorsMax || peer_user(socket_.get()) != geteuid()))) {
+      (is_memory_ &&
+       (descriptors_.size() != kDescriptorsMax || peer_user(socket_.get()) != geteuid()))) {
     refuse(Answer::Refused, "malformed handshake");
     return;
   }

@@ -16,7 +16,8 @@ namespace pccl::transport {
 
 class Endpoint;
 
-// Tries the roads to one member in turn (memory, then each address) until one answers or the deadline passes.
+// Tries the roads to one member in turn (memory, then each address) until one answers or the
+// deadline passes.
 class Dialer final : public Pollable {
  public:
   Dialer(Endpoint& endpoint, Connection& connection, uint16_t socket_index, TimePoint deadline);
@@ -60,7 +61,8 @@ class Dialer final : public Pollable {
   bool finished_ = false;
 };
 
-// Reads the Hello of an accepted socket and answers it. A stranger gets a sentence and a closed socket.
+// Reads the Hello of an accepted socket and answers it. A stranger gets a sentence and a closed
+// socket.
 class Greeter final : public Pollable {
  public:
   Greeter(Endpoint& endpoint, FileDescriptor socket, bool is_memory, TimePoint deadline);

@@ -46,8 +46,8 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
     throw std::invalid_argument("endpoint: the run's name must have 1 to 255 characters");
   }
   if (options_.sockets < 1 || options_.sockets > kSocketsMax) {
-    throw std::invalid_argument("endpoint: sockets must be 1.." + std::to_string(kSocketsMax) + ", not " +
-                                std::to_string(options_.sockets));
+    throw std::invalid_argument("endpoint: sockets must be 1.." + std::to_string(kSocketsMax) +
+                                ", not " + std::to_string(options_.sockets));
   }
   FileDescriptor tcp = listen_tcp(options_.bind_host, options_.port);
   address_.member_id = random_value<MemberId>();
@@ -55,10 +55,12 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
   address_.port = local_port(tcp.get());
   address_.hosts = options_.advertise_hosts;
   if (address_.hosts.empty()) {
-    const bool is_any = options_.bind_host.empty() || options_.bind_host == "0.0.0.0" || options_.bind_host == "::";
+    const bool is_any =
+        options_.bind_host.empty() || options_.bind_host == "0.0.0.0" || options_.bind_host == "::";
     address_.hosts = is_any ? local_hosts() : std::vector<std::string>{options_.bind_host};
   }
-  if (address_.hosts.size() > kHostsMax) throw std::invalid_argument("endpoint: too many advertised hosts");
+  if (address_.hosts.size() > kHostsMax)
+    throw std::invalid_argument("endpoint: too many advertised hosts");
   address_.host_key = local_host_key();
   tcp_listener_ = std::make_unique<Listener>(*this, std::move(tcp), false);
   engine_.add(tcp_listener_->socket.get(), tcp_listener_.get());
@@ -75,11 +77,13 @@ Endpoint::~Endpoint() { close(Clock::now()); }
 
 void Endpoint::Listener::on_events(uint32_t /*epoll_events*/) {
   while (socket) {
-    FileDescriptor accepted(::accept4(socket.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    FileDescriptor accepted(
+        ::accept4(socket.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!accepted) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
       // Out of descriptors or memory: the backlog keeps the caller until the next tick.
-      if (errno != EAGAIN && errno != EWOULDBLOCK) endpoint_.engine_.wake_at(Clock::now() + kIdleTick);
+      if (errno != EAGAIN && errno != EWOULDBLOCK)
+        endpoint_.engine_.wake_at(Clock::now() + kIdleTick);
       return;
     }
     if (endpoint_.greeters_.size() >= kGreetersMax) {
@@ -97,27 +101,33 @@ void Endpoint::Listener::on_events(uint32_t /*epoll_events*/) {
 Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
   if (is_closing_) return {Answer::Refused, "this member is leaving"};
   if (hello.from.run != options_.run) {
-    return {Answer::Refused, "wrong run: this member is in '" + options_.run + "', the caller in '" + hello.from.run +
+    return {Answer::Refused, "wrong run: this member is in '" + options_.run +
+                                 "', the caller in '" + hello.from.run +
                                  "' (a process of another or an earlier job?)"};
   }
   if (hello.to != address_.member_id) {
     return {Answer::Refused, "wrong member: the caller wants " + to_text(hello.to) + ", this is " +
-                                 to_text(address_.member_id) + " (an address of a process that is gone?)"};
+                                 to_text(address_.member_id) +
+                                 " (an address of a process that is gone?)"};
   }
-  if (hello.from.member_id == address_.member_id) return {Answer::Refused, "a member can't connect to itself"};
+  if (hello.from.member_id == address_.member_id)
+    return {Answer::Refused, "a member can't connect to itself"};
   connection = &this->connection(hello.from, {});
   switch (connection->state) {
     case Connection::State::Idle:
       return {};
     case Connection::State::Dialing:
       // Both sides dial. The smaller id's dial stands; ours gives way if we are the larger.
-      if (address_.member_id < hello.from.member_id) return {Answer::Duplicate, "already dialing you"};
+      if (address_.member_id < hello.from.member_id)
+        return {Answer::Duplicate, "already dialing you"};
       for (auto& dialer : dialers_) {
         if (&dialer->connection() == connection) dialer->cancel();
       }
       return {};
     case Connection::State::Up:
-      if (hello.nonce == connection->nonce && hello.socket_index > 0 && hello.socket_index < kSocketsMax) return {};
+      if (hello.nonce == connection->nonce && hello.socket_index > 0 &&
+          hello.socket_index < kSocketsMax)
+        return {};
       return {Answer::Duplicate, "already connected"};
     case Connection::State::Closed:
       break;
@@ -127,7 +137,8 @@ Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
 
 // --- connecting ----------------------------------------------------------------------------------
 
-Connection& Endpoint::connection(const MemberAddress& peer, const std::vector<SocketAddress>& resolved) {
+Connection& Endpoint::connection(const MemberAddress& peer,
+                                 const std::vector<SocketAddress>& resolved) {
   Known& known = known_[peer.member_id];
   if (!known.connection) known.connection = std::make_unique<Connection>(peer);
   if (known.resolved.empty()) known.resolved = resolved;
@@ -170,8 +181,8 @@ void Endpoint::adopt(Connection& connection, FileDescriptor socket, const Hello&
     // The dialing side listens to descriptor 1, the other to descriptor 2.
     FileDescriptor own = std::move(descriptors[side == 0 ? 1 : 2]);
     FileDescriptor peer = std::move(descriptors[side == 0 ? 2 : 1]);
-    auto link = std::make_unique<MemoryLink>(*this, connection, std::move(socket), std::move(rings), side,
-                                             std::move(own), std::move(peer));
+    auto link = std::make_unique<MemoryLink>(*this, connection, std::move(socket), std::move(rings),
+                                             side, std::move(own), std::move(peer));
     memory_links_.push_back(link.get());
     connection.state = Connection::State::Up;
     connection.add_link(std::move(link));
@@ -185,7 +196,8 @@ void Endpoint::adopt(Connection& connection, FileDescriptor socket, const Hello&
 void Endpoint::on_dial_failed(Connection& connection, const std::string& reason) {
   // A stripe that can't be had is no loss of the connection.
   if (connection.state == Connection::State::Up) return;
-  end_connection(connection, {ErrorKind::Connect, connection.peer.describe() + " can't be reached: " + reason});
+  end_connection(connection,
+                 {ErrorKind::Connect, connection.peer.describe() + " can't be reached: " + reason});
 }
 
 // --- ending --------------------------------------------------------------------------------------
@@ -197,7 +209,8 @@ void Endpoint::on_link_down(Connection& connection, const Error& error) {
     known.links_ended += 1;
     if (known.links_ended < connection.link_count()) return;
   }
-  // An error after the goodbye only says that the peer was faster with closing than we with writing.
+  // An error after the goodbye only says that the peer was faster with closing than we with
+  // writing.
   end_connection(connection, connection.goodbye ? Error{} : error);
 }
 
@@ -206,7 +219,8 @@ void Endpoint::end_connection(Connection& connection, const Error& error) {
   connection.state = Connection::State::Closed;
   connection.error = error;
   if (!error && !connection.goodbye) {
-    connection.error = {ErrorKind::MemberLost, "its connection was closed without a goodbye: the process is gone"};
+    connection.error = {ErrorKind::MemberLost,
+                        "its connection was closed without a goodbye: the process is gone"};
   }
   const uint64_t sent = connection.traffic.bytes_sent;
   (connection.shares_memory() ? ended_.bytes_sent_memory : ended_.bytes_sent_tcp) += sent;
@@ -258,7 +272,8 @@ void Endpoint::close(TimePoint deadline) {
   engine_.stop();
   is_closed_ = true;
   for (auto& [id, known] : known_) {
-    if (known.connection->state == Connection::State::Up) end_connection(*known.connection, {ErrorKind::Aborted, "closed"});
+    if (known.connection->state == Connection::State::Up)
+      end_connection(*known.connection, {ErrorKind::Aborted, "closed"});
   }
   dialers_.clear();
   greeters_.clear();
@@ -276,7 +291,8 @@ Statistics Endpoint::statistics() {
       const Connection& connection = *known.connection;
       if (connection.state != Connection::State::Up) continue;
       sum.connections += 1;
-      (connection.shares_memory() ? sum.bytes_sent_memory : sum.bytes_sent_tcp) += connection.traffic.bytes_sent;
+      (connection.shares_memory() ? sum.bytes_sent_memory : sum.bytes_sent_tcp) +=
+          connection.traffic.bytes_sent;
       (connection.shares_memory() ? sum.bytes_received_memory : sum.bytes_received_tcp) +=
           connection.traffic.bytes_received;
     }
@@ -303,15 +319,16 @@ void Endpoint::mark_unsent(Connection& connection) {
 }
 
 void Endpoint::flush() {
-  // on_sent() may queue more, also on other connections; each pass sends at least one frame of each, or finds its
-  // links full, and then they wake us.
+  // on_sent() may queue more, also on other connections; each pass sends at least one frame of
+  // each, or finds its links full, and then they wake us.
   while (!unsent_.empty()) {
     std::vector<Connection*> connections;
     connections.swap(unsent_);
     for (Connection* connection : connections) {
       connection->is_marked = false;
       connection->flush();
-      if (connection->said_goodbye && connection->state == Connection::State::Up && !connection->has_unsent()) {
+      if (connection->said_goodbye && connection->state == Connection::State::Up &&
+          !connection->has_unsent()) {
         connection->shutdown_writing();
       }
     }
@@ -340,7 +357,8 @@ TimePoint Endpoint::on_time(TimePoint now) {
     Connection& connection = *known.connection;
     if (connection.state != Connection::State::Dialing) continue;
     if (now >= connection.dial_deadline) {
-      on_dial_failed(connection, "no answer within " + std::to_string(options_.connect_timeout_seconds) + " s");
+      on_dial_failed(connection,
+                     "no answer within " + std::to_string(options_.connect_timeout_seconds) + " s");
     } else {
       next = std::min(next, connection.dial_deadline);
     }

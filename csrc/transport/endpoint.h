@@ -1,10 +1,13 @@
-// One member's place on the network: its listening sockets, its handshakes, its connections, its engine.
+// One member's place on the network: its listening sockets, its handshakes, its connections, its
+// engine.
 //
-// A connection is made when it is first needed, by whichever side needs it. If both dial at once, the dial of the
-// smaller member id stands. Members that share a kernel and a user are dialed through a UNIX socket and then talk by
-// memory; everybody else over TCP, `sockets` of them striped.
+// A connection is made when it is first needed, by whichever side needs it. If both dial at once,
+// the dial of the smaller member id stands. Members that share a kernel and a user are dialed
+// through a UNIX socket and then talk by memory; everybody else over TCP, `sockets` of them
+// striped.
 //
-// Thread safety: constructor, start(), close(), address(), statistics() from the owner's thread; the rest driver only.
+// Thread safety: constructor, start(), close(), address(), statistics() from the owner's thread;
+// the rest driver only.
 #pragma once
 
 #include <atomic>
@@ -24,8 +27,8 @@ namespace pccl::transport {
 
 struct EndpointOptions {
   std::string run;
-  std::string bind_host;  // "": every interface
-  uint16_t port = 0;      // 0: any
+  std::string bind_host;                     // "": every interface
+  uint16_t port = 0;                         // 0: any
   std::vector<std::string> advertise_hosts;  // empty: found by itself
   int sockets = 1;                           // TCP sockets per connection, 1..kSocketsMax
   bool shared_memory = true;
@@ -78,9 +81,11 @@ class Endpoint final : public LinkHost, public Periodic {
 
   // --- for Dialer and Greeter ---
   const EndpointOptions& options() const { return options_; }
-  const std::vector<SocketAddress>& resolved(const Connection& connection) { return known_[connection.peer.member_id].resolved; }
-  void adopt(Connection& connection, FileDescriptor socket, const Hello& hello, std::vector<FileDescriptor> descriptors,
-             int side);
+  const std::vector<SocketAddress>& resolved(const Connection& connection) {
+    return known_[connection.peer.member_id].resolved;
+  }
+  void adopt(Connection& connection, FileDescriptor socket, const Hello& hello,
+             std::vector<FileDescriptor> descriptors, int side);
   void on_dial_failed(Connection& connection, const std::string& reason);
   void dial_more(Connection& connection);  // the other stripes
   Reply judge(const Hello& hello, Connection*& connection);
@@ -119,7 +124,7 @@ class Endpoint final : public LinkHost, public Periodic {
   std::vector<std::unique_ptr<Dialer>> dialers_;
   std::vector<std::unique_ptr<Greeter>> greeters_;
   std::vector<Connection*> unsent_;
-  std::vector<MemoryLink*> memory_links_;  // alive and up
+  std::vector<MemoryLink*> memory_links_;         // alive and up
   std::vector<std::unique_ptr<Link>> graveyard_;  // destroyed when no callback is on the stack
   std::atomic<uint64_t> refused_{0};
   Statistics ended_;  // traffic of links that are gone

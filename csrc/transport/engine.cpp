@@ -11,8 +11,8 @@
 namespace pccl::transport {
 namespace {
 
-// How long after the last wait() the background thread leaves the driver's seat free: a loop of synchronous small
-// operations then never meets it, and an idle process wakes up no more than once.
+// How long after the last wait() the background thread leaves the driver's seat free: a loop of
+// synchronous small operations then never meets it, and an idle process wakes up no more than once.
 constexpr auto kQuietPeriod = std::chrono::milliseconds(2);
 // Nothing waits longer than this for a missed wake-up; a bound, not a mechanism.
 constexpr auto kSleepMax = std::chrono::milliseconds(500);
@@ -20,8 +20,11 @@ constexpr auto kSleepMax = std::chrono::milliseconds(500);
 }  // namespace
 
 Engine::Engine(Periodic& periodic)
-    : periodic_(periodic), epoll_(epoll_create1(EPOLL_CLOEXEC)), wakeup_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
-  if (!epoll_ || !wakeup_) throw std::system_error(errno, std::generic_category(), "engine: epoll_create1/eventfd");
+    : periodic_(periodic),
+      epoll_(epoll_create1(EPOLL_CLOEXEC)),
+      wakeup_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  if (!epoll_ || !wakeup_)
+    throw std::system_error(errno, std::generic_category(), "engine: epoll_create1/eventfd");
   epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wakeup_.get(), &event) != 0) {
     throw std::system_error(errno, std::generic_category(), "engine: epoll_ctl");
@@ -108,7 +111,8 @@ void Engine::background() {
     const bool is_busy = has_driver_ || waiters_.load() > 0;
     if (is_busy || (!background_wanted_ && now < last_wait_end_ + kQuietPeriod)) {
       background_dozes_ = is_busy;
-      background_changed_.wait_until(lock, is_busy ? now + kSleepMax : last_wait_end_ + kQuietPeriod);
+      background_changed_.wait_until(lock,
+                                     is_busy ? now + kSleepMax : last_wait_end_ + kQuietPeriod);
       background_dozes_ = false;
       continue;
     }
@@ -139,7 +143,8 @@ void Engine::poll_once(TimePoint until, const std::atomic<bool>* done) {
   turns.swap(turns_);
   for (Pollable* pollable : turns) {
     // An earlier turn may have removed this one.
-    if (std::find(removed_.begin(), removed_.end(), pollable) == removed_.end()) pollable->on_turn();
+    if (std::find(removed_.begin(), removed_.end(), pollable) == removed_.end())
+      pollable->on_turn();
   }
   removed_.clear();
   TimePoint now = Clock::now();
@@ -149,20 +154,23 @@ void Engine::poll_once(TimePoint until, const std::atomic<bool>* done) {
 
   int timeout_ms = 0;
   asleep_.store(true, std::memory_order_seq_cst);
-  const bool has_work = periodic_.before_sleep() || !turns_.empty() || has_tasks_.load(std::memory_order_seq_cst);
+  const bool has_work =
+      periodic_.before_sleep() || !turns_.empty() || has_tasks_.load(std::memory_order_seq_cst);
   if (!has_work && !stopping_.load()) {
     const TimePoint wake = std::min({until, next_time_, now + kSleepMax});
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(wake - now).count();
     timeout_ms = static_cast<int>(std::clamp<int64_t>(left, 0, 1000));
   }
   std::array<epoll_event, 64> events;
-  const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
+  const int count =
+      epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);
   asleep_.store(false, std::memory_order_relaxed);
   periodic_.after_sleep();
   for (int i = 0; i < count; ++i) {
     auto* pollable = static_cast<Pollable*>(events[i].data.ptr);
     if (pollable == nullptr) continue;  // edge-triggered eventfd: need not be read
-    if (std::find(removed_.begin(), removed_.end(), pollable) == removed_.end()) pollable->on_events(events[i].events);
+    if (std::find(removed_.begin(), removed_.end(), pollable) == removed_.end())
+      pollable->on_events(events[i].events);
   }
   removed_.clear();
   periodic_.flush();

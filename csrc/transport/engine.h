@@ -1,11 +1,12 @@
 // The progress engine: one epoll loop that whoever waits may drive.
 //
-// At most one thread drives at a time. A caller that waits for its operation takes the driver's seat, so that a small
-// message is received, reduced and answered without any hand-off between threads. A background thread drives when
-// nobody waits, so that asynchronous operations, handshakes and goodbyes go on.
+// At most one thread drives at a time. A caller that waits for its operation takes the driver's
+// seat, so that a small message is received, reduced and answered without any hand-off between
+// threads. A background thread drives when nobody waits, so that asynchronous operations,
+// handshakes and goodbyes go on.
 //
-// Thread safety: submit(), wait(), notify_waiters() from any thread; everything else, and every callback, only on the
-// driver.
+// Thread safety: submit(), wait(), notify_waiters() from any thread; everything else, and every
+// callback, only on the driver.
 #pragma once
 
 #include <atomic>
@@ -21,8 +22,8 @@
 
 namespace pccl::transport {
 
-// Something with a file descriptor. Registered edge-triggered: on_events() must read or write until it would block,
-// or ask for another turn with Engine::again().
+// Something with a file descriptor. Registered edge-triggered: on_events() must read or write until
+// it would block, or ask for another turn with Engine::again().
 class Pollable {
  public:
   virtual ~Pollable() = default;
@@ -54,8 +55,8 @@ class Engine {
   // Ends the background thread; afterwards nobody drives. Idempotent.
   void stop();
 
-  // Runs `task` on the driver, in order of submission. `urgent` wakes a driver for it; otherwise the caller promises
-  // to wait() at once.
+  // Runs `task` on the driver, in order of submission. `urgent` wakes a driver for it; otherwise
+  // the caller promises to wait() at once.
   void submit(std::function<void()> task, bool urgent);
 
   // Drives, or waits for the driver, until `done` or `deadline`; returns `done`.

@@ -4,17 +4,28 @@ namespace pccl::transport {
 
 const char* collective_name(Collective collective) {
   switch (collective) {
-    case Collective::None: return "nothing";
-    case Collective::AllReduce: return "all_reduce";
-    case Collective::Broadcast: return "broadcast";
-    case Collective::Reduce: return "reduce";
-    case Collective::AllGather: return "all_gather";
-    case Collective::ReduceScatter: return "reduce_scatter";
-    case Collective::Gather: return "gather";
-    case Collective::Scatter: return "scatter";
-    case Collective::AllToAll: return "all_to_all";
-    case Collective::Barrier: return "barrier";
-    case Collective::SendRecv: return "send/recv";
+    case Collective::None:
+      return "nothing";
+    case Collective::AllReduce:
+      return "all_reduce";
+    case Collective::Broadcast:
+      return "broadcast";
+    case Collective::Reduce:
+      return "reduce";
+    case Collective::AllGather:
+      return "all_gather";
+    case Collective::ReduceScatter:
+      return "reduce_scatter";
+    case Collective::Gather:
+      return "gather";
+    case Collective::Scatter:
+      return "scatter";
+    case Collective::AllToAll:
+      return "all_to_all";
+    case Collective::Barrier:
+      return "barrier";
+    case Collective::SendRecv:
+      return "send/recv";
   }
   return "unknown collective";
 }
@@ -51,17 +62,20 @@ std::optional<std::string> find_fault(const FrameHeader& header) {
   if (static_cast<uint8_t>(header.dtype) >= kDataTypeCount) return "unknown dtype";
   if (static_cast<uint8_t>(header.op) >= kReduceOpCount) return "unknown reduce op";
   if (header.length > kPayloadBytesMax) {
-    return "payload of " + std::to_string(header.length) + " bytes, the limit is " + std::to_string(kPayloadBytesMax);
+    return "payload of " + std::to_string(header.length) + " bytes, the limit is " +
+           std::to_string(kPayloadBytesMax);
   }
-  const bool carries_payload =
-      header.type == FrameType::Data || header.type == FrameType::Message || header.type == FrameType::Abort;
+  const bool carries_payload = header.type == FrameType::Data ||
+                               header.type == FrameType::Message || header.type == FrameType::Abort;
   if (!carries_payload && header.length != 0) return "payload on a control frame";
   if (header.type == FrameType::Data || header.type == FrameType::Message) {
-    if (header.segment_bytes == 0 || header.segment_bytes > kPayloadBytesMax) return "bad segment size";
+    if (header.segment_bytes == 0 || header.segment_bytes > kPayloadBytesMax)
+      return "bad segment size";
     const uint64_t offset = uint64_t{header.segment} * header.segment_bytes;
     if (offset > header.transfer_bytes) return "segment beyond the end of its transfer";
     const uint64_t rest = header.transfer_bytes - offset;
-    if (header.length != (rest < header.segment_bytes ? rest : header.segment_bytes)) return "wrong segment length";
+    if (header.length != (rest < header.segment_bytes ? rest : header.segment_bytes))
+      return "wrong segment length";
   }
   return std::nullopt;
 }

@@ -1,4 +1,5 @@
-// The unit on a connection: a fixed header, then `length` bytes of payload. docs/wire_format.md draws it.
+// The unit on a connection: a fixed header, then `length` bytes of payload. docs/wire_format.md
+// draws it.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,8 @@ namespace pccl::transport {
 inline constexpr uint16_t kProtocolVersion = 1;
 inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 
-// Largest payload of one frame. A segment is at most this long; anything longer is a broken or hostile sender.
+// Largest payload of one frame. A segment is at most this long; anything longer is a broken or
+// hostile sender.
 inline constexpr uint32_t kPayloadBytesMax = 1 << 20;
 
 enum class FrameType : uint8_t {
@@ -46,7 +48,8 @@ inline constexpr uint16_t kStageUp = 0;
 inline constexpr uint16_t kStageDown = 1;
 inline constexpr uint16_t kStageExchange = 2;
 
-// What a call must have in common on all ranks. `count` is 0 where ranks may differ (uneven collectives).
+// What a call must have in common on all ranks. `count` is 0 where ranks may differ (uneven
+// collectives).
 struct Signature {
   Collective collective = Collective::None;
   DataType dtype = DataType::UInt8;
@@ -63,9 +66,10 @@ struct FrameHeader {
   Collective collective = Collective::None;
   DataType dtype = DataType::UInt8;
   ReduceOp op = ReduceOp::Sum;
-  uint64_t group = 0;           // hash of the group's name
-  uint64_t operation = 0;       // number of the call in its group, or of the message in its (sender, tag)
-  uint64_t count = 0;           // signature's count; Credit: bytes
+  uint64_t group = 0;  // hash of the group's name
+  uint64_t operation =
+      0;               // number of the call in its group, or of the message in its (sender, tag)
+  uint64_t count = 0;  // signature's count; Credit: bytes
   uint64_t transfer_bytes = 0;  // whole transfer: all segments of this chunk or message
   uint32_t chunk = 0;           // index in the schedule; messages: the tag
   uint32_t segment = 0;

@@ -36,7 +36,8 @@ std::vector<std::byte> Reply::encode() const {
   return with_prefix(kReplyMagic, body.bytes());
 }
 
-std::optional<size_t> handshake_bytes(std::span<const std::byte> bytes, uint32_t magic, std::string& fault) {
+std::optional<size_t> handshake_bytes(std::span<const std::byte> bytes, uint32_t magic,
+                                      std::string& fault) {
   if (bytes.size() < kHandshakePrefixBytes) return std::nullopt;
   ByteReader in(bytes);
   if (in.get<uint32_t>() != magic) {
@@ -45,13 +46,14 @@ std::optional<size_t> handshake_bytes(std::span<const std::byte> bytes, uint32_t
   }
   const auto version = in.get<uint16_t>();
   if (version != kProtocolVersion) {
-    fault = "protocol version " + std::to_string(version) + " meets version " + std::to_string(kProtocolVersion) +
-            ": install the same pccl on every machine";
+    fault = "protocol version " + std::to_string(version) + " meets version " +
+            std::to_string(kProtocolVersion) + ": install the same pccl on every machine";
     return std::nullopt;
   }
   const size_t size = kHandshakePrefixBytes + in.get<uint16_t>();
   if (size > kHandshakeBytesMax) {
-    fault = "handshake of " + std::to_string(size) + " bytes, the limit is " + std::to_string(kHandshakeBytesMax);
+    fault = "handshake of " + std::to_string(size) + " bytes, the limit is " +
+            std::to_string(kHandshakeBytesMax);
     return std::nullopt;
   }
   return size;
@@ -61,7 +63,8 @@ std::optional<Hello> decode_hello(std::span<const std::byte> bytes) {
   ByteReader in(bytes.subspan(kHandshakePrefixBytes));
   const std::string address_bytes = in.get_text(kAddressBytesMax);
   Hello hello;
-  auto from = MemberAddress::decode(std::as_bytes(std::span(address_bytes.data(), address_bytes.size())));
+  auto from =
+      MemberAddress::decode(std::as_bytes(std::span(address_bytes.data(), address_bytes.size())));
   if (!in.ok() || !from) return std::nullopt;
   hello.from = std::move(*from);
   hello.to = in.get<MemberId>();

@@ -1,4 +1,5 @@
-// The first bytes on every socket: who calls, which run, which version; and the answer, in words when it is a refusal.
+// The first bytes on every socket: who calls, which run, which version; and the answer, in words
+// when it is a refusal.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,8 @@
 
 namespace pccl::transport {
 
-// Magic, version, length of the body: the same in every version, so that versions can refuse each other in words.
+// Magic, version, length of the body: the same in every version, so that versions can refuse each
+// other in words.
 inline constexpr size_t kHandshakePrefixBytes = 8;
 inline constexpr size_t kHandshakeBytesMax = kHandshakePrefixBytes + kAddressBytesMax + 64;
 
@@ -41,9 +43,11 @@ struct Reply {
   std::vector<std::byte> encode() const;
 };
 
-// How many bytes the handshake message that begins with `bytes` has in all; nullopt while fewer than
-// kHandshakePrefixBytes are there. `fault` gets the refusal if the prefix is none of ours or of another version.
-std::optional<size_t> handshake_bytes(std::span<const std::byte> bytes, uint32_t magic, std::string& fault);
+// How many bytes the handshake message that begins with `bytes` has in all; nullopt while fewer
+// than kHandshakePrefixBytes are there. `fault` gets the refusal if the prefix is none of ours or
+// of another version.
+std::optional<size_t> handshake_bytes(std::span<const std::byte> bytes, uint32_t magic,
+                                      std::string& fault);
 inline constexpr uint32_t kHelloMagic = 0x48434350;  // "PCCH"
 inline constexpr uint32_t kReplyMagic = 0x57434350;  // "PCCW"
 

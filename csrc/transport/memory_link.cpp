@@ -18,7 +18,9 @@ namespace {
 constexpr uint32_t kFillerMagic = 0x58434350;  // "PCCX": skip to the ring's start
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
 
-uint64_t record_bytes(uint32_t length) { return kRecordHeaderBytes + ((uint64_t{length} + 63) & ~uint64_t{63}); }
+uint64_t record_bytes(uint32_t length) {
+  return kRecordHeaderBytes + ((uint64_t{length} + 63) & ~uint64_t{63});
+}
 
 }  // namespace
 
@@ -37,10 +39,12 @@ SharedRings::SharedRings(int file) {
   // Sealed, so that the other process can't take the memory away under our reads (SIGBUS).
   if (fstat(file, &status) != 0 || status.st_size != static_cast<off_t>(kBytes) ||
       (fcntl(file, F_GET_SEALS) & kSeals) != kSeals) {
-    throw std::runtime_error("shared memory: not a sealed file of " + std::to_string(kBytes) + " bytes");
+    throw std::runtime_error("shared memory: not a sealed file of " + std::to_string(kBytes) +
+                             " bytes");
   }
   void* base = mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-  if (base == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "shared memory: mmap");
+  if (base == MAP_FAILED)
+    throw std::system_error(errno, std::generic_category(), "shared memory: mmap");
   base_ = static_cast<std::byte*>(base);
 }
 
@@ -61,7 +65,8 @@ void RingReader::begin_record(uint64_t bytes) {
 
 void RingReader::end_record(uint64_t record) {
   // Held and released within its callback: gone already.
-  if (records_.empty() || records_.back().end != record || records_.back().payload != nullptr) return;
+  if (records_.empty() || records_.back().end != record || records_.back().payload != nullptr)
+    return;
   records_.back().is_held = false;
   free_released();
 }
@@ -75,8 +80,8 @@ bool RingReader::hold(uint64_t record, Payload* payload) {
 }
 
 RingReader::Record* RingReader::find(uint64_t record) {
-  const auto found =
-      std::find_if(records_.begin(), records_.end(), [record](const Record& entry) { return entry.end == record; });
+  const auto found = std::find_if(records_.begin(), records_.end(),
+                                  [record](const Record& entry) { return entry.end == record; });
   return found == records_.end() ? nullptr : &*found;
 }
 
@@ -173,7 +178,8 @@ void MemoryLink::commit(const FrameHeader& header) {
   written_ += record_bytes(header.length);
   connection_.traffic.bytes_sent += sizeof(header) + header.length;
   out_.head.store(written_, std::memory_order_seq_cst);
-  if (out_.reader_sleeps.load(std::memory_order_seq_cst) != 0 && out_.reader_sleeps.exchange(0) != 0) {
+  if (out_.reader_sleeps.load(std::memory_order_seq_cst) != 0 &&
+      out_.reader_sleeps.exchange(0) != 0) {
     wake(peer_eventfd_);
   }
 }
@@ -191,7 +197,8 @@ void MemoryLink::flush() {
     }
     const OutFrame sent = connection_.pop_frame();
     if (sent.header.length > 0) {
-      std::memcpy(room, sent.payload != nullptr ? sent.payload : sent.owned.data(), sent.header.length);
+      std::memcpy(room, sent.payload != nullptr ? sent.payload : sent.owned.data(),
+                  sent.header.length);
     }
     commit(sent.header);
     if (sent.owner != nullptr) sent.owner->on_sent(sent.cookie);
@@ -277,9 +284,9 @@ void MemoryLink::receive() {
     reader->begin_record(record_bytes(header.length));
     const uint64_t record = reader->read;
     connection_.traffic.bytes_received += sizeof(header) + header.length;
-    host_.sink().on_frame(
-        connection_, header,
-        Payload(reader->data + at + kRecordHeaderBytes, header.length, &host_.pool(), reader, record));
+    host_.sink().on_frame(connection_, header,
+                          Payload(reader->data + at + kRecordHeaderBytes, header.length,
+                                  &host_.pool(), reader, record));
     reader->end_record(record);
   }
 }

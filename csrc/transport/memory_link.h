@@ -1,11 +1,13 @@
 // Frames between two members of one host, through a ring of shared memory in each direction.
 //
-// The memory is an unnamed file (memfd) that the dialing side makes and hands over on a UNIX socket; it is gone with
-// the last process that has it, kill -9 included. A peer that sleeps is woken through its eventfd, a peer that is awake
-// costs no system call. The UNIX socket tells when the peer's process is gone.
+// The memory is an unnamed file (memfd) that the dialing side makes and hands over on a UNIX
+// socket; it is gone with the last process that has it, kill -9 included. A peer that sleeps is
+// woken through its eventfd, a peer that is awake costs no system call. The UNIX socket tells when
+// the peer's process is gone.
 //
-// A record in a ring: kRecordHeaderBytes (frame header, padding), then the payload, padded to 64 bytes. Records do not
-// wrap; a filler ends the ring's last stretch. Everything read from the ring is checked: the peer is another program.
+// A record in a ring: kRecordHeaderBytes (frame header, padding), then the payload, padded to 64
+// bytes. Records do not wrap; a filler ends the ring's last stretch. Everything read from the ring
+// is checked: the peer is another program.
 #pragma once
 
 #include <atomic>
@@ -29,8 +31,8 @@ struct RingControl {
 };
 static_assert(std::atomic<uint64_t>::is_always_lock_free);
 
-// 2 MiB: with segments of 256 KiB the writer is up to seven segments ahead, and both sides' rings stay in a last-level
-// cache. Twice this is mapped for each pair of members on a host that talk.
+// 2 MiB: with segments of 256 KiB the writer is up to seven segments ahead, and both sides' rings
+// stay in a last-level cache. Twice this is mapped for each pair of members on a host that talk.
 inline constexpr size_t kRingBytes = 2 << 20;
 inline constexpr size_t kRecordHeaderBytes = 128;
 
@@ -64,8 +66,8 @@ class RingReader final : public RecordHolder {
   bool hold(uint64_t record, Payload* payload) override;
   void moved(uint64_t record, Payload* payload) override;
   void release(uint64_t record) override;
-  // If the writer waits for room that held records take: has them copied. Otherwise a circle of members, each waiting
-  // for the next with its own ring full, would wait for ever.
+  // If the writer waits for room that held records take: has them copied. Otherwise a circle of
+  // members, each waiting for the next with its own ring full, would wait for ever.
   void make_room();
   // Room is lent to held records only while half of the ring stays free for the others.
   static constexpr size_t kHeldBytesMax = kRingBytes / 2;
@@ -97,8 +99,9 @@ class RingReader final : public RecordHolder {
 class MemoryLink final : public Link, public Pollable {
  public:
   // `side` 0 writes ring 0 and reads ring 1 (the dialing side), `side` 1 the other way round.
-  MemoryLink(LinkHost& host, Connection& connection, FileDescriptor socket, std::shared_ptr<SharedRings> rings, int side,
-             FileDescriptor own_eventfd, FileDescriptor peer_eventfd);
+  MemoryLink(LinkHost& host, Connection& connection, FileDescriptor socket,
+             std::shared_ptr<SharedRings> rings, int side, FileDescriptor own_eventfd,
+             FileDescriptor peer_eventfd);
   ~MemoryLink() override;
 
   void flush() override;

@@ -8,8 +8,8 @@
 
 namespace pccl::transport {
 
-// Recycles the buffers of segments, so that large ones are not mapped and unmapped by every message.
-// Driver only. Keeps at most kKeptBytesMax; more is given back to the system.
+// Recycles the buffers of segments, so that large ones are not mapped and unmapped by every
+// message. Driver only. Keeps at most kKeptBytesMax; more is given back to the system.
 class BufferPool {
  public:
   static constexpr size_t kKeptBytesMax = 16 << 20;
@@ -28,23 +28,25 @@ class BufferPool {
 
 class Payload;
 
-// Something that can keep a record of received bytes alive in place (a shared-memory ring). It may end that at any
-// time by Payload::move_out().
+// Something that can keep a record of received bytes alive in place (a shared-memory ring). It may
+// end that at any time by Payload::move_out().
 class RecordHolder {
  public:
   virtual ~RecordHolder() = default;
-  virtual bool hold(uint64_t record, Payload* payload) = 0;  // false: no room to keep it here, copy it
+  virtual bool hold(uint64_t record,
+                    Payload* payload) = 0;  // false: no room to keep it here, copy it
   virtual void moved(uint64_t record, Payload* payload) = 0;
   virtual void release(uint64_t record) = 0;
 };
 
-// Move-only. data() is valid until the callback that received it returns; after keep(), until destruction.
+// Move-only. data() is valid until the callback that received it returns; after keep(), until
+// destruction.
 class Payload {
  public:
   Payload() = default;
   // Lent memory; `holder` may be null.
-  Payload(const std::byte* data, size_t size, BufferPool* pool, std::shared_ptr<RecordHolder> holder = nullptr,
-          uint64_t record = 0)
+  Payload(const std::byte* data, size_t size, BufferPool* pool,
+          std::shared_ptr<RecordHolder> holder = nullptr, uint64_t record = 0)
       : data_(data), size_(size), pool_(pool), holder_(std::move(holder)), record_(record) {}
   // A buffer of its own.
   Payload(BufferPool::Buffer buffer, size_t size, BufferPool* pool)

@@ -16,7 +16,8 @@ namespace {
 
 constexpr int kBacklog = 512;
 
-// A dead peer is noticed after kKeepaliveIdle + kKeepaliveCount * kKeepaliveInterval = 20 s of silence.
+// A dead peer is noticed after kKeepaliveIdle + kKeepaliveCount * kKeepaliveInterval = 20 s of
+// silence.
 constexpr int kKeepaliveIdle = 5;
 constexpr int kKeepaliveInterval = 5;
 constexpr int kKeepaliveCount = 3;
@@ -42,7 +43,8 @@ std::string try_listen(const SocketAddress& address, bool dual_stack, FileDescri
   if (!socket) return std::strerror(errno);
   set_option(socket.get(), SOL_SOCKET, SO_REUSEADDR, 1);
   if (family == AF_INET6) set_option(socket.get(), IPPROTO_IPV6, IPV6_V6ONLY, dual_stack ? 0 : 1);
-  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length) != 0 ||
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length) !=
+          0 ||
       ::listen(socket.get(), kBacklog) != 0) {
     return std::strerror(errno);
   }
@@ -65,9 +67,10 @@ FileDescriptor listen_tcp(const std::string& host, uint16_t port) {
     reason = try_listen(address, is_any, listener);
     if (reason.empty()) return listener;
   }
-  throw ConnectError("listen: cannot listen on " + (is_any ? std::string("any address") : host) + ", port " +
-                     std::to_string(port) + ": " + reason +
-                     ". Choose another address (PCCL_BIND) or port (PCCL_PORT; 0 takes a free one).");
+  throw ConnectError(
+      "listen: cannot listen on " + (is_any ? std::string("any address") : host) + ", port " +
+      std::to_string(port) + ": " + reason +
+      ". Choose another address (PCCL_BIND) or port (PCCL_PORT; 0 takes a free one).");
 }
 
 FileDescriptor listen_memory(const std::string& name) {
@@ -76,7 +79,8 @@ FileDescriptor listen_memory(const std::string& name) {
   const sockaddr_un address = memory_address(name, length);
   if (!socket || ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
       ::listen(socket.get(), kBacklog) != 0) {
-    throw ConnectError(std::string("listen: cannot make a UNIX socket for shared memory: ") + std::strerror(errno));
+    throw ConnectError(std::string("listen: cannot make a UNIX socket for shared memory: ") +
+                       std::strerror(errno));
   }
   return socket;
 }
@@ -84,18 +88,22 @@ FileDescriptor listen_memory(const std::string& name) {
 uint16_t local_port(int socket) {
   SocketAddress address;
   address.length = sizeof(address.storage);
-  if (getsockname(socket, reinterpret_cast<sockaddr*>(&address.storage), &address.length) != 0) return 0;
-  return ntohs(address.storage.ss_family == AF_INET ? reinterpret_cast<sockaddr_in*>(&address.storage)->sin_port
-                                                    : reinterpret_cast<sockaddr_in6*>(&address.storage)->sin6_port);
+  if (getsockname(socket, reinterpret_cast<sockaddr*>(&address.storage), &address.length) != 0)
+    return 0;
+  return ntohs(address.storage.ss_family == AF_INET
+                   ? reinterpret_cast<sockaddr_in*>(&address.storage)->sin_port
+                   : reinterpret_cast<sockaddr_in6*>(&address.storage)->sin6_port);
 }
 
 FileDescriptor begin_connect(const SocketAddress& address, std::string& error) {
-  FileDescriptor socket(::socket(address.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  FileDescriptor socket(
+      ::socket(address.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!socket) {
     error = std::strerror(errno);
     return socket;
   }
-  const int rc = ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length);
+  const int rc =
+      ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address.storage), address.length);
   if (rc != 0 && errno != EINPROGRESS) {
     error = std::strerror(errno);
     socket.reset();
@@ -107,7 +115,8 @@ FileDescriptor connect_memory(const std::string& name, std::string& error) {
   FileDescriptor socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   socklen_t length = 0;
   const sockaddr_un address = memory_address(name, length);
-  if (!socket || ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0) {
+  if (!socket ||
+      ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0) {
     error = std::strerror(errno);
     socket.reset();
   }
@@ -144,10 +153,12 @@ bool send_all(int socket, std::span<const std::byte> bytes, std::span<const int>
     attached->cmsg_len = CMSG_LEN(descriptors.size_bytes());
     std::memcpy(CMSG_DATA(attached), descriptors.data(), descriptors.size_bytes());
   }
-  return ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(bytes.size());
+  return ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+         static_cast<ssize_t>(bytes.size());
 }
 
-long receive_with_descriptors(int socket, std::byte* target, size_t size, std::vector<FileDescriptor>& descriptors) {
+long receive_with_descriptors(int socket, std::byte* target, size_t size,
+                              std::vector<FileDescriptor>& descriptors) {
   iovec part{target, size};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(4 * sizeof(int))> control{};
   msghdr message{};
@@ -157,7 +168,8 @@ long receive_with_descriptors(int socket, std::byte* target, size_t size, std::v
   message.msg_controllen = control.size();
   const ssize_t count = ::recvmsg(socket, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (count < 0) return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR ? 0 : -1;
-  for (cmsghdr* entry = CMSG_FIRSTHDR(&message); entry != nullptr; entry = CMSG_NXTHDR(&message, entry)) {
+  for (cmsghdr* entry = CMSG_FIRSTHDR(&message); entry != nullptr;
+       entry = CMSG_NXTHDR(&message, entry)) {
     if (entry->cmsg_level != SOL_SOCKET || entry->cmsg_type != SCM_RIGHTS) continue;
     const size_t found = (entry->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < found; ++i) {

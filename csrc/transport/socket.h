@@ -27,10 +27,12 @@ std::string connect_error(int socket);
 // No Nagle; keepalive, so that a silent death is noticed while nothing is being sent.
 void set_stream_options(int socket);
 
-// Sends `bytes` with file descriptors attached (UNIX sockets); false if the socket did not take all of it.
+// Sends `bytes` with file descriptors attached (UNIX sockets); false if the socket did not take all
+// of it.
 bool send_all(int socket, std::span<const std::byte> bytes, std::span<const int> descriptors = {});
 // Receives up to `size` bytes and any descriptors. >0 bytes, 0 nothing now, -1 end or error.
-long receive_with_descriptors(int socket, std::byte* target, size_t size, std::vector<FileDescriptor>& descriptors);
+long receive_with_descriptors(int socket, std::byte* target, size_t size,
+                              std::vector<FileDescriptor>& descriptors);
 // The user at the other end of a UNIX socket, -1 if unknown.
 int64_t peer_user(int socket);
 

@@ -76,7 +76,8 @@ void SocketLink::flush() {
         writable_ = false;
         return;
       }
-      // What the peer sent before it died may still lie in the socket, an abort with the reason for example.
+      // What the peer sent before it died may still lie in the socket, an abort with the reason for
+      // example.
       receive();
       stop({ErrorKind::MemberLost, std::string("send: ") + std::strerror(errno)});
       return;
@@ -105,7 +106,8 @@ void SocketLink::abandon(const FrameOwner* owner) {
   for (size_t i = 0; i < sending_.size(); ++i) {
     OutFrame& frame = sending_[i];
     if (frame.owner != owner) continue;
-    // The bytes must still go out, for the frames behind them; they are simply not the owner's any more.
+    // The bytes must still go out, for the frames behind them; they are simply not the owner's any
+    // more.
     if (frame.payload != nullptr) {
       frame.owned.assign(frame.payload, frame.payload + frame.header.length);
       frame.payload = nullptr;
@@ -193,7 +195,8 @@ void SocketLink::parse_staging() {
     begin_payload(header, available);
   }
   const size_t rest = staging_end_ - staging_begin_;
-  if (rest > 0 && staging_begin_ > 0) std::memmove(staging_.get(), staging_.get() + staging_begin_, rest);
+  if (rest > 0 && staging_begin_ > 0)
+    std::memmove(staging_.get(), staging_.get() + staging_begin_, rest);
   staging_begin_ = 0;
   staging_end_ = rest;
 }

@@ -1,7 +1,8 @@
 // Frames over one TCP socket.
 //
-// Sending: up to kBatchFrames frames by one sendmsg, straight from the owner's memory. Receiving: small frames through
-// a staging buffer (one recv for header and payload), the rest of a large payload straight to where it belongs.
+// Sending: up to kBatchFrames frames by one sendmsg, straight from the owner's memory. Receiving:
+// small frames through a staging buffer (one recv for header and payload), the rest of a large
+// payload straight to where it belongs.
 #pragma once
 
 #include <sys/uio.h>
@@ -38,8 +39,8 @@ class SocketLink final : public Link, public Pollable {
   static constexpr size_t kTurnBytes = 4 << 20;
 
   void receive();
-  bool receive_payload();          // false: would block or down
-  bool receive_staging();          // likewise
+  bool receive_payload();  // false: would block or down
+  bool receive_staging();  // likewise
   void parse_staging();
   void begin_payload(const FrameHeader& header, size_t available);
   void finish_payload();
