@@ -8,7 +8,7 @@ processes of a machine share. See rank_processes.py for the other side.
 
 from __future__ import annotations
 
-import hashlib
+import gc
 import json
 import os
 import select
@@ -21,120 +21,7 @@ from typing import Any
 import numpy as np
 
 from pccl import _core
-
-Spec = dict[str, Any]  # a call: collective, dtype, count, op, root, counts, receives
-
-# What a test may provoke. Anything else is a fault of the worker and ends it with a traceback.
-EXPECTED = (_core.PcclError, ValueError, TypeError)
-
-
-def tell(event: str, **fields: object) -> None:
-    sys.stdout.write(json.dumps({"event": event, "time": time.monotonic(), **fields}) + "\n")
-    sys.stdout.flush()
-
-
-def describe(error: BaseException) -> dict[str, object]:
-    return {"kind": type(error).__name__, "text": str(error), "time": time.monotonic()}
-
-
-def launch(
-    group: _core.Communicator, spec: Spec, timeout_seconds: float, sync: bool
-) -> tuple[_core.Work, list[np.ndarray]]:
-    """Start the call that `spec` describes; every input element holds this rank + 1."""
-    collective = spec["collective"]
-    if collective == "barrier":
-        return group.barrier(timeout_seconds, sync), []
-    dtype_name = spec.get("dtype", "float32")
-    dtype = _core.DATA_TYPES[dtype_name]
-    op = _core.REDUCE_OPS[spec.get("op", "sum")]
-    root = spec.get("root", 0)
-    count = spec.get("count", 1000)
-    counts = spec.get("counts", [count] * group.world_size)
-    receives = spec.get("receives", counts)
-
-    def filled(length: int) -> np.ndarray:
-        return np.full(length, group.rank + 1, dtype_name)
-
-    def blocks(arrays: list[np.ndarray]) -> list[tuple[int, int]]:
-        return [(array.ctypes.data, array.size) for array in arrays]
-
-    one = filled(count)
-    inputs = [filled(length) for length in counts]
-    outputs = [filled(length) for length in receives]
-    own = filled(counts[group.rank])
-    keep = (one, inputs, outputs, own)
-    end = (timeout_seconds, sync, keep)
-    at_root = group.rank == root
-    if collective == "all_reduce":
-        pointer = one.ctypes.data
-        return group.all_reduce(pointer, pointer, count, dtype, op, 1.0, *end), [one]
-    if collective == "reduce":
-        pointer = one.ctypes.data
-        return group.reduce(pointer, pointer, count, dtype, op, 1.0, root, *end), [one]
-    if collective == "broadcast":
-        return group.broadcast(one.ctypes.data, count, dtype, root, *end), [one]
-    if collective == "all_gather":
-        return group.all_gather(blocks([own])[0], blocks(outputs), dtype, *end), outputs
-    if collective == "reduce_scatter":
-        work = group.reduce_scatter(blocks(inputs), blocks([own])[0], dtype, op, 1.0, *end)
-        return work, [own]
-    if collective == "gather":
-        targets = blocks(outputs) if at_root else []
-        return group.gather(blocks([own])[0], targets, dtype, root, *end), outputs
-    if collective == "scatter":
-        sources = blocks(inputs) if at_root else []
-        return group.scatter(sources, blocks([own])[0], dtype, root, *end), [own]
-    if collective == "all_to_all":
-        return group.all_to_all(blocks(inputs), blocks(outputs), dtype, *end), outputs
-    if collective == "send":
-        work = group.send(one.ctypes.data, count, dtype, spec["peer"], spec.get("tag", 0), *end)
-        return work, []
-    if collective == "recv":
-        work = group.recv(one.ctypes.data, count, dtype, spec["peer"], spec.get("tag", 0), *end)
-        return work, [one]
-    raise AssertionError(f"unknown collective {collective}")
-
-
-def call_api(group: Any, spec: Spec, timeout_seconds: float) -> None:
-    """The same through pccl.communicator."""
-    collective = spec["collective"]
-    seconds = {"timeout_seconds": timeout_seconds}
-    if collective == "barrier":
-        group.barrier(**seconds)
-        return
-    dtype = spec.get("dtype", "float32")
-    count = spec.get("count", 1000)
-    counts = spec.get("counts", [count] * group.world_size)
-    receives = spec.get("receives", counts)
-    root = spec.get("root", 0)
-    op = spec.get("op", "sum")
-    one = np.full(count, group.rank + 1, dtype)
-    own = np.full(counts[group.rank], group.rank + 1, dtype)
-    inputs = [np.full(length, group.rank + 1, dtype) for length in counts]
-    outputs = [np.full(length, group.rank + 1, dtype) for length in receives]
-    at_root = group.rank == root
-    if collective == "all_reduce":
-        group.all_reduce(one, op, **seconds)
-    elif collective == "reduce":
-        group.reduce(one, root, op, **seconds)
-    elif collective == "broadcast":
-        group.broadcast(one, root, **seconds)
-    elif collective == "all_gather":
-        group.all_gather(outputs, own, **seconds)
-    elif collective == "reduce_scatter":
-        group.reduce_scatter(own, inputs, op, **seconds)
-    elif collective == "gather":
-        group.gather(own, outputs if at_root else None, root, **seconds)
-    elif collective == "scatter":
-        group.scatter(own, inputs if at_root else None, root, **seconds)
-    elif collective == "all_to_all":
-        group.all_to_all(outputs, inputs, **seconds)
-    else:
-        raise AssertionError(f"unknown collective {collective}")
-
-
-def digest(arrays: list[np.ndarray]) -> str:
-    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+from worker_calls import EXPECTED, Spec, call_api, describe, digest, launch, resources, tell
 
 
 class Worker:
@@ -143,6 +30,8 @@ class Worker:
     context: _core.Context
     group: _core.Communicator
     world: Any  # pccl.Communicator of init()
+    _watched: list[np.ndarray]
+    _digest: str
 
     def __init__(self) -> None:
         self._waiter: threading.Thread | None = None
@@ -269,27 +158,6 @@ class Worker:
             results.append({"errors": errors, "seconds": seconds})
         return {"results": results}
 
-    def refuse_bad_arguments(self) -> Spec:
-        """Calls that are wrong on this rank alone; what each raised, and what was sent meanwhile."""
-        import bad_arguments
-
-        before = self.world.statistics()
-        raised = {}
-        for name, function in bad_arguments.api_calls(self.world).items():
-            raised[name] = attempt(function)
-        after = self.world.statistics()
-        return {"raised": raised, "before": before, "after": after}
-
-    def refuse_bad_core_arguments(self) -> Spec:
-        import bad_arguments
-
-        before = self.context.statistics()
-        raised = {}
-        for name, function in bad_arguments.core_calls(self.group).items():
-            raised[name] = attempt(function)
-        after = self.context.statistics()
-        return {"raised": raised, "before": before, "after": after}
-
     def world_call(self, spec: Spec, timeout_seconds: float = 30) -> Spec:
         call_api(self.world, spec, timeout_seconds)
         return {}
@@ -320,6 +188,84 @@ class Worker:
 
     def statistics(self) -> Spec:
         return self.context.statistics()
+
+    def usage(self) -> Spec:
+        return resources()
+
+    def forget(self) -> Spec:
+        """Drop context and group; what the process holds after that."""
+        del self.context, self.group
+        gc.collect()
+        return resources()
+
+    def watch(self, spec: Spec, timeout_seconds: float = 0) -> Spec:
+        """As start(), but keep the output when it fails, for watched()."""
+        work, self._watched = launch(self.group, spec, timeout_seconds, False)
+        tell("started")
+        try:
+            work.wait()
+        finally:
+            self._digest = digest(self._watched)
+        return {}
+
+    def watched(self) -> Spec:
+        """Whether the output is as it was when the call failed, and how far each element can be explained."""
+        own = self.group.rank + 1
+        total = self.group.world_size * (self.group.world_size + 1) / 2
+        other = sum(int(((array != own) & (array != total)).sum()) for array in self._watched)
+        return {"same": digest(self._watched) == self._digest, "neither": other}
+
+    def flood(self, peer: int, count: int, messages: int, timeout_seconds: float) -> Spec:
+        """Send what nobody asked for; how much of it left, and what became of the rest."""
+        before = resources()["rss_kib"]
+        spec = {"collective": "send", "peer": peer, "count": count, "dtype": "uint8"}
+        works = [
+            launch(self.group, {**spec, "tag": tag}, timeout_seconds, False)[0]
+            for tag in range(messages)
+        ]
+        tell("flooding")
+        sent, errors = 0, []
+        for work in works:
+            try:
+                work.wait()
+                sent += 1
+            except EXPECTED as error:
+                errors.append(describe(error))
+        grown = resources()["rss_kib"] - before
+        return {"sent": sent, "errors": errors[:2], "failed": len(errors), "grown_kib": grown}
+
+    def drain(self, peer: int, count: int, messages: int) -> Spec:
+        """Receive what flood() has sent."""
+        right = 0
+        for tag in range(messages):
+            spec = {"collective": "recv", "peer": peer, "count": count, "dtype": "uint8"}
+            _, (array,) = launch(self.group, {**spec, "tag": tag}, 0, True)
+            right += bool((array == peer + 1).all())
+        return {"right": right}
+
+    def large(self, collective: str, count: int) -> Spec:
+        """One call on `count` bytes; its edges and its hash. The pattern differs at every 4 GiB."""
+        rank = self.group.rank
+        data = np.empty(count, np.uint8)
+        edges = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, count - 1]
+        data[:] = 1 + rank
+        for index, edge in enumerate(edges):
+            data[edge] = 10 * index + rank
+        pointer, dtype = data.ctypes.data, _core.DATA_TYPES["uint8"]
+        if collective == "all_reduce":
+            op = _core.REDUCE_OPS["sum"]
+            self.group.all_reduce(pointer, pointer, count, dtype, op, 1.0, 0.0, True, data)
+            others = 1 + 2
+        else:
+            self.group.broadcast(pointer, count, dtype, 1, 0.0, True, data)
+            others = 2
+        values = [int(data[edge]) for edge in edges]
+        for edge in edges:
+            data[edge] = others
+        wrong = sum(
+            int((data[begin : begin + 2**28] != others).sum()) for begin in range(0, count, 2**28)
+        )
+        return {"values": values, "wrong": wrong}
 
     def cycle_contexts(self, cycles: int, shared_memory: bool) -> Spec:
         """Create, use and close a group of two contexts in this process, again and again."""
@@ -369,6 +315,36 @@ class Worker:
         self.world.close()
         return {}
 
+    def abort_while_waiting(self, reason: str) -> Spec:
+        """abort() from another thread than the one that waits."""
+        work, _ = launch(self.group, {"collective": "all_reduce"}, 60, False)
+        aborter = threading.Thread(target=lambda: self.group.abort(reason))
+        aborter.start()
+        try:
+            work.wait()
+        finally:
+            aborter.join()
+        return {}
+
+    def raise_in_with(self, text: str) -> Spec:
+        try:
+            with self.world:
+                raise LookupError(text)
+        except LookupError:
+            return {}
+
+    def use_closed(self) -> Spec:
+        """What each kind of call on closed objects says."""
+        raised = {}
+        for spec in ({"collective": "all_reduce"}, {"collective": "barrier"},
+                     {"collective": "send", "peer": 1}, {"collective": "recv", "peer": 1}):  # fmt: skip
+            try:
+                launch(self.group, spec, 5, True)
+                raised[spec["collective"]] = ["", "no error"]
+            except EXPECTED as error:
+                raised[spec["collective"]] = [type(error).__name__, str(error)]
+        return {"raised": raised, "error": self.group.error()}
+
     def leave(self, manner: str) -> Spec:
         """End the process in the middle of a collective, without closing anything."""
         if manner == "thread waits":
@@ -389,27 +365,6 @@ class Worker:
         if manner == "exception":
             raise RuntimeError("a fault of the user's program")
         sys.exit(3)
-
-
-def attempt(function: Any) -> list[str]:
-    try:
-        function()
-    except EXPECTED as error:
-        return [type(error).__name__, str(error)]
-    return ["", "no error"]
-
-
-def resources() -> dict[str, int]:
-    with open("/proc/self/status") as file:
-        status = dict(line.split(":", 1) for line in file)
-    with open("/proc/self/maps") as file:
-        shared = sum("memfd:pccl" in line for line in file)
-    return {
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "threads": int(status["Threads"]),
-        "rss_kib": int(status["VmRSS"].split()[0]),
-        "shared_maps": shared,
-    }
 
 
 def main() -> None:
