@@ -107,6 +107,61 @@ ELEMENT_BYTES = {
 }
 
 
+def is_reducible(dtype: str, op: str) -> bool:
+    """Whether `op` is defined for `dtype`; the same table as in csrc/base/types.cpp."""
+    is_complex = dtype.startswith("complex")
+    is_float = dtype in ("float64", "float32", "float16", "bfloat16")
+    if dtype == "float8":
+        return False
+    if op == "avg":
+        return dtype != "bool"
+    if op == "premul_sum":
+        return is_float or is_complex
+    if op in ("min", "max"):
+        return not is_complex
+    if op in ("band", "bor", "bxor"):
+        return not (is_float or is_complex)
+    return True
+
+
+def check_equal(first: Buffer, second: Buffer, first_name: str, second_name: str) -> None:
+    if first.dtype != second.dtype or first.count != second.count:
+        raise ValueError(
+            f"{first_name} and {second_name}: expected one dtype and count, got {first} and "
+            f"{second}"
+        )
+
+
+def check_times(large: Buffer, small: Buffer, times: int, large_name: str, small_name: str) -> None:
+    if large.dtype != small.dtype or large.count != times * small.count:
+        raise ValueError(
+            f"{large_name}: expected {small.dtype_name} with {times} times the {small.count} "
+            f"elements of {small_name}, got {large}"
+        )
+
+
+def split_counts(
+    buffer: Buffer, split_sizes: Sequence[int] | None, world_size: int, name: str
+) -> list[int]:
+    """Elements for each rank; split sizes count rows of the first dimension."""
+    rows = buffer.shape[0] if buffer.shape else 1
+    if not split_sizes:
+        if rows % world_size:
+            raise ValueError(
+                f"{name}: expected rows that {world_size} ranks can share equally, got {rows}; or "
+                f"pass {name}_split_sizes"
+            )
+        return [buffer.count // world_size] * world_size
+    sizes = [int(size) for size in split_sizes]
+    if len(sizes) != world_size or min(sizes) < 0 or sum(sizes) != rows:
+        raise ValueError(
+            f"{name}_split_sizes: expected {world_size} sizes that add up to {rows} rows, got "
+            f"{sizes}"
+        )
+    row_count = buffer.count // rows if rows else 0
+    return [size * row_count for size in sizes]
+
+
 def _listed(arrays: Sequence[object], name: str, length: int) -> list[object]:
     if not isinstance(arrays, (list, tuple)):
         raise TypeError(f"{name}: expected a list of {length} arrays, got {type(arrays).__name__}")
@@ -165,6 +220,6 @@ def _numpy_buffer(array: np.ndarray[Any, Any], name: str, *, writes: bool) -> Bu
 
 def _not_contiguous(name: str, shape: Sequence[int]) -> str:
     return (
-        f"{name}: expected a contiguous array, since the result is written into it; the one of shape "
-        f"{list(shape)} has gaps or another order"
+        f"{name}: expected a contiguous array, since the result is written into it; the one of "
+        f"shape {list(shape)} has gaps or another order"
     )

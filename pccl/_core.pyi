@@ -1,9 +1,10 @@
 """The C++ core. Internal: names and arguments may change; use `pccl` or `torch.distributed`.
 
-Memory is passed as `(pointer, count)`: count in elements of `dtype` (the integer values of `DataType` in csrc/base/types.h).
-`keep` is any Python object that must live until the operation has ended (the tensors behind the pointers).
-Every launch returns at once unless `sync` is true; then it drives the operation to its end without the GIL and raises
-on failure. `timeout_seconds` is for the whole operation; 0 means the communicator's default.
+Memory is passed as `(pointer, count)`: count in elements of `dtype` (the integer values of
+`DataType` in csrc/base/types.h). `keep` is any Python object that must live until the operation has
+ended (the tensors behind the pointers). Every launch returns at once unless `sync` is true; then it
+drives the operation to its end without the GIL and raises on failure. `timeout_seconds` is for the
+whole operation; 0 means the communicator's default.
 """
 
 from collections.abc import Sequence
@@ -24,9 +25,10 @@ class Aborted(PcclError): ...
 
 class Work:
     def wait(self, timeout_seconds: float = 0) -> None:
-        """Block without the GIL until done; 0 waits until the operation's own deadline. Raises the operation's error.
+        """Block without the GIL until done, at most until the operation's own deadline (0).
 
-        A `timeout_seconds` that passes first raises CollectiveTimeout and leaves the operation running.
+        Raises the operation's error. A `timeout_seconds` that passes first raises CollectiveTimeout
+        and leaves the operation running.
         """
     def is_completed(self) -> bool: ...
     def exception(self) -> BaseException | None: ...
@@ -35,10 +37,10 @@ class Work:
     @property
     def operation(self) -> str: ...  # "all_reduce"
     def notify(self) -> None:
-        """Have this work handed out by Context.wait_completions() when it is done (at once if it is)."""
+        """Have Context.wait_completions() hand this work out when it is done, at once if it is."""
 
 class Context:
-    """One member of one run: its listening socket, its connections, its progress engine (one thread)."""
+    """One member of one run: its listening socket, its connections, its progress engine."""
 
     def __init__(
         self,
@@ -58,14 +60,14 @@ class Context:
     def address(self) -> bytes: ...  # opaque; publish it to the other members
     def describe_address(self) -> str: ...  # "host:port, memory" for people
     def wait_completions(self, timeout_seconds: float) -> list[Work]:
-        """Works on which notify() was called and that are done; [] after the timeout or when closed."""
+        """Works that are done after their notify(); [] after the timeout or when closed."""
     def statistics(self) -> dict[str, int]: ...
-    # bytes_sent_tcp, bytes_received_tcp, bytes_sent_memory, bytes_received_memory, connections, operations,
-    # operations_failed, refused_connections
+    # bytes_sent_tcp, bytes_received_tcp, bytes_sent_memory, bytes_received_memory, connections,
+    # operations, operations_failed, refused_connections
     def close(self) -> None: ...  # politely; idempotent; releases the GIL
 
 class Communicator:
-    """One group of members of a run: collectives in a fixed order, point-to-point messages by tag."""
+    """One group of members of a run: collectives in a fixed order, messages by tag."""
 
     def __init__(
         self,
@@ -167,8 +169,8 @@ class Communicator:
         keep: object,
     ) -> Work: ...
     def barrier(self, timeout_seconds: float, sync: bool) -> Work: ...
-    # Rank 0 waits for a message of every other rank. On a timeout rank 0 raises CollectiveTimeout naming the first
-    # (wait_all_ranks: every) missing rank, the others name rank 0.
+    # Rank 0 waits for a message of every other rank. On a timeout rank 0 raises CollectiveTimeout
+    # naming the first (wait_all_ranks: every) missing rank, the others name rank 0.
     def monitored_barrier(self, timeout_seconds: float, wait_all_ranks: bool) -> None: ...
     def send(
         self,

@@ -26,7 +26,7 @@ class Config:
     """How this process takes part in a run. Each field can be set by the variable that it names."""
 
     sockets: int = 1
-    """PCCL_SOCKETS: TCP sockets of one connection, 1 to 64. More than one helps on long fat links."""
+    """PCCL_SOCKETS: TCP sockets of one connection, 1 to 64. Several help on long fat links."""
 
     shared_memory: bool = True
     """PCCL_SHARED_MEMORY: "0" makes the ranks of one host talk over TCP instead of memory."""
@@ -54,7 +54,7 @@ class Config:
     """PCCL_CONNECT_TIMEOUT: seconds to find all members, and to connect to one of them."""
 
     simd: str = ""
-    """PCCL_SIMD: "baseline", "v3" (AVX2) or "v4" (AVX-512). Empty or "auto": the best of this CPU."""
+    """PCCL_SIMD: "baseline", "v3" (AVX2) or "v4" (AVX-512). Empty or "auto": this CPU's best."""
 
     log: str = "warning"
     """PCCL_LOG: from which level on the logger "pccl" speaks: debug, info, warning, error, off."""

@@ -1,4 +1,4 @@
-"""torch's tensors and options as the core takes them: codes of dtypes and operators, staging, checks.
+"""torch's tensors and options as the core takes them: codes, staging, checks.
 
 Bad arguments are RuntimeErrors with gloo's wordings, which PyTorch's tests demand.
 """
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.distributed import ReduceOp
 
+from pccl._arrays import is_reducible
 from pccl._core import DATA_TYPES, REDUCE_OPS
-from pccl.communicator import is_reducible
-from pccl.process_group_work import CopyBack
+from pccl.process_group.work import CopyBack
 
 Block = tuple[int, int]  # pointer and count, as the core takes them
 
@@ -97,7 +97,7 @@ def fail(operation: str, reason: str) -> NoReturn:
     raise RuntimeError(f"ProcessGroupPCCL::{operation}: {reason}")
 
 
-# --- codes ------------------------------------------------------------------------------------------
+# --- codes ----------------------------------------------------------------------------------------
 
 
 def moved_dtype(tensor: Tensor, operation: str) -> int:
@@ -126,7 +126,7 @@ def reduce_codes(op: Any, tensor: Tensor, operation: str) -> tuple[int, int, flo
     return code, REDUCE_OPS[name], factor
 
 
-# --- memory -----------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 class Staging:
@@ -237,7 +237,7 @@ def split_blocks(
     return blocks
 
 
-# --- checks -----------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def check_root(root: int, world_size: int, operation: str) -> None:
@@ -284,3 +284,32 @@ def check_dtypes(tensors: Sequence[Tensor], like: Tensor, operation: str) -> Non
                 operation,
                 f"invalid tensor type at index {index} (expected {like.dtype}, got {tensor.dtype})",
             )
+
+
+# --- what callers pass ----------------------------------------------------------------------------
+
+
+def listed(tensors: Any) -> list[Tensor]:
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+def call_options(
+    opts: Any, timeout: timedelta | None = None, op: Any = None, root: int | None = None
+) -> Any:
+    """torch's options, from the ways in which they can be given: as such, or value by value."""
+    if opts is None:
+        opts = DEFAULTS
+    if hasattr(opts, "timeout") and timeout is None and op is None and root is None:
+        return opts
+    if isinstance(opts, ReduceOp) or type(opts).__name__ == "RedOpType":
+        op, opts = opts, DEFAULTS
+    elif isinstance(opts, timedelta):
+        timeout, opts = opts, DEFAULTS
+    elif isinstance(opts, int):
+        root, opts = opts, DEFAULTS
+    return Options(
+        reduce_op=getattr(opts, "reduceOp", SUM) if op is None else op,
+        root=getattr(opts, "rootRank", 0) if root is None else root,
+        timeout=getattr(opts, "timeout", UNSET) if timeout is None else timeout,
+        is_async=getattr(opts, "asyncOp", True),
+    )

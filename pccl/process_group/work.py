@@ -1,7 +1,7 @@
 """What torch gets back from an operation: Work objects that wait in the core, futures at request.
 
-Errors of the network never leave a launch: they are raised by wait(), and by the future. DDP's reducer
-survives a failed future, and does not survive a launch that raises.
+Errors of the network never leave a launch: they are raised by wait(), and by the future. DDP's
+reducer survives a failed future, and does not survive a launch that raises.
 """
 
 from __future__ import annotations
@@ -72,12 +72,13 @@ class CopyBack:
 class Recording:
     """A profiler's record of an operation in flight, which ends when the operation does.
 
-    Only torch's own callback on a future takes the profiler's state along to the completion thread, and
-    such a record knows no shapes.
+    Only torch's own callback on a future takes the profiler's state along to the completion thread,
+    and such a record knows no shapes.
     """
 
     def __init__(self, title: str) -> None:
-        self._record = torch.autograd.profiler.record_function(title)
+        record: Any = torch.autograd.profiler.record_function(title)  # whose methods are untyped
+        self._record = record
         self._record.__enter__()
         self._future: Future[None] = Future()
         self._ended = threading.Event()
@@ -103,8 +104,8 @@ class Recording:
 class BaseWork(Work):
     """What all our works share; subclasses say how to wait.
 
-    No __init__: creating a pybind11 object through one costs twice as much, so attributes are set by
-    whoever creates the work.
+    No __init__: creating a pybind11 object through one costs twice as much, so attributes are set
+    by whoever creates the work.
     """
 
     outputs: Sequence[Any] = ()
@@ -138,8 +139,8 @@ class BaseWork(Work):
         """
         if self._future is None:
             base: Future[None] = Future(devices=_cuda_devices(self.outputs))
-            # Only a callback that raises makes an error that C++ sees as one; set_exception() stores
-            # the exception as a value, which DDP would then read as a tensor.
+            # Only a callback that raises makes an error that C++ sees as one; set_exception()
+            # stores the exception as a value, which DDP would then read as a tensor.
             self._future = base.then(lambda _: self._settle())
             self._when_done(lambda: base.set_result(None))
         return self._future
@@ -213,6 +214,11 @@ class DoneWork(BaseWork):
 
     def is_completed(self) -> bool:
         return True
+
+
+# What a launch that succeeded at once returns: it carries no result, as the caller asked to have it
+# in the tensors when the call returns.
+DONE = DoneWork()
 
 
 class FailedWork(BaseWork):

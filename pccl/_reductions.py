@@ -1,0 +1,190 @@
+"""Operations that compute: all_reduce and its kin, over numpy or DLPack arrays.
+
+P is the number of ranks and S the bytes of the tensor in every cost below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pccl import _arrays, _core
+from pccl._arrays import Buffer
+from pccl._core import Work
+from pccl._group import Array, GroupBase
+
+_OP_ALIASES = {"mean": "avg", "prod": "product"}
+
+
+class Reductions(GroupBase):
+    """The operations of a Communicator that reduce; what holds for all of them is said there."""
+
+    def all_reduce(
+        self,
+        tensor: Array,
+        op: str = "sum",
+        *,
+        factor: float = 1.0,
+        async_op: bool = False,
+        timeout_seconds: float = 0,
+    ) -> Work | None:
+        """Reduce `tensor` over all ranks, in place; every rank ends with the same bytes.
+
+        The cost model picks the algorithm by size and links: log2 P steps for small tensors,
+        2 (P - 1) / P * S bytes sent a rank for large ones.
+
+        Args:
+            tensor: shape [...], contiguous; same shape and dtype on every rank.
+            op: "sum", "avg", "min", "max", "product", "band", "bor", "bxor" or "premul_sum", which
+                multiplies each rank's contribution by its own `factor` first.
+
+        Raises:
+            ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.
+            PcclError: see the class. Each element holds its input or its result.
+        """
+        buffer = _arrays.target(tensor, "tensor")
+        code = _reduce_op(op, buffer, factor)
+        work = self._core.all_reduce(
+            buffer.pointer,
+            buffer.pointer,
+            buffer.count,
+            buffer.dtype,
+            code,
+            factor,
+            timeout_seconds,
+            not async_op,
+            buffer,
+        )
+        return work if async_op else None
+
+    def reduce(
+        self,
+        tensor: Array,
+        dst: int,
+        op: str = "sum",
+        *,
+        factor: float = 1.0,
+        async_op: bool = False,
+        timeout_seconds: float = 0,
+    ) -> Work | None:
+        """Reduce `tensor` over all ranks, in place at rank `dst`; elsewhere it stays as it was.
+
+        A tree: log2 P steps, S bytes sent a rank.
+
+        Args:
+            tensor: shape [...], contiguous; same shape and dtype on every rank.
+            op, factor: see all_reduce().
+
+        Raises:
+            ValueError: as all_reduce(), or `dst` is no rank of the group.
+            PcclError: see the class. At `dst` the tensor is undefined.
+        """
+        self._check_rank(dst, "dst")
+        buffer = (_arrays.target if dst == self.rank else _arrays.source)(tensor, "tensor")
+        code = _reduce_op(op, buffer, factor)
+        # The core may write partial sums to the target of any rank.
+        result = buffer if dst == self.rank else _arrays.empty_like(buffer)
+        work = self._core.reduce(
+            buffer.pointer,
+            result.pointer,
+            buffer.count,
+            buffer.dtype,
+            code,
+            factor,
+            dst,
+            timeout_seconds,
+            not async_op,
+            (buffer, result),
+        )
+        return work if async_op else None
+
+    def reduce_scatter(
+        self,
+        output: Array,
+        input_list: Sequence[Array],
+        op: str = "sum",
+        *,
+        factor: float = 1.0,
+        async_op: bool = False,
+        timeout_seconds: float = 0,
+    ) -> Work | None:
+        """Reduce P arrays over all ranks and leave the r-th result at rank r.
+
+        P - 1 steps or fewer; (P - 1) / P * S bytes sent a rank, where S is all of `input_list`.
+
+        Args:
+            output: as `input_list[rank]`, contiguous.
+            input_list: P arrays; the r-th has the same count on every rank.
+            op, factor: see all_reduce().
+
+        Raises:
+            ValueError: a wrong number of arrays, a count or dtype that does not fit.
+            PcclError: see the class. The output is undefined.
+        """
+        inputs = _arrays.sources(input_list, "input_list", self.world_size)
+        result = _arrays.target(output, "output")
+        _arrays.check_equal(result, inputs[self.rank], "output", f"input_list[{self.rank}]")
+        blocks = [buffer.block for buffer in inputs]
+        return self._reduce_scatter(
+            result, blocks, op, factor, (inputs, result), async_op, timeout_seconds
+        )
+
+    def reduce_scatter_tensor(
+        self,
+        output: Array,
+        input: Array,
+        op: str = "sum",
+        *,
+        factor: float = 1.0,
+        async_op: bool = False,
+        timeout_seconds: float = 0,
+    ) -> Work | None:
+        """Reduce `input` over all ranks and leave its r-th part of P at rank r.
+
+        Cost as reduce_scatter().
+
+        Args:
+            output: contiguous.
+            input: P times the count of the output.
+            op, factor: see all_reduce().
+
+        Raises:
+            ValueError: a count or dtype that does not fit, or an output that cannot be written.
+            PcclError: see the class. The output is undefined.
+        """
+        buffer = _arrays.source(input, "input")
+        result = _arrays.target(output, "output")
+        _arrays.check_times(buffer, result, self.world_size, "input", "output")
+        blocks = _arrays.split(buffer, [result.count] * self.world_size)
+        return self._reduce_scatter(
+            result, blocks, op, factor, (buffer, result), async_op, timeout_seconds
+        )
+
+    def _reduce_scatter(
+        self,
+        result: Buffer,
+        blocks: list[_core.Block],
+        op: str,
+        factor: float,
+        keep: object,
+        async_op: bool,
+        timeout_seconds: float,
+    ) -> Work | None:
+        code = _reduce_op(op, result, factor)
+        work = self._core.reduce_scatter(
+            blocks, result.block, result.dtype, code, factor, timeout_seconds, not async_op, keep
+        )
+        return work if async_op else None
+
+
+def _reduce_op(op: str, buffer: Buffer, factor: float) -> int:
+    if not isinstance(op, str):
+        raise TypeError(f"op: expected a name like 'sum', got {op!r}")
+    name = _OP_ALIASES.get(op.lower(), op.lower())
+    code = _core.REDUCE_OPS.get(name)
+    if code is None:
+        raise ValueError(f"op: expected one of {sorted(_core.REDUCE_OPS)}, got {op!r}")
+    if not _arrays.is_reducible(buffer.dtype_name, name):
+        raise ValueError(f"op: {name!r} is not defined for {buffer.dtype_name}")
+    if factor != 1.0 and name != "premul_sum":
+        raise ValueError(f"factor: only with op='premul_sum', got {factor} with op={op!r}")
+    return code

@@ -1,0 +1,11 @@
+"""The torch.distributed backend: `init_process_group("pccl")`.
+
+A Python subclass of ProcessGroup over the core, so that one wheel serves every version of torch.
+Both the old and the new name of each operation are there, since versions of torch call different
+ones. This package is, beside the bench, the only place in pccl that imports torch.
+"""
+
+from pccl.process_group.creation import create
+from pccl.process_group.group import ProcessGroupPCCL
+
+__all__ = ["ProcessGroupPCCL", "create"]

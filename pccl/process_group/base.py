@@ -1,0 +1,149 @@
+"""The launch that all operations of a group share, and several of them as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+
+from torch import Tensor
+from torch._C._autograd import _profiler_enabled
+from torch._C._profiler import _RecordFunctionFast
+from torch.distributed import ProcessGroup, Work
+
+from pccl import _core
+from pccl._core import PcclError
+from pccl._run import Run
+from pccl.process_group.tensors import Staging, fail, seconds
+from pccl.process_group.work import DONE, BaseWork, PcclWork, Recording, failed, joined
+
+# torch's stub lists the overloads of C++, of which each method below takes all in one signature.
+_Base: Any = ProcessGroup
+
+
+class GroupBase(_Base):  # type: ignore[misc]
+    """What the operations of a group are built on: one launch for all of them, and coalescing."""
+
+    def __init__(
+        self,
+        run: Run,
+        world_ranks: Sequence[int],
+        group_id: str,
+        timeout: timedelta,
+        *,
+        algorithm: str = "",
+        store: Any = None,
+    ) -> None:
+        self._size = len(world_ranks)
+        self._rank = world_ranks.index(run.rank)
+        # (store, rank, size), the other constructor, refuses subclasses up to torch 2.13.
+        super().__init__(self._rank, self._size)
+        self._run = run
+        self._world_ranks = tuple(world_ranks)
+        self._core = run.open_group(
+            group_id, world_ranks, timeout_seconds=timeout.total_seconds(), algorithm=algorithm
+        )
+        self._core_all_reduce = self._core.all_reduce  # spares a look-up in the short path
+        self._completions = run.completions
+        self._store = store
+        self._timeout = timeout
+        self._name = group_id
+        self._description = "undefined"
+        self._sequence = 0
+        self._splits: dict[tuple[int, ...], int] = {}
+        self._collected: list[BaseWork] | None = None  # since _start_coalescing()
+        self._open = True
+
+    def __repr__(self) -> str:
+        return f"<ProcessGroupPCCL {self._name!r} rank {self._rank} of {self._size}>"
+
+    def _launch(
+        self,
+        title: str,
+        start: Callable[..., _core.Work],
+        arguments: tuple[Any, ...],
+        opts: Any,
+        outputs: Any,
+        staging: Staging | None,
+        keep: object,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> Work:
+        """Start an operation. Errors of the network go into the work that is returned.
+
+        title: the operation in profiles, "pccl:" before it.
+        keep: what must live until the operation has ended.
+        inputs: for the profiler; None: `outputs`.
+        """
+        self._sequence += 1
+        sync = self._collected is None and not getattr(opts, "asyncOp", True)
+        if staging is not None:
+            staging.ready()
+        recording = None
+        record: Any = nullcontext()
+        if _profiler_enabled():
+            if sync:
+                tensors = list(outputs if inputs is None else inputs)
+                record = _RecordFunctionFast(f"pccl:{title}", tensors)
+            else:
+                recording = Recording(f"pccl:{title}")
+        try:
+            with record:
+                core = start(*arguments, seconds(opts.timeout), sync, keep)
+        except (PcclError, ValueError) as error:
+            if recording is not None:
+                recording.cancel()
+            if isinstance(error, ValueError):
+                raise RuntimeError(f"ProcessGroupPCCL::{title}: {error}") from error
+            return self._collect(failed(error, outputs))
+        copy_back = None if staging is None else staging.copy_back()
+        if sync and copy_back is None:
+            return DONE
+        work = PcclWork()
+        work.core = core
+        work.completions = self._completions
+        work.outputs = outputs
+        work.copy_back = copy_back
+        if recording is not None:
+            recording.end_with(core, self._completions)
+            work.recording = recording
+        return self._collect(work)
+
+    def _collect(self, work: BaseWork) -> BaseWork:
+        if self._collected is not None:
+            self._collected.append(work)
+        return work
+
+    def _list_of_ranks(self, tensors: Any, what: str, name: str) -> list[Tensor]:
+        """The one list in a list, with a tensor for each rank; a plain list will do as well."""
+        if not tensors or isinstance(tensors[0], Tensor):
+            tensors = [list(tensors)] if tensors else []
+        if len(tensors) != 1:
+            fail(
+                name,
+                f"requires a single-element {what} list containing a list with {self._size} "
+                "tensors",
+            )
+        if len(tensors[0]) != self._size:
+            fail(
+                name,
+                f"Incorrect {what} list size {len(tensors[0])}. {what.capitalize()} list size "
+                f"should be {self._size}",
+            )
+        return list(tensors[0])
+
+    def _start_coalescing(self, device: Any = None) -> None:
+        self._collected = []
+
+    def _end_coalescing(self, device: Any = None) -> Work:
+        """Return one work for all operations since _start_coalescing()."""
+        works, self._collected = self._collected or [], None
+        return joined(works, [output for work in works for output in work.outputs])
+
+    start_coalescing = _start_coalescing
+    end_coalescing = _end_coalescing
+
+    def _together(self, works: Sequence[Work], outputs: Any) -> Work:
+        if len(works) == 1:
+            return works[0]
+        return joined([work for work in works if isinstance(work, BaseWork)], outputs)

@@ -1,0 +1,102 @@
+"""How a group comes to be: torch's options, the meeting in torch's store, the first run."""
+
+from __future__ import annotations
+
+import functools
+import time
+import weakref
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import _register_work, _resolve_process_group
+
+from pccl._run import ContextOpener, Run
+from pccl.config import Config
+from pccl.process_group.group import ProcessGroupPCCL
+from pccl.rendezvous import exchange_through_store
+
+# The run of the default group, whose sub-groups share its context. One a process, as torch has one
+# default group a process.
+_world: weakref.ref[Run] | None = None
+
+
+def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
+    """Make a group for torch; the creator function of the backend.
+
+    Args:
+        options: torch's _DistributedBackendOptions: store, ranks, timeout.
+        group_options: a pccl.Config, from the argument `pg_options`; None reads the PCCL_*
+            variables. A sub-group shares the sockets of the default group and takes only its
+            `algorithm`.
+
+    Raises:
+        ConnectError: not all ranks came in time; the message names the missing.
+    """
+    global _world
+    if group_options is not None and not isinstance(group_options, Config):
+        raise TypeError(f"pg_options: expected a pccl.Config, got {type(group_options).__name__}")
+    config = group_options or Config.from_environment()
+    world_ranks = list(options.global_ranks_in_group)
+    _define_out_form()
+    is_default = not world_ranks
+    world = _world() if _world is not None else None
+    if not is_default and world is not None and not world.closed:
+        run = world
+    else:
+        run = _meet(options, config)
+        world_ranks = list(range(options.group_size))
+    group = ProcessGroupPCCL(
+        run,
+        world_ranks,
+        options.group_id,
+        options.timeout,
+        algorithm=config.algorithm if group_options else "",
+        store=options.store,
+    )
+    if is_default:
+        _world = weakref.ref(run)
+    return group
+
+
+@functools.cache
+def _define_out_form() -> None:
+    """Make the functional all_gather_into_tensor_out reach groups written in Python.
+
+    Up to torch 2.13 its C++ looks for a C++ backend in the group. This kernel does the same through
+    the group's method, for groups of any kind.
+    """
+    operator = "all_gather_into_tensor_out"
+    if not hasattr(torch.ops._c10d_functional, operator):
+        return
+
+    def gather(input: Tensor, group_size: int, group_name: Any, *, out: Tensor) -> Tensor:
+        group = group_name  # a name, or since torch 2.13 also the group itself
+        if isinstance(group, str):
+            group = _resolve_process_group(cast(Any, group))
+        _register_work(out, group._allgather_base(out, input))
+        return out
+
+    # Kept for the life of the process: dropping the library would undo it.
+    library: Any = torch.library.Library
+    _libraries.append(library("_c10d_functional", "IMPL"))
+    for device in ("CPU", "CUDA"):
+        _libraries[-1].impl(operator, gather, device)
+
+
+_libraries: list[Any] = []
+
+
+def _meet(options: Any, config: Config) -> Run:
+    """Meet the other ranks in torch's store."""
+    rank, world_size = options.group_rank, options.group_size
+    # A group may want its operations to fail within a second; starting processes takes longer.
+    patience = max(options.timeout.total_seconds(), config.connect_timeout_seconds)
+    opener = ContextOpener(config)
+    try:
+        addresses = exchange_through_store(
+            options.store, opener, rank, world_size, time.monotonic() + patience
+        )
+        return Run(opener.take(), rank, addresses, config)
+    finally:
+        opener.close()
