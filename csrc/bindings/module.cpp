@@ -3,60 +3,23 @@
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "bindings/dlpack_buffer.h"
+#include "bindings/keep_alive.h"
 #include "communicator.h"
 #include "kernels/reduce.h"
 #include "transport/frame.h"
 
 namespace py = pybind11;
 using pccl::bindings::DLPackBuffer;
+using pccl::bindings::graveyard;
+using pccl::bindings::keep_alive;
 
 namespace {
-
-// Python objects that the driver let go of without holding the GIL; dropped by the next call that
-// holds it.
-class Graveyard {
- public:
-  void bury(PyObject* object) {
-    std::lock_guard lock(mutex_);
-    objects_.push_back(object);
-    is_empty_.store(false, std::memory_order_release);
-  }
-  void clear() {
-    if (is_empty_.load(std::memory_order_acquire)) return;
-    std::vector<PyObject*> objects;
-    {
-      std::lock_guard lock(mutex_);
-      objects.swap(objects_);
-      is_empty_.store(true, std::memory_order_release);
-    }
-    for (PyObject* object : objects) Py_DECREF(object);
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<PyObject*> objects_;  // guarded by mutex_
-  std::atomic<bool> is_empty_{true};
-};
-
-// Never destroyed: works may end while the interpreter does.
-Graveyard& graveyard() {
-  static auto* instance = new Graveyard;
-  return *instance;
-}
-
-std::shared_ptr<void> keep_alive(const py::object& object) {
-  graveyard().clear();
-  if (object.is_none()) return nullptr;
-  return {object.inc_ref().ptr(),
-          [](void* kept) { graveyard().bury(static_cast<PyObject*>(kept)); }};
-}
 
 using BlockPair = std::pair<uintptr_t, uint64_t>;
 

@@ -1,0 +1,154 @@
+// What other ranks say about a running collective: parts of chunks, grants, answers. Everything is
+// checked against this rank's own call before it is used.
+#include <algorithm>
+#include <cstring>
+
+#include "collectives/collective_operation.h"
+#include "collectives/group.h"
+
+namespace pccl {
+
+using transport::FrameHeader;
+using transport::FrameType;
+using transport::kStageDown;
+using transport::kStageExchange;
+using transport::kStageUp;
+using transport::Payload;
+
+CollectiveOperation::Part* CollectiveOperation::part_of(const FrameHeader& header) {
+  if (header.chunk >= call_.plan->index_of_chunk.size()) return nullptr;
+  const int32_t index = call_.plan->index_of_chunk[header.chunk];
+  return index < 0 ? nullptr : &parts_[static_cast<size_t>(index)];
+}
+
+std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader& header,
+                                                              const Part*& found) const {
+  const std::string rank = group_.describe(header.source_rank);
+  if (header.signature() != signature_) {
+    return "the ranks made different calls: " + describe() + " here, " +
+           header.signature().describe() + " on " + rank + ".";
+  }
+  const Part* part = const_cast<CollectiveOperation*>(this)->part_of(header);
+  const int32_t from = header.source_rank;
+  bool is_expected = false;
+  if (part != nullptr && header.stage == kStageUp) {
+    is_expected = std::any_of(part->children.begin(), part->children.end(),
+                              [from](const Child& child) { return child.rank == from; });
+  } else if (part != nullptr && header.stage == kStageDown) {
+    is_expected = part->plan->down_parent == from;
+  } else if (part != nullptr && size_t{header.stage} - kStageExchange < part->plan->rounds.size()) {
+    is_expected = part->plan->rounds[header.stage - kStageExchange].partner == from;
+  }
+  if (!is_expected) {
+    return rank + " sent a part that this rank does not expect (chunk " +
+           std::to_string(header.chunk) + ", stage " + std::to_string(header.stage) +
+           "): the ranks plan with different sizes or settings.";
+  }
+  if (header.transfer_bytes != part->bytes) {
+    return "the sizes differ: " + rank + " sends " + std::to_string(header.transfer_bytes) +
+           " bytes for chunk " + std::to_string(header.chunk) + " of " + describe() + ", rank " +
+           std::to_string(group_.rank) + " expects " + std::to_string(part->bytes) + ".";
+  }
+  if (header.segment_bytes != part->segment_bytes || header.segment >= part->segments) {
+    return rank + " cuts its data into other segments: the ranks run with different settings.";
+  }
+  found = part;
+  return std::nullopt;
+}
+
+transport::Placement CollectiveOperation::place(const FrameHeader& header) {
+  const Part* part = nullptr;
+  if (header.stage != kStageDown || find_mismatch(header, part) || part->have[header.segment])
+    return {};
+  return {part->output + uint64_t{header.segment} * part->segment_bytes, this};
+}
+
+void CollectiveOperation::on_frame(const FrameHeader& header, Payload payload) {
+  if (header.type == FrameType::Matched) {
+    unmatched_.erase(header.source_rank);
+    maybe_finish();
+    return;
+  }
+  if (header.type == FrameType::Grant) {
+    if (Part* part = part_of(header)) on_grant(*part, header);
+    if (!is_finished()) maybe_finish();
+    return;
+  }
+  const Part* expected = nullptr;
+  if (const auto mismatch = find_mismatch(header, expected)) {
+    group_.fail({ErrorKind::CallMismatch, *mismatch});
+    return;
+  }
+  if (unthanked_.erase(header.source_rank) > 0) {
+    group_.send_control(header.source_rank, header_for(FrameType::Matched));
+  }
+  Part& part = *const_cast<Part*>(expected);
+  if (!on_data(part, header, std::move(payload))) {
+    group_.fail({ErrorKind::RemoteProtocol,
+                 group_.describe(header.source_rank) + " sent a segment twice."});
+    return;
+  }
+  advance(part);
+  if (is_finished()) return;
+  // What could not be used at once must outlive the frame that brought it.
+  if (header.stage == kStageUp) {
+    for (Child& child : part.children) {
+      if (child.rank != header.source_rank) continue;
+      const auto waiting = child.waiting.find(header.segment);
+      if (waiting != child.waiting.end()) waiting->second.keep();
+    }
+  } else if (header.stage >= kStageExchange) {
+    const auto waiting = part.partner_values.find(header.stage - kStageExchange);
+    if (waiting != part.partner_values.end()) waiting->second.keep();
+  }
+  maybe_finish();
+}
+
+// False: this segment has been here before.
+bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload payload) {
+  if (header.stage == kStageDown) {
+    if (part.have[header.segment]) return false;
+    std::byte* target = part.output + uint64_t{header.segment} * part.segment_bytes;
+    if (payload.size() > 0 && payload.data() != target)
+      std::memcpy(target, payload.data(), payload.size());
+    part.have[header.segment] = true;
+    while (part.finals < part.segments && part.have[part.finals]) part.finals += 1;
+    return true;
+  }
+  if (header.stage >= kStageExchange) {
+    const auto round = static_cast<uint16_t>(header.stage - kStageExchange);
+    return round >= part.round && part.partner_values.emplace(round, std::move(payload)).second;
+  }
+  for (Child& child : part.children) {
+    if (child.rank != header.source_rank) continue;
+    return header.segment >= part.combined && header.segment < child.granted &&
+           child.waiting.emplace(header.segment, std::move(payload)).second;
+  }
+  return false;
+}
+
+void CollectiveOperation::on_grant(Part& part, const FrameHeader& header) {
+  const auto raise = [&part, &header](OutStream& stream) {
+    stream.credit = std::max(stream.credit, std::min(header.segment, part.segments));
+    stream.is_granted = true;
+  };
+  if (header.stage == kStageUp && part.up && part.up->rank == header.source_rank) raise(*part.up);
+  if (header.stage == kStageDown) {
+    for (OutStream& stream : part.down) {
+      if (stream.rank == header.source_rank) raise(stream);
+    }
+  }
+  advance(part);
+}
+
+void CollectiveOperation::grant_all() {
+  for (Part& part : parts_) {
+    if (part.is_done) continue;
+    for (Child& child : part.children)
+      send_grant(child.rank, kStageUp, part.plan->chunk, child.granted);
+    if (part.plan->down_parent >= 0)
+      send_grant(part.plan->down_parent, kStageDown, part.plan->chunk, part.segments);
+  }
+}
+
+}  // namespace pccl
