@@ -55,9 +55,13 @@ def bench(
     backend: Annotated[str, typer.Option(help="torch.distributed backend")] = "pccl",
     compare: Annotated[str, typer.Option(help="second backend, measured in turn: gloo")] = "",
     processes: Annotated[int, typer.Option(help="ranks to start here; torchrun overrides")] = 4,
-    smallest: Annotated[str, typer.Option("--min", metavar="SIZE", help="first size")] = "4",
-    largest: Annotated[str, typer.Option("--max", metavar="SIZE", help="last size")] = "64M",
-    factor: Annotated[int, typer.Option(help="from size to size")] = 4,
+    smallest: Annotated[
+        str, typer.Option("--min-bytes", "-b", metavar="SIZE", help="first size: 4, 64K, 1M, 1G")
+    ] = "4",
+    largest: Annotated[
+        str, typer.Option("--max-bytes", "-e", metavar="SIZE", help="last size")
+    ] = "64M",
+    factor: Annotated[int, typer.Option("--factor", "-f", help="from size to size")] = 4,
     dtype: Annotated[str, typer.Option(help="one of: " + ", ".join(DTYPES))] = "float32",
     op: Annotated[str, typer.Option(help="one of: " + ", ".join(OPS))] = "sum",
     root: Annotated[int, typer.Option(help="rank, for collectives that have one")] = 0,

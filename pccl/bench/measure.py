@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -68,6 +69,23 @@ class StoreExchange:
         else:
             for rank in range(1, self._world_size):
                 self._store.get(f"left/{rank}")
+
+    def left_early(self, barrier: Callable[[], None]) -> int:
+        """Return 1 if `barrier` lets this rank go before the last rank came, else 0.
+
+        Rank 0 is the last: it enters when all others have said that they do.
+        """
+        self._round += 1
+        others = [f"{self._round}/{rank}" for rank in range(1, self._world_size)]
+        last = f"{self._round}/0"
+        if self._rank == 0:
+            for key in others:
+                self._store.get(key)
+            self._store.set(last, "")
+        else:
+            self._store.set(f"{self._round}/{self._rank}", "")
+        barrier()
+        return 0 if self._store.check([last]) else 1
 
     def slowest(self, seconds: list[float]) -> list[float]:
         """Return the maximum over all ranks, element by element."""
@@ -144,10 +162,7 @@ def measure_row(options: BenchOptions, case: Case, rank: Rank, buffers: Buffers)
         for backend, group in rank.groups.items():
             wrong = None
             if options.check:
-                fill(case, source, target)
-                call(group)
-                counts = rank.exchange.all_gather([count_wrong(case, target)])
-                wrong = sum(int(count) for (count,) in counts)
+                wrong = check(case, call, group, rank.exchange, source, target)
             median = spread(seconds[backend]).p50
             bandwidth = case.bytes / median / 1e9
             measured[backend][placement] = Measurement(
@@ -161,6 +176,19 @@ def measure_row(options: BenchOptions, case: Case, rank: Rank, buffers: Buffers)
     return Row(
         case.collective, case.bytes, case.count, dtype, case.shown_op, case.shown_root, measured
     )
+
+
+def check(
+    case: Case, call: Call, group: Group, exchange: StoreExchange, source: Tensor, target: Tensor
+) -> int:
+    """Return how many values are wrong on all ranks; of a barrier, how many ranks left early."""
+    if case.collective == "barrier":
+        own = exchange.left_early(lambda: call(group))
+    else:
+        fill(case, source, target)
+        call(group)
+        own = count_wrong(case, target)
+    return sum(int(count) for (count,) in exchange.all_gather([own]))
 
 
 def time_in_turn(

@@ -86,6 +86,8 @@ class BenchOptions:
             raise ValueError(f"bench: {self.op} is for integers, not {self.dtype}")
         if self.op == "avg" and not self.dtype.startswith(("float", "bfloat")):
             raise ValueError(f"bench: avg is for floating point, not {self.dtype}")
+        if self.plot_path and self.collective == "barrier":
+            raise ValueError("bench: a barrier has no sizes to plot")
 
     def to_dict(self) -> dict[str, object]:
         """Return the options as plain data for the JSON file."""

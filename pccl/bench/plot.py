@@ -10,6 +10,7 @@ from pccl.bench.result import Row, Spread, spread
 __all__ = ["plot_rows"]
 
 _COLORS = ("#0b6e99", "#e07b39")
+_TICKS_MAX = 14  # sizes named on the axis; with more, every second or third is
 _PLACEMENT = "in_place"
 
 
@@ -43,9 +44,14 @@ def plot_rows(rows: Sequence[Row], title: str, subtitle: str, path: Path) -> Non
         height_ratios=[2.2, 1][:panels],
         layout="constrained",
     )
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
     upper = axes[0][0]
-    upper.set_title(subtitle, loc="left", fontsize=9, color="#555555")
+    upper.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=36)
+    first = rows[0]
+    kind = "" if first.op == "none" else f", {first.op}"
+    shown = f"{first.dtype}{kind}, {placement.replace('_', ' ')}: median, shaded p10 to p90"
+    upper.text(
+        0, 1.03, f"{subtitle}\n{shown}", transform=upper.transAxes, fontsize=9, color="#555555"
+    )
     x = [row.bytes for row in rows]
     for color, backend in zip(_COLORS, rows[0].backends, strict=False):
         measured = [row.backends[backend][placement] for row in rows]
@@ -60,13 +66,15 @@ def plot_rows(rows: Sequence[Row], title: str, subtitle: str, path: Path) -> Non
     upper.set_yscale("log")
     upper.yaxis.set_major_formatter(lambda value, _position: _speed(value))
     upper.set_ylabel("bus bandwidth")
-    upper.legend(frameon=False, loc="lower right")
+    if len(rows[0].backends) > 1:
+        upper.legend(frameon=False, loc="lower right")
     if ratios:
         _draw_ratios(axes[1][0], x, ratios, list(rows[0].backends))
     bottom = axes[-1][0]
-    bottom.set_xticks(x, [format_bytes(size) for size in x])
+    named = x[:: -(-len(x) // _TICKS_MAX)]
+    bottom.set_xticks(named, [format_bytes(size) for size in named])
     bottom.tick_params(axis="x", which="minor", bottom=False)
-    bottom.set_xlabel("size, bytes")
+    bottom.set_xlabel("size in bytes")
     for (axis,) in axes:
         axis.grid(which="major", alpha=0.25, linewidth=0.7)
         axis.spines[["top", "right"]].set_visible(False)
@@ -90,7 +98,7 @@ def _draw_ratios(axis: Any, x: list[int], ratios: list[Spread], names: list[str]
     axis.axhline(1, color=_COLORS[1], linewidth=1.2)
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(lambda value, _position: f"{value:g}x")
-    axis.set_ylabel(f"{names[0]} faster than\n{names[1]} by")
+    axis.set_ylabel(f"time of {names[1]} /\ntime of {names[0]}")
     for size, ratio in zip(x, middle, strict=True):
         axis.annotate(
             f"{ratio:.1f}",

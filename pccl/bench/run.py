@@ -14,6 +14,7 @@ from pccl.bench.options import BenchOptions
 from pccl.bench.plot import plot_rows
 from pccl.bench.result import Row
 from pccl.bench.table import BenchTable
+from pccl.bench.traffic import bytes_sent
 from pccl.config import Config, Launch
 from pccl.launch import launch, run_rank
 
@@ -59,7 +60,7 @@ def _run(options: BenchOptions, place: Launch) -> int:
     table = BenchTable(console, options)
     table.print_head()
     rows, rank = measure(options, table.print_row)
-    sent = bytes_sent(rank, options.backend)
+    sent = sent_by_transport(rank, options.backend)
     table.print_foot(options, rows, sent)
     if talks:
         _write_files(options, place.world_size, rows, machine, sent, console)
@@ -72,17 +73,14 @@ def headline(options: BenchOptions, world_size: int) -> str:
     """Return what is measured, in one line."""
     against = f" against {options.compare}" if options.compare else ""
     transport = f", transport {options.transport}" if options.transport != "auto" else ""
-    return f"{options.collective}: {options.backend}{against}, {world_size} ranks{transport}"
+    ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+    return f"{options.collective}: {options.backend}{against}, {ranks}{transport}"
 
 
-def bytes_sent(rank: Rank, backend: str) -> dict[str, int]:
-    """Return what the backend says it sent, by transport: {} when it does not count."""
-    read = getattr(rank.groups[backend], "statistics", None)
-    if read is None:
-        return {}
-    counters: dict[str, int] = read()
-    names = {"bytes_sent_tcp": "by TCP", "bytes_sent_memory": "by memory"}
-    return {label: counters[name] for name, label in names.items() if name in counters}
+def sent_by_transport(rank: Rank, backend: str) -> dict[str, int]:
+    """Return what this rank's process has sent: {} when the backend does not count."""
+    sent = bytes_sent(rank.groups[backend])
+    return {} if sent is None else {"by TCP": sent.tcp, "by memory": sent.memory}
 
 
 def _write_files(

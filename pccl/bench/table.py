@@ -19,13 +19,14 @@ class BenchTable:
         self._compares = bool(options.compare)
 
     def print_head(self) -> None:
-        """Print the two lines of column names."""
+        """Print the names and units of the columns."""
         backend = f" {'backend':<9}" if self._compares else ""
         left = f"{'size':>6} {'count':>10} {'type':>8} {'redop':>7} {'root':>4}{backend}"
         gap = " " * len(left)
         self._line(f"[bold]{gap}  {'out-of-place':^32}  {'in-place':^32}[/]")
         self._line(f"[bold]{left}  {_BLOCK}  {_BLOCK}[/]")
-        self._line(f"[dim]{gap}  {_UNITS}  {_UNITS}[/]")
+        units = f"{'(B)':>6} {'(elements)':>10}".ljust(len(left))
+        self._line(f"[dim]{units}  {_UNITS}  {_UNITS}[/]")
 
     def print_row(self, row: Row) -> None:
         """Print one size: a line per backend, and for two backends how their times compare."""
@@ -35,7 +36,10 @@ class BenchTable:
         blank = " " * len(left)
         for index, (backend, placements) in enumerate(row.backends.items()):
             name = f" [cyan]{backend:<9}[/]" if self._compares else ""
-            blocks = "  ".join(_block(placements.get(placement)) for placement in PLACEMENTS)
+            blocks = "  ".join(
+                _block(placements.get(placement), has_bytes=row.bytes > 0)
+                for placement in PLACEMENTS
+            )
             self._line(f"{left if index == 0 else blank}{name}  {blocks}")
         if self._compares:
             ratios = "  ".join(_ratio(row.ratios(placement)) for placement in PLACEMENTS)
@@ -43,9 +47,11 @@ class BenchTable:
 
     def print_foot(self, options: BenchOptions, rows: list[Row], sent: dict[str, int]) -> None:
         """Print what the numbers mean, and the verdict on wrong results."""
+        self._line("")
         if self._compares:
+            first, second = rows[0].backends
             self._line(
-                f"\n[dim]faster: time of {options.compare} / time of {options.backend}, "
+                f"[dim]faster: time of {second} / time of {first}, "
                 "repetition by repetition in turn: median and p10..p90.[/]"
             )
         if options.collective in ("all_reduce", "broadcast", "reduce"):
@@ -64,16 +70,15 @@ class BenchTable:
         self._console.print(text, soft_wrap=True, highlight=False)
 
 
-def _block(measurement: Measurement | None) -> str:
+def _block(measurement: Measurement | None, *, has_bytes: bool) -> str:
     if measurement is None:
         return f"{'-':>9} {'-':>7} {'-':>7} {'-':>6}"
     microseconds = spread(measurement.seconds).p50 * 1e6
     wrong = "-" if measurement.wrong is None else str(measurement.wrong)
     style = "bold red" if measurement.wrong else "green"
-    return (
-        f"{_three_digits(microseconds):>9} {measurement.algorithm_bandwidth:>7.2f} "
-        f"{measurement.bus_bandwidth:>7.2f} [{style}]{wrong:>6}[/]"
-    )
+    speeds = (measurement.algorithm_bandwidth, measurement.bus_bandwidth)
+    columns = " ".join(f"{speed:>7.2f}" if has_bytes else f"{'-':>7}" for speed in speeds)
+    return f"{_three_digits(microseconds):>9} {columns} [{style}]{wrong:>6}[/]"
 
 
 def _ratio(ratio: Spread | None) -> str:
