@@ -50,7 +50,7 @@ def _size(text: str) -> int:
 @app.command()
 def bench(
     collective: Annotated[
-        str, typer.Option(help="one of: " + ", ".join(COLLECTIVES))
+        str, typer.Option(help=", ".join(COLLECTIVES) + "; or all")
     ] = "all_reduce",
     backend: Annotated[str, typer.Option(help="torch.distributed backend")] = "pccl",
     compare: Annotated[str, typer.Option(help="second backend, measured in turn: gloo")] = "",

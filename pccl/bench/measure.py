@@ -36,7 +36,7 @@ from pccl.bench.collectives import (
 from pccl.bench.options import BenchOptions, sizes
 from pccl.bench.result import PLACEMENTS, Measurement, Row, spread
 
-__all__ = ["measure"]
+__all__ = ["Rank", "StoreExchange", "join", "measure"]
 
 ITERATIONS_MAX = 10_000
 REPETITIONS_MIN = 5  # below, p10 and p90 mean nothing
@@ -102,14 +102,13 @@ class Rank:
     exchange: StoreExchange
 
 
-def measure(options: BenchOptions, on_row: Callable[[Row], None]) -> tuple[list[Row], Rank]:
-    """Run the benchmark in this rank; `on_row` hears of each row as it is ready, on every rank.
+def measure(options: BenchOptions, rank: Rank, on_row: Callable[[Row], None]) -> list[Row]:
+    """Measure one collective; `on_row` hears of each row as it is ready, on every rank.
 
     Raises:
         RuntimeError: a backend cannot do the collective, or a rank is lost; nothing is cleaned up
         then.
     """
-    rank = join(options)
     largest = max(
         make_case(options, size, rank.rank, rank.world_size).bytes for size in sizes(options)
     )
@@ -122,7 +121,7 @@ def measure(options: BenchOptions, on_row: Callable[[Row], None]) -> tuple[list[
             continue  # rounded up to the same one element per part
         rows.append(measure_row(options, case, rank, buffers))
         on_row(rows[-1])
-    return rows, rank
+    return rows
 
 
 def join(options: BenchOptions) -> Rank:

@@ -37,7 +37,7 @@ class BenchOptions:
     """One run of `pccl bench`.
 
     Args:
-        collective: one of COLLECTIVES.
+        collective: one of COLLECTIVES, or "all" of them, one after the other.
         backend: torch.distributed backend under test.
         compare: a second backend, measured in turn with the first; "" measures one only.
         processes: ranks to start on this machine; under torchrun, torchrun decides.
@@ -72,7 +72,7 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no run could do, before a process is started."""
-        _one_of("collective", self.collective, COLLECTIVES)
+        _one_of("collective", self.collective, (*COLLECTIVES, "all"))
         _one_of("dtype", self.dtype, tuple(DTYPES))
         _one_of("op", self.op, OPS)
         _one_of("transport", self.transport, ("auto", "tcp", "memory"))
@@ -86,8 +86,13 @@ class BenchOptions:
             raise ValueError(f"bench: {self.op} is for integers, not {self.dtype}")
         if self.op == "avg" and not self.dtype.startswith(("float", "bfloat")):
             raise ValueError(f"bench: avg is for floating point, not {self.dtype}")
-        if self.plot_path and self.collective == "barrier":
-            raise ValueError("bench: a barrier has no sizes to plot")
+        if self.plot_path and self.collective in ("barrier", "all"):
+            raise ValueError("bench: plot needs one collective, and a barrier has no sizes")
+
+    def each(self) -> "list[BenchOptions]":
+        """Return the options of each single collective."""
+        names = COLLECTIVES if self.collective == "all" else (self.collective,)
+        return [dataclasses.replace(self, collective=name) for name in names]
 
     def to_dict(self) -> dict[str, object]:
         """Return the options as plain data for the JSON file."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from pccl.bench.machine import describe_machine, is_busy, machine_line
-from pccl.bench.measure import Rank, measure
+from pccl.bench.measure import Rank, join, measure
 from pccl.bench.options import BenchOptions
 from pccl.bench.plot import plot_rows
 from pccl.bench.result import Row
@@ -51,15 +51,17 @@ def _run(options: BenchOptions, place: Launch) -> int:
     talks = place.rank == 0
     console = Console(width=WIDTH if not sys.stdout.isatty() else None, quiet=not talks)
     machine = describe_machine()
-    title = headline(options, place.world_size)
-    console.print(f"[bold]{title}[/]", soft_wrap=True, highlight=False)
     console.print(f"[dim]{machine_line(machine)}[/]", soft_wrap=True, highlight=False)
     if is_busy(machine):
         console.print("[yellow]Other programs use this machine: the numbers will mislead.[/]")
-    console.print()
-    table = BenchTable(console, options)
-    table.print_head()
-    rows, rank = measure(options, table.print_row)
+    rank = join(options)
+    rows: list[Row] = []
+    for one in options.each():
+        title = headline(one, place.world_size)
+        console.print(f"\n[bold]{title}[/]\n", soft_wrap=True, highlight=False)
+        table = BenchTable(console, one)
+        table.print_head()
+        rows += measure(one, rank, table.print_row)
     sent = sent_by_transport(rank, options.backend)
     table.print_foot(options, rows, sent)
     if talks:
@@ -80,7 +82,8 @@ def headline(options: BenchOptions, world_size: int) -> str:
 def sent_by_transport(rank: Rank, backend: str) -> dict[str, int]:
     """Return what this rank's process has sent: {} when the backend does not count."""
     sent = bytes_sent(rank.groups[backend])
-    return {} if sent is None else {"by TCP": sent.tcp, "by memory": sent.memory}
+    counts = {} if sent is None else {"by TCP": sent.tcp, "by memory": sent.memory}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _write_files(

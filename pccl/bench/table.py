@@ -7,6 +7,7 @@ from pccl.bench.result import PLACEMENTS, Measurement, Row, Spread, spread
 
 __all__ = ["BenchTable"]
 
+_COPIED = ("all_reduce", "broadcast", "reduce")
 _BLOCK = f"{'time':>9} {'algbw':>7} {'busbw':>7} {'#wrong':>6}"
 _UNITS = f"{'(us)':>9} {'(GB/s)':>7} {'(GB/s)':>7} {'':>6}"
 
@@ -54,9 +55,11 @@ class BenchTable:
                 f"[dim]faster: time of {second} / time of {first}, "
                 "repetition by repetition in turn: median and p10..p90.[/]"
             )
-        if options.collective in ("all_reduce", "broadcast", "reduce"):
+        copied = [name for name in _COPIED if options.collective in (name, "all")]
+        if copied:
             self._line(
-                "[dim]out-of-place: a copy, then in place; torch.distributed has no other.[/]"
+                f"[dim]out-of-place {', '.join(copied)}: a copy, then in place; "
+                "torch.distributed has no other.[/]"
             )
         if sent:
             bytes_sent = ", ".join(f"{format_bytes(count)} {name}" for name, count in sent.items())
