@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -240,18 +241,12 @@ def plot_losses(results: Sequence[Result], path: Path) -> None:
         for seconds in result.seconds:
             elapsed += seconds
             ends.append(elapsed)
-        for axis, x in ((axes[0], range(1, len(smooth) + 1)), (axes[1], ends)):
+        labels = (f"held-out loss {result.validation_loss:.3f}", f"{ends[-1]:.1f} s")
+        for axis, x, label in zip(axes, (range(1, len(smooth) + 1), ends), labels, strict=True):
+            style: dict[str, Any] = {"color": color, "linewidth": width, "linestyle": dashes}
             axis.plot(x, result.losses, color=color, linewidth=0.7, alpha=0.25)
-            axis.plot(x, smooth, color=color, linewidth=width, linestyle=dashes)
-        axes[0].plot(
-            [], [], color=color, linewidth=width, linestyle=dashes,
-            label=f"{result.backend}: held-out {result.validation_loss:.3f}",
-        )  # fmt: skip
+            axis.plot(x, smooth, label=f"{result.backend}: {label}", **style)
         axes[1].plot(ends[-1], smooth[-1], "o", color=color, markersize=6)
-        axes[1].annotate(
-            f"{result.backend}\n{ends[-1]:.0f} s", (ends[-1], smooth[-1]), xytext=(0, 10),
-            textcoords="offset points", ha="center", color=color, fontweight="bold",
-        )  # fmt: skip
     first = results[0]
     figure.suptitle(
         f"A byte Llama on {len(first.digests)} ranks: {len(first.losses)} steps, "
@@ -260,13 +255,11 @@ def plot_losses(results: Sequence[Result], path: Path) -> None:
     )  # fmt: skip
     axes[0].set_ylabel("training loss, nats per byte")
     axes[0].set_xlabel("step")
-    axes[1].set_xlabel("seconds spent in these steps")
-    axes[0].set_title("the same training", loc="left", fontsize=10, color="#555555")
-    is_faster = len(results) == 2 and sum(first.seconds) < sum(results[1].seconds)
-    subtitle = "in less time" if is_faster else "over time"
-    axes[1].set_title(subtitle, loc="left", fontsize=10, color="#555555")
-    axes[0].legend(frameon=False)
+    axes[1].set_xlabel("seconds spent in its steps")
+    axes[0].set_title("step by step: the same training", loc="left", fontsize=10, color="#555555")
+    axes[1].set_title("and the time it took", loc="left", fontsize=10, color="#555555")
     for axis in axes:
+        axis.legend(frameon=False)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlim(left=0)
