@@ -183,7 +183,7 @@ class ProcessGroupPCCL(Reductions, Moves):
         error = self._core.error()
         if not error:
             return ErrorType.SUCCESS
-        return ErrorType.TIMEOUT if "timed out" in error.lower() else ErrorType.COMM_ERROR
+        return ErrorType.TIMEOUT if "before its deadline" in error else ErrorType.COMM_ERROR
 
     # --- sub-groups and the end
     # ----------------------------------------------------------------------
