@@ -53,13 +53,14 @@ void Context::run(const std::function<void()>& task) {
     if (is_closed_) throw Aborted("context: it is closed");
   }
   std::atomic<bool> done{false};
-  endpoint_.engine().submit(
+  const bool is_accepted = endpoint_.engine().submit(
       [this, &task, &done] {
         task();
         done.store(true);
         endpoint_.engine().notify_waiters();
       },
       false);
+  if (!is_accepted) throw Aborted("context: it is closed");
   // The task refers to this frame; Engine::stop() runs what is left, so it ends.
   while (!done.load()) endpoint_.engine().wait(done, after(Clock::now(), 1));
 }
@@ -72,9 +73,7 @@ void Context::close() {
   }
   endpoint_.engine().submit(
       [this] {
-        for (Group* group : router_.groups()) {
-          router_.remove(group->id, {ErrorKind::Aborted, "the context was closed while this ran."});
-        }
+        router_.close({ErrorKind::Aborted, "the context was closed while this ran."});
       },
       false);
   endpoint_.close(after(Clock::now(), kGoodbyeSeconds));
@@ -256,9 +255,9 @@ std::string Communicator::plan(Collective collective, uint64_t count, DataType d
 
 // --- calls ---------------------------------------------------------------------------------------
 
-Communicator::WorkPtr Communicator::make_work(const char* operation, CallOptions& options) {
+Communicator::WorkPtr Communicator::make_work(const char* name, CallOptions& options) {
   const double seconds = options.timeout_seconds > 0 ? options.timeout_seconds : timeout_seconds;
-  return std::make_shared<Work>(context_->endpoint_.engine(), context_->completions_, operation,
+  return std::make_shared<Work>(context_->endpoint_.engine(), context_->completions_, name,
                                 after(Clock::now(), seconds), std::move(options.keep));
 }
 
@@ -268,7 +267,7 @@ void Communicator::submit(std::function<void(Group&)> task, const WorkPtr& work,
     if (context_->is_closed_) throw Aborted(work->operation + ": the context is closed");
   }
   Router& router = context_->router_;
-  context_->endpoint_.engine().submit(
+  const bool is_accepted = context_->endpoint_.engine().submit(
       [&router, id = id_, work, task = std::move(task)] {
         router.sweep();
         Group* group = router.find(id);
@@ -279,6 +278,7 @@ void Communicator::submit(std::function<void(Group&)> task, const WorkPtr& work,
         task(*group);
       },
       is_urgent);
+  if (!is_accepted) throw Aborted(work->operation + ": the context is closed");
 }
 
 Communicator::WorkPtr Communicator::start(Signature signature, std::vector<BlockMemory> blocks,
@@ -292,7 +292,7 @@ Communicator::WorkPtr Communicator::start(Signature signature, std::vector<Block
   call.divisor = signature.op == ReduceOp::Avg ? world_size() : 1;
   call.segment_bytes = segment_bytes_;
   // Segments hold whole elements; the largest has 16 bytes, and both sizes are multiples of it.
-  const WorkPtr work = make_work(transport::collective_name(signature.collective), options);
+  WorkPtr work = make_work(transport::collective_name(signature.collective), options);
   if (signature.collective == Collective::Barrier) {
     call.scratch.resize(1);
     call.blocks[0] = {call.scratch.data(), call.scratch.data(), 1};

@@ -209,7 +209,7 @@ Communicator::WorkPtr Communicator::send(const std::byte* tensor, uint64_t count
                                          int32_t destination, uint32_t tag, CallOptions options) {
   check_root(destination, "send");
   if (destination == rank_) throw std::invalid_argument("send: a rank can't send to itself");
-  const WorkPtr work = make_work("send", options);
+  WorkPtr work = make_work("send", options);
   const MessageMemory memory{const_cast<std::byte*>(tensor), count, dtype, segment_bytes_};
   submit([=](Group& group) { group.start_send(destination, tag, memory, work); }, work,
          options.is_urgent);
@@ -220,7 +220,7 @@ Communicator::WorkPtr Communicator::recv(std::byte* tensor, uint64_t count, Data
                                          int32_t source, uint32_t tag, CallOptions options) {
   if (source != -1) check_root(source, "recv");
   if (source == rank_) throw std::invalid_argument("recv: a rank can't receive from itself");
-  const WorkPtr work = make_work("recv", options);
+  WorkPtr work = make_work("recv", options);
   const MessageMemory memory{tensor, count, dtype, segment_bytes_};
   submit([=](Group& group) { group.start_receive(source, tag, memory, work); }, work,
          options.is_urgent);

@@ -19,16 +19,15 @@ class ByteWriter {
  public:
   template <typename T>
   requires std::is_trivially_copyable_v<T>
-  void put(const T& value) {
-    const auto* bytes = reinterpret_cast<const std::byte*>(&value);
-    bytes_.insert(bytes_.end(), bytes, bytes + sizeof(T));
+  void put(const T& value) { put_bytes(std::as_bytes(std::span(&value, 1))); }
+  void put_bytes(std::span<const std::byte> bytes) {
+    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
   }
   // Length (two bytes), then the characters. Longer texts are cut at 65535.
   void put_text(std::string_view text) {
     const auto length = static_cast<uint16_t>(text.size() > 0xFFFF ? 0xFFFF : text.size());
     put(length);
-    const auto* bytes = reinterpret_cast<const std::byte*>(text.data());
-    bytes_.insert(bytes_.end(), bytes, bytes + length);
+    put_bytes(std::as_bytes(std::span(text.data(), length)));
   }
   const std::vector<std::byte>& bytes() const { return bytes_; }
 

@@ -304,7 +304,11 @@ void bind_moves(CommunicatorClass& communicator) {
             });
           },
           py::arg("sources"), py::arg("targets"), py::arg("dtype"), py::arg("timeout_seconds"),
-          py::arg("sync"), py::arg("keep"))
+          py::arg("sync"), py::arg("keep"));
+}
+
+void bind_messages(CommunicatorClass& communicator) {
+  communicator
       .def(
           "send",
           [](pccl::Communicator& self, uintptr_t tensor, uint64_t count, int dtype, int destination,
@@ -379,6 +383,7 @@ void bind_communicator(py::module_& module) {
       .def("plan", &plan_by_name, py::arg("collective"), py::arg("count"), py::arg("dtype"));
   bind_reductions(communicator);
   bind_moves(communicator);
+  bind_messages(communicator);
 }
 
 }  // namespace

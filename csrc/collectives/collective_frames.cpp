@@ -57,9 +57,11 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
 }
 
 transport::Placement CollectiveOperation::place(const FrameHeader& header) {
-  const Part* part = nullptr;
-  if (header.stage != kStageDown || find_mismatch(header, part) || part->have[header.segment])
-    return {};
+  const Part* expected = nullptr;
+  if (header.stage != kStageDown || find_mismatch(header, expected)) return {};
+  Part* part = part_of(header);
+  if (part->have[header.segment] || part->placed[header.segment]) return {};
+  part->placed[header.segment] = true;
   return {part->output + uint64_t{header.segment} * part->segment_bytes, this};
 }
 
@@ -107,8 +109,10 @@ void CollectiveOperation::on_frame(const FrameHeader& header, Payload payload) {
 // False: this segment has been here before.
 bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload payload) {
   if (header.stage == kStageDown) {
-    if (part.have[header.segment]) return false;
     std::byte* target = part.output + uint64_t{header.segment} * part.segment_bytes;
+    // A segment that is still arriving in place can't come by another way, too.
+    if (part.have[header.segment] || (part.placed[header.segment] && payload.data() != target))
+      return false;
     if (payload.size() > 0 && payload.data() != target)
       std::memcpy(target, payload.data(), payload.size());
     part.have[header.segment] = true;
@@ -138,6 +142,12 @@ void CollectiveOperation::on_grant(Part& part, const FrameHeader& header) {
       if (stream.rank == header.source_rank) raise(stream);
     }
   }
+  if (header.stage >= kStageExchange) {
+    const auto round = static_cast<uint16_t>(header.stage - kStageExchange);
+    const bool is_partner =
+        round < part.plan->rounds.size() && part.plan->rounds[round].partner == header.source_rank;
+    if (is_partner) part.granted_rounds.insert(round);
+  }
   advance(part);
 }
 
@@ -146,6 +156,10 @@ void CollectiveOperation::grant_all() {
     if (part.is_done) continue;
     for (Child& child : part.children)
       send_grant(child.rank, kStageUp, part.plan->chunk, child.granted);
+    for (size_t round = part.round; round < part.plan->rounds.size(); ++round) {
+      const auto stage = static_cast<uint16_t>(kStageExchange + round);
+      send_grant(part.plan->rounds[round].partner, stage, part.plan->chunk, 1);
+    }
     if (part.plan->down_parent >= 0)
       send_grant(part.plan->down_parent, kStageDown, part.plan->chunk, part.segments);
   }

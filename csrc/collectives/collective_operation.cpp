@@ -67,6 +67,7 @@ void CollectiveOperation::start() {
       part.down.push_back({.rank = child, .stage = kStageDown});
     if (plan.down_parent >= 0) {
       part.have.assign(part.segments, false);
+      part.placed.assign(part.segments, false);
       if (part.segments > kWindowSegments)
         send_grant(plan.down_parent, kStageDown, plan.chunk, part.segments);
     }
@@ -183,6 +184,7 @@ void CollectiveOperation::advance_exchange(Part& part) {
     if (part.rounds_sent == part.round) {
       OutStream stream{.rank = round.partner,
                        .stage = static_cast<uint16_t>(kStageExchange + part.round)};
+      stream.is_granted = part.granted_rounds.contains(static_cast<uint16_t>(part.round));
       if (!can_send(stream, length)) return;
       FrameHeader header = data_header(part, length);
       if (std::byte* room = reserve_segment(stream, length)) {
@@ -190,8 +192,10 @@ void CollectiveOperation::advance_exchange(Part& part) {
         commit_segment(stream, header);
       } else {
         header.stage = stream.stage;
-        header.flags = transport::kFlagUngranted;
-        group_.to(round.partner).note_ungranted_sent(length);
+        if (!stream.is_granted) {
+          header.flags = transport::kFlagUngranted;
+          group_.to(round.partner).note_ungranted_sent(length);
+        }
         transport::OutFrame frame;
         frame.header = header;
         frame.owned = part.value;

@@ -70,8 +70,10 @@ class CollectiveOperation final : public Operation {
     uint32_t round = 0;
     uint32_t rounds_sent = 0;
     std::map<uint16_t, transport::Payload> partner_values;
-    uint32_t finals = 0;  // final segments, without gaps from the start
+    std::set<uint16_t> granted_rounds;  // whose value may be sent without credit
+    uint32_t finals = 0;                // final segments, without gaps from the start
     std::vector<bool> have;
+    std::vector<bool> placed;  // segments that arrive, or did, right where they belong
     std::vector<OutStream> down;
     bool is_done = false;
   };
@@ -88,7 +90,7 @@ class CollectiveOperation final : public Operation {
   bool on_data(Part& part, const transport::FrameHeader& header, transport::Payload payload);
   void on_grant(Part& part, const transport::FrameHeader& header);
   std::optional<std::string> find_mismatch(const transport::FrameHeader& header,
-                                           const Part*& part) const;
+                                           const Part*& found) const;
   Part* part_of(const transport::FrameHeader& header);
 
   uint32_t length_of(const Part& part, uint32_t segment) const;

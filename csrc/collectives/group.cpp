@@ -53,14 +53,14 @@ void Group::start_collective(CollectiveCall call, std::shared_ptr<Work> work) {
   if (!ready_to_talk(operation, peers)) return;
   endpoint_.engine().wake_at(operation.deadline());
   operation.start();
+  if (is_crowded(peers)) operation.grant_all();
   const auto early = early_.find(number);
   if (early == early_.end()) return;
   std::vector<EarlyFrame> frames = std::move(early->second);
   early_.erase(early);
   for (EarlyFrame& frame : frames) {
-    Connection& from = to(frame.header.source_rank);
-    from.early_bytes -= frame.header.length;
-    on_data(from, frame.header, std::move(frame.payload));
+    take_out_of_mailbox(frame.header);
+    on_data(frame.header, std::move(frame.payload));
   }
 }
 
@@ -85,6 +85,7 @@ void Group::start_receive(int32_t source, uint32_t tag, MessageMemory memory,
   endpoint_.engine().wake_at(operation->deadline());
   ReceiveOperation& posted = *operation;
   messages_.receive(std::move(operation));
+  if (source >= 0 && is_crowded(peers)) messages_.grant_posted();
   if (source >= 0 && to(source).state == Connection::State::Closed && !posted.is_finished()) {
     posted.fail(
         {ErrorKind::MemberLost, describe(source) + " has left without sending such a message."});
@@ -117,35 +118,45 @@ void Group::fail(const Error& error) {
   broken_ = error;
   for (int32_t peer = 0; peer < world_size(); ++peer) {
     if (peer == rank) continue;
-    Connection& connection = to(peer);
-    if (connection.state != Connection::State::Up && connection.state != Connection::State::Dialing)
-      continue;
-    transport::OutFrame frame;
-    frame.header.type = FrameType::Abort;
-    frame.header.group = id;
-    frame.header.source_rank = rank;
-    frame.header.stage = static_cast<uint16_t>(error.kind);
-    const std::string text = error.message.substr(0, 4096);
-    frame.owned.resize(text.size());
-    std::memcpy(frame.owned.data(), text.data(), text.size());
-    frame.header.length = static_cast<uint32_t>(text.size());
-    connection.send_control(std::move(frame));
-    endpoint_.mark_unsent(connection);
+    const Connection::State state = to(peer).state;
+    if (state == Connection::State::Up || state == Connection::State::Dialing) tell_broken(peer);
   }
   close(error);
+}
+
+void Group::tell_broken(int32_t peer) {
+  if (!told_.insert(peer).second) return;
+  transport::OutFrame frame;
+  frame.header.type = FrameType::Abort;
+  frame.header.group = id;
+  frame.header.source_rank = rank;
+  frame.header.stage = static_cast<uint16_t>(broken_.kind);
+  const std::string text = broken_.message.substr(0, transport::kAbortBytesMax);
+  frame.owned.resize(text.size());
+  std::memcpy(frame.owned.data(), text.data(), text.size());
+  frame.header.length = static_cast<uint32_t>(text.size());
+  to(peer).send_control(std::move(frame));
+  mark_unsent(peer);
 }
 
 void Group::close(const Error& error) {
   if (!broken_) broken_ = error;
   for (Operation* operation : running()) operation->fail(error);
+  for (const auto& [number, frames] : early_) {
+    for (const EarlyFrame& frame : frames) {
+      take_out_of_mailbox(frame.header);
+      give_credit(frame.header);
+    }
+  }
   early_.clear();
   messages_.clear();
 }
 
 void Group::on_connection_lost(int32_t peer, const Error& error) {
   if (error) {
-    const ErrorKind kind =
-        error.kind == ErrorKind::Connect ? ErrorKind::Connect : ErrorKind::MemberLost;
+    const bool is_told =
+        error.kind == ErrorKind::Connect || error.kind == ErrorKind::RemoteProtocol;
+    const ErrorKind kind = is_told ? error.kind : ErrorKind::MemberLost;
     fail({kind, describe(peer) + " is lost: " + error.message +
                     ". Destroy the group and start the job again."});
     return;
@@ -202,18 +213,17 @@ transport::Placement Group::place(const FrameHeader& header) {
   return found == collectives_.end() ? transport::Placement{} : found->second->place(header);
 }
 
-void Group::on_frame(Connection& from, const FrameHeader& header, Payload payload) {
+void Group::on_frame(const FrameHeader& header, Payload payload) {
   sweep();
   if (header.type == FrameType::Abort) {
     on_abort(header, payload);
     return;
   }
   if (broken_) {
-    // Late data of a broken group; its sender must not wait for credit.
-    if ((header.flags & transport::kFlagUngranted) != 0) {
-      from.note_ungranted_consumed(header.length);
-      endpoint_.mark_unsent(from);
-    }
+    // Late data of a broken group; its sender must not wait for credit, nor for an answer. It could
+    // not be told before if there was no connection.
+    give_credit(header);
+    tell_broken(header.source_rank);
     return;
   }
   if (header.type == FrameType::Message) {
@@ -222,20 +232,19 @@ void Group::on_frame(Connection& from, const FrameHeader& header, Payload payloa
              header.collective == transport::Collective::SendRecv) {
     messages_.on_grant(header);
   } else {
-    on_data(from, header, std::move(payload));
+    on_data(header, std::move(payload));
   }
 }
 
-void Group::on_data(Connection& from, const FrameHeader& header, Payload payload) {
+void Group::on_data(const FrameHeader& header, Payload payload) {
   const auto found = collectives_.find(header.operation);
   if (found == collectives_.end() && header.operation >= next_call_) {
-    keep_early(from, header, std::move(payload));
+    if (!put_into_mailbox(header)) return;
+    payload.keep();
+    early_[header.operation].push_back({header, std::move(payload)});
     return;
   }
-  if ((header.flags & transport::kFlagUngranted) != 0) {
-    from.note_ungranted_consumed(header.length);
-    endpoint_.mark_unsent(from);
-  }
+  give_credit(header);
   if (found != collectives_.end()) {
     found->second->on_frame(header, std::move(payload));
     return;
@@ -252,20 +261,39 @@ void Group::on_data(Connection& from, const FrameHeader& header, Payload payload
   }
 }
 
-void Group::keep_early(Connection& from, const FrameHeader& header, Payload payload) {
-  payload.keep();
-  early_[header.operation].push_back({header, std::move(payload)});
-  const uint64_t before = from.early_bytes;
-  from.early_bytes += header.length;
-  // The sender may be about to stop for lack of credit, with frames behind it that a running
-  // operation waits for.
-  constexpr uint64_t kThreshold = Connection::kUngrantedBytesMax / 4;
-  if (before < kThreshold && from.early_bytes >= kThreshold) on_mailbox_filling(header.source_rank);
+// --- the mailbox ---------------------------------------------------------------------------------
+
+bool Group::put_into_mailbox(const FrameHeader& header) {
+  Connection& from = to(header.source_rank);
+  if (!from.has_room_for(header)) {
+    fail({ErrorKind::RemoteProtocol, describe(header.source_rank) +
+                                         " sent more than a member may send for calls that this "
+                                         "rank has not made."});
+    return false;
+  }
+  from.note_early(header);
+  return true;
 }
 
-void Group::on_mailbox_filling(int32_t /*peer*/) {
+void Group::take_out_of_mailbox(const FrameHeader& header) {
+  to(header.source_rank).note_early_taken(header);
+}
+
+void Group::give_credit(const FrameHeader& header) {
+  if ((header.flags & transport::kFlagUngranted) == 0) return;
+  to(header.source_rank).note_ungranted_consumed(header.length);
+  mark_unsent(header.source_rank);
+}
+
+bool Group::is_crowded(const std::vector<int32_t>& peers) {
+  return std::any_of(peers.begin(), peers.end(),
+                     [this](int32_t peer) { return to(peer).is_crowded(); });
+}
+
+void Group::on_mailbox_filling() {
   for (auto& [number, operation] : collectives_) operation->grant_all();
   for (Operation* operation : messages_.running()) operation->grant_all();
+  messages_.grant_posted();
 }
 
 void Group::on_credit(int32_t peer) {

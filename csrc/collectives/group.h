@@ -49,11 +49,10 @@ class Group {
 
   // --- from the router ---
   transport::Placement place(const transport::FrameHeader& header);
-  void on_frame(transport::Connection& from, const transport::FrameHeader& header,
-                transport::Payload payload);
-  void on_connection_lost(int32_t rank, const Error& error);
-  void on_credit(int32_t rank);
-  void on_mailbox_filling(int32_t rank);
+  void on_frame(const transport::FrameHeader& header, transport::Payload payload);
+  void on_connection_lost(int32_t peer, const Error& error);
+  void on_credit(int32_t peer);
+  void on_mailbox_filling();
   TimePoint on_time(TimePoint now);
   int32_t rank_of(const transport::Connection& connection) const;
   // Destroys what has ended. When no operation is on the stack.
@@ -66,6 +65,11 @@ class Group {
   void send_control(int32_t peer, const transport::FrameHeader& header);
   void mark_unsent(int32_t peer);
   void on_finished(Operation& operation);
+  // The payload of a frame is used or dropped: its sender gets its credit back.
+  void give_credit(const transport::FrameHeader& header);
+  // Accounts for a frame that waits for its call; false, with the group broken, if it is too many.
+  bool put_into_mailbox(const transport::FrameHeader& header);
+  void take_out_of_mailbox(const transport::FrameHeader& header);
   std::string describe(int32_t peer) const;                    // "rank 2 (10.0.0.7:4123)"
   std::string describe(const std::set<int32_t>& peers) const;  // the first few of them
 
@@ -77,16 +81,16 @@ class Group {
  private:
   // False, with the work failed, if the group is broken or the peer can't be reached.
   bool ready_to_talk(Operation& operation, const std::vector<int32_t>& peers);
-  void on_data(transport::Connection& from, const transport::FrameHeader& header,
-               transport::Payload payload);
+  void on_data(const transport::FrameHeader& header, transport::Payload payload);
+  void tell_broken(int32_t peer);
+  bool is_crowded(const std::vector<int32_t>& peers);
   void on_abort(const transport::FrameHeader& header, const transport::Payload& payload);
-  void keep_early(transport::Connection& from, const transport::FrameHeader& header,
-                  transport::Payload payload);
   std::vector<Operation*> running();
 
   transport::Endpoint& endpoint_;
   std::vector<transport::Connection*> connections_;
   Error broken_;
+  std::set<int32_t> told_;  // peers that know that it is broken
 
   // Collectives, in the order of calls.
   uint64_t next_call_ = 0;

@@ -98,6 +98,7 @@ bool ReceiveOperation::bind(const FrameHeader& header) {
     return false;
   }
   have_.assign(segments_, false);
+  placed_.assign(segments_, false);
   if (segments_ > kWindowSegments) grant_all();
   return true;
 }
@@ -106,23 +107,31 @@ void ReceiveOperation::grant_all() {
   if (bound_source_ >= 0) send_grant(bound_source_, 0, tag_, segments_);
 }
 
+void ReceiveOperation::grant_message(uint64_t message_number) {
+  number = message_number;
+  send_grant(source_, 0, tag_, segments_);
+}
+
 transport::Placement ReceiveOperation::place(const FrameHeader& header) {
   if (header.segment >= segments_ || have_[header.segment] || header.transfer_bytes != bytes_)
     return {};
-  if (header.segment_bytes != memory_.segment_bytes) return {};
+  if (header.segment_bytes != memory_.segment_bytes || placed_[header.segment]) return {};
+  placed_[header.segment] = true;
   return {memory_.data + uint64_t{header.segment} * memory_.segment_bytes, this};
 }
 
 void ReceiveOperation::on_frame(const FrameHeader& header, Payload payload) {
+  std::byte* target = memory_.data + uint64_t{header.segment} * memory_.segment_bytes;
+  // A segment that is still arriving in place can't come by another way, too.
   const bool is_expected = header.transfer_bytes == bytes_ &&
                            header.segment_bytes == memory_.segment_bytes &&
-                           header.segment < segments_ && !have_[header.segment];
+                           header.segment < segments_ && !have_[header.segment] &&
+                           (!placed_[header.segment] || payload.data() == target);
   if (!is_expected) {
     group_.fail({ErrorKind::RemoteProtocol,
                  group_.describe(header.source_rank) + " sent a segment twice."});
     return;
   }
-  std::byte* target = memory_.data + uint64_t{header.segment} * memory_.segment_bytes;
   if (payload.size() > 0 && payload.data() != target)
     std::memcpy(target, payload.data(), payload.size());
   have_[header.segment] = true;
@@ -171,7 +180,23 @@ void Messages::receive(std::unique_ptr<ReceiveOperation> operation) {
   if (oldest == early_.end()) return;
   auto frames = std::move(oldest->second.frames);
   early_.erase(oldest);
-  for (auto& [header, payload] : frames) on_message(header, std::move(payload));
+  replay(std::move(frames));
+}
+
+void Messages::replay(std::vector<std::pair<FrameHeader, Payload>> frames) {
+  for (auto& [header, payload] : frames) {
+    group_.take_out_of_mailbox(header);
+    on_message(header, std::move(payload));
+  }
+}
+
+void Messages::grant_posted() {
+  std::map<std::pair<int32_t, uint32_t>, uint64_t> before;  // receives posted earlier
+  for (auto& posted : posted_) {
+    if (posted->source() < 0) continue;
+    const std::pair<int32_t, uint32_t> from{posted->source(), posted->tag()};
+    posted->grant_message(next_received_[from] + before[from]++);
+  }
 }
 
 // The receive that takes this message; binds it if the message is new and its turn has come.
@@ -200,10 +225,7 @@ transport::Placement Messages::place(const FrameHeader& header) {
 void Messages::on_message(const FrameHeader& header, Payload payload) {
   const Key key{header.source_rank, header.chunk, header.operation};
   if (ReceiveOperation* receive = match(header)) {
-    if ((header.flags & transport::kFlagUngranted) != 0) {
-      group_.to(header.source_rank).note_ungranted_consumed(header.length);
-      group_.mark_unsent(header.source_rank);
-    }
+    group_.give_credit(header);
     receive->on_frame(header, std::move(payload));
     // The next message may already be here, and a receive for it, too.
     const auto next = early_.find({key.source, key.tag, next_received_[{key.source, key.tag}]});
@@ -214,19 +236,16 @@ void Messages::on_message(const FrameHeader& header, Payload payload) {
     if (is_wanted) {
       auto frames = std::move(next->second.frames);
       early_.erase(next);
-      for (auto& [early_header, early_payload] : frames)
-        on_message(early_header, std::move(early_payload));
+      replay(std::move(frames));
     }
     return;
   }
   if (key.number < next_received_[{key.source, key.tag}]) {
     // The rest of a message whose receive has failed.
-    if ((header.flags & transport::kFlagUngranted) != 0) {
-      group_.to(header.source_rank).note_ungranted_consumed(header.length);
-      group_.mark_unsent(header.source_rank);
-    }
+    group_.give_credit(header);
     return;
   }
+  if (!group_.put_into_mailbox(header)) return;
   payload.keep();
   EarlyMessage& early = early_[key];
   if (early.frames.empty()) early.arrival = arrivals_++;
@@ -268,6 +287,14 @@ std::unique_ptr<Operation> Messages::take(Operation& operation) {
   return nullptr;
 }
 
-void Messages::clear() { early_.clear(); }
+void Messages::clear() {
+  for (const auto& [key, early] : early_) {
+    for (const auto& [header, payload] : early.frames) {
+      group_.take_out_of_mailbox(header);
+      group_.give_credit(header);
+    }
+  }
+  early_.clear();
+}
 
 }  // namespace pccl

@@ -58,6 +58,7 @@ class ReceiveOperation final : public Operation {
   void on_frame(const transport::FrameHeader& header, transport::Payload payload) override;
   void pump() override {}
   void grant_all() override;
+  void grant_message(uint64_t message_number);  // before it has come
   bool needs(int32_t rank) const override {
     return rank == source_ || (source_ < 0 && rank == bound_source_);
   }
@@ -77,6 +78,7 @@ class ReceiveOperation final : public Operation {
   const uint32_t segments_;
   int32_t bound_source_ = -1;
   std::vector<bool> have_;
+  std::vector<bool> placed_;  // segments that arrive, or did, right where they belong
   uint32_t received_ = 0;
 };
 
@@ -97,12 +99,15 @@ class Messages {
   transport::Placement place(const transport::FrameHeader& header);
   void on_message(const transport::FrameHeader& header, transport::Payload payload);
   void on_grant(const transport::FrameHeader& header);
+  // Lets the senders that the posted receives name send without credit.
+  void grant_posted();
   std::vector<Operation*> running();
   // Moves `operation` out; null if it is none of ours.
   std::unique_ptr<Operation> take(Operation& operation);
   void clear();
 
  private:
+  void replay(std::vector<std::pair<transport::FrameHeader, transport::Payload>> frames);
   ReceiveOperation* match(const transport::FrameHeader& header);
 
   Group& group_;

@@ -11,14 +11,14 @@ using transport::Payload;
 
 bool Router::add(std::unique_ptr<Group> group) {
   const uint64_t id = group->id;
-  if (groups_.contains(id) || ended_.contains(id)) return false;
+  if (is_closed_ || groups_.contains(id) || ended_.contains(id)) return false;
   groups_[id] = std::move(group);
   const auto waiting = unknown_.find(id);
   if (waiting == unknown_.end()) return true;
   std::vector<Waiting> frames = std::move(waiting->second);
   unknown_.erase(waiting);
   for (Waiting& entry : frames) {
-    entry.from->early_bytes -= entry.frame.header.length;
+    entry.from->note_early_taken(entry.frame.header);
     on_frame(*entry.from, entry.frame.header, std::move(entry.frame.payload));
   }
   return true;
@@ -31,6 +31,13 @@ void Router::remove(uint64_t id, const Error& error) {
   found->second->sweep();
   groups_.erase(found);
   ended_.insert(id);
+}
+
+void Router::close(const Error& error) {
+  is_closed_ = true;
+  for (Group* group : groups()) remove(group->id, error);
+  // Payloads go back to the endpoint's pool, so they must not outlive it.
+  unknown_.clear();
 }
 
 Group* Router::find(uint64_t id) {
@@ -55,6 +62,19 @@ transport::Placement Router::place(Connection& from, const FrameHeader& header) 
 }
 
 void Router::on_frame(Connection& from, const FrameHeader& header, Payload payload) {
+  if (is_closed_) {
+    from.goodbye |= header.type == FrameType::Goodbye;
+    return;
+  }
+  const bool was_crowded = from.is_crowded();
+  deliver(from, header, std::move(payload));
+  if (was_crowded || !from.is_crowded()) return;
+  for (Group* group : groups()) {
+    if (group->rank_of(from) >= 0) group->on_mailbox_filling();
+  }
+}
+
+void Router::deliver(Connection& from, const FrameHeader& header, Payload payload) {
   if (header.type == FrameType::Goodbye) {
     from.goodbye = true;
     return;
@@ -76,17 +96,17 @@ void Router::on_frame(Connection& from, const FrameHeader& header, Payload paylo
                        ", which is not that rank: the members do not agree who is who."});
       return;
     }
-    group->on_frame(from, header, std::move(payload));
+    group->on_frame(header, std::move(payload));
     return;
   }
-  if (ended_.contains(header.group) ||
+  if (ended_.contains(header.group) || !from.has_room_for(header) ||
       (unknown_.size() >= kUnknownGroupsMax && !unknown_.contains(header.group))) {
     if ((header.flags & transport::kFlagUngranted) != 0)
       from.note_ungranted_consumed(header.length);
     return;
   }
   payload.keep();
-  from.early_bytes += header.length;
+  from.note_early(header);
   unknown_[header.group].push_back({&from, {header, std::move(payload)}});
 }
 

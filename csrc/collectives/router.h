@@ -20,6 +20,8 @@ class Router final : public transport::FrameSink {
   void remove(uint64_t id, const Error& error);
   Group* find(uint64_t id);
   std::vector<Group*> groups();
+  // Ends every group with `error`; no group and no frame is taken any more.
+  void close(const Error& error);
   // Destroys ended operations. When none is on the stack.
   void sweep();
 
@@ -31,6 +33,8 @@ class Router final : public transport::FrameSink {
   TimePoint on_time(TimePoint now) override;
 
  private:
+  void deliver(transport::Connection& from, const transport::FrameHeader& header,
+               transport::Payload payload);
   struct Waiting {
     transport::Connection* from;
     EarlyFrame frame;
@@ -42,6 +46,7 @@ class Router final : public transport::FrameSink {
   std::unordered_map<uint64_t, std::unique_ptr<Group>> groups_;
   std::unordered_map<uint64_t, std::vector<Waiting>> unknown_;
   std::unordered_set<uint64_t> ended_;
+  bool is_closed_ = false;
 };
 
 }  // namespace pccl

@@ -92,6 +92,12 @@ class Connection {
  public:
   // What may be under way without a grant from the receiver, and so may lie in its mailbox.
   static constexpr uint64_t kUngrantedBytesMax = 8 << 20;
+  // With so much in the mailbox the sender may be about to stop for lack of credit, with frames
+  // behind it that a running operation waits for; so those are granted.
+  static constexpr uint64_t kCrowdedBytes = kUngrantedBytesMax / 4;
+  // The mailbox takes no more: the credit, and headers of 700,000 frames. No member of ours sends
+  // so much ahead.
+  static constexpr uint64_t kEarlyBytesMax = kUngrantedBytesMax + (48 << 20);
 
   enum class State : uint8_t { Idle, Dialing, Up, Closed };
 
@@ -126,6 +132,16 @@ class Connection {
   void add_link(std::unique_ptr<Link> link) { links_.push_back(std::move(link)); }
   std::vector<std::unique_ptr<Link>> take_links() { return std::move(links_); }
 
+  // --- the mailbox: frames for calls that have not been made here, headers included ---
+  void note_early(const FrameHeader& header) { early_bytes_ += sizeof(header) + header.length; }
+  void note_early_taken(const FrameHeader& header) {
+    early_bytes_ -= sizeof(header) + header.length;
+  }
+  bool is_crowded() const { return early_bytes_ >= kCrowdedBytes; }
+  bool has_room_for(const FrameHeader& header) const {
+    return early_bytes_ + sizeof(header) + header.length <= kEarlyBytesMax;
+  }
+
   // --- flow control of ungranted bytes ---
   bool may_send_ungranted(uint64_t bytes) const {
     return ungranted_sent_ + bytes <= kUngrantedBytesMax;
@@ -145,13 +161,13 @@ class Connection {
   uint64_t nonce = 0;         // of the dial that made it
   TimePoint dial_deadline{};  // while Dialing
   bool is_marked = false;     // for Endpoint::mark_unsent()
-  uint64_t early_bytes = 0;   // held by the floor above for calls that have not been made here
   Traffic traffic;
 
  private:
   std::deque<OutFrame> control_;
   std::deque<OutFrame> data_;
   std::vector<std::unique_ptr<Link>> links_;
+  uint64_t early_bytes_ = 0;
   uint64_t ungranted_sent_ = 0;
   uint64_t ungranted_consumed_ = 0;
 };

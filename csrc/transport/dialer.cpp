@@ -6,6 +6,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
+#include <cstring>
+#include <exception>
 
 #include "transport/endpoint.h"
 #include "transport/socket.h"
@@ -16,9 +19,9 @@ namespace {
 // One address gets this long before the next is tried; a handshake likewise.
 constexpr auto kCandidateTimeout = std::chrono::seconds(5);
 constexpr auto kRetryPause = std::chrono::milliseconds(100);
-// If every address of a member refuses this many times, its process is gone: its listener was there
-// before its address was published.
-constexpr int kRefusedRoundsMax = 3;
+// If every address of a member refuses or declines this many times, its process is gone: its
+// listener was there before its address was published.
+constexpr int kFinalRoundsMax = 3;
 constexpr size_t kDescriptorsMax = 3;
 
 bool is_loopback(const SocketAddress& address) {
@@ -69,7 +72,7 @@ void Dialer::finish() {
 
 void Dialer::try_next(TimePoint now) {
   while (!finished_) {
-    if (now >= deadline_ || (rounds_ >= kRefusedRoundsMax && all_refused_)) {
+    if (now >= deadline_ || (rounds_ >= kFinalRoundsMax && all_final_)) {
       finish();
       const std::string reason = last_reason_.empty() ? "no answer" : last_reason_;
       endpoint_.on_dial_failed(connection_, reason);
@@ -94,6 +97,7 @@ void Dialer::try_next(TimePoint now) {
     socket_ = begin_connect(candidates_[next_], error);
     if (!socket_) {
       last_reason_ = candidates_[next_].describe() + ": " + error;
+      all_final_ = false;
       next_ += 1;
       continue;
     }
@@ -113,7 +117,14 @@ bool Dialer::try_memory() {
     return false;
   }
   descriptors_.clear();
-  descriptors_.push_back(SharedRings::create());
+  try {
+    descriptors_.push_back(SharedRings::create());
+  } catch (const std::exception& failure) {
+    // Out of descriptors or memory: TCP needs less of both.
+    last_reason_ = failure.what();
+    socket_.reset();
+    return false;
+  }
   for (int i = 0; i < 2; ++i) descriptors_.emplace_back(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   endpoint_.engine().add(socket_.get(), this);
   candidate_deadline_ = std::min(deadline_, Clock::now() + kCandidateTimeout);
@@ -134,10 +145,10 @@ void Dialer::ask(Road road) {
     fail_candidate("the handshake could not be sent");
 }
 
-void Dialer::fail_candidate(const std::string& reason) {
+void Dialer::fail_candidate(const std::string& reason, bool is_final) {
   const bool was_memory = stage_ == Stage::Asking && hello_.road == Road::Memory;
   last_reason_ = (was_memory ? "shared memory" : candidates_[next_].describe()) + ": " + reason;
-  if (reason.find("refused") == std::string::npos) all_refused_ = false;
+  all_final_ = all_final_ && is_final;
   endpoint_.engine().remove(socket_.get(), this);
   socket_.reset();
   if (!was_memory) next_ += 1;
@@ -152,7 +163,7 @@ void Dialer::on_events(uint32_t epoll_events) {
     if ((epoll_events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) == 0) return;
     const std::string error = connect_error(socket_.get());
     if (!error.empty()) {
-      fail_candidate(error);
+      fail_candidate(error, error == std::strerror(ECONNREFUSED));
       return;
     }
     set_stream_options(socket_.get());
@@ -187,10 +198,8 @@ void Dialer::read_reply() {
   if (!reply) {
     fail_candidate("malformed answer to the handshake");
   } else if (reply->answer == Answer::Refused) {
-    const std::string where =
-        hello_.road == Road::Memory ? "shared memory" : candidates_[next_].describe();
-    finish();
-    endpoint_.on_dial_failed(connection_, where + ": it declined: " + reply->reason);
+    // It may be somebody else, who has an address that the member has in another network.
+    fail_candidate("it declined: " + reply->reason, true);
   } else if (reply->answer == Answer::Duplicate) {
     finish();  // the peer's own dial stands; the endpoint watches the deadline
   } else {

@@ -38,7 +38,8 @@ class Dialer final : public Pollable {
   bool try_memory();
   void ask(Road road);
   void read_reply();
-  void fail_candidate(const std::string& reason);
+  // `is_final`: trying again will not help.
+  void fail_candidate(const std::string& reason, bool is_final = false);
   void finish();
 
   Endpoint& endpoint_;
@@ -51,7 +52,7 @@ class Dialer final : public Pollable {
   bool memory_pending_ = false;
   size_t next_ = 0;
   int rounds_ = 0;
-  bool all_refused_ = true;
+  bool all_final_ = true;
   Stage stage_ = Stage::Resting;
   FileDescriptor socket_;
   Hello hello_;

@@ -62,6 +62,10 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
   if (address_.hosts.size() > kHostsMax)
     throw std::invalid_argument("endpoint: too many advertised hosts");
   address_.host_key = local_host_key();
+  if (!MemberAddress::decode(address_.encode())) {
+    throw std::invalid_argument("endpoint: the advertised hosts do not fit into an address of " +
+                                std::to_string(kAddressBytesMax) + " bytes, each of at most 255");
+  }
   tcp_listener_ = std::make_unique<Listener>(*this, std::move(tcp), false);
   engine_.add(tcp_listener_->socket.get(), tcp_listener_.get());
   if (options_.shared_memory && !address_.host_key.empty()) {
@@ -126,7 +130,7 @@ Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
       return {};
     case Connection::State::Up:
       if (hello.nonce == connection->nonce && hello.socket_index > 0 &&
-          hello.socket_index < kSocketsMax)
+          connection->link_count() < kSocketsMax)
         return {};
       return {Answer::Duplicate, "already connected"};
     case Connection::State::Closed:
@@ -302,7 +306,7 @@ Statistics Endpoint::statistics() {
   if (is_closed_) {
     add();
   } else {
-    engine_.submit(add, false);
+    if (!engine_.submit(add, false)) add();
     // The task refers to this frame, so wait for it however long a driver is busy.
     while (!done.load()) engine_.wait(done, after(Clock::now(), 60));
   }
@@ -351,6 +355,7 @@ void Endpoint::after_sleep() {
 TimePoint Endpoint::on_time(TimePoint now) {
   TimePoint next = std::min(now + kIdleTick, sink_.on_time(now));
   tcp_listener_->on_turn();
+  if (memory_listener_) memory_listener_->on_turn();
   for (size_t i = 0; i < dialers_.size(); ++i) next = std::min(next, dialers_[i]->on_time(now));
   for (size_t i = 0; i < greeters_.size(); ++i) next = std::min(next, greeters_[i]->on_time(now));
   for (auto& [id, known] : known_) {

@@ -39,11 +39,17 @@ void Engine::stop() {
   stopping_.store(true);
   interrupt();
   {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     seat_changed_.notify_all();
     background_changed_.notify_all();
+    // Callbacks are short, so the driver is here soon; the bound is for a wake-up that got lost.
+    while (has_driver_) seat_changed_.wait_for(lock, kSleepMax);
   }
   if (thread_.joinable()) thread_.join();
+  {
+    std::lock_guard lock(tasks_mutex_);
+    accepts_tasks_ = false;
+  }
   // Nobody drives any more; whoever waits for a task's end still gets it.
   run_tasks();
 }
@@ -54,19 +60,21 @@ void Engine::interrupt() {
   [[maybe_unused]] const ssize_t written = ::write(wakeup_.get(), &one, sizeof(one));
 }
 
-void Engine::submit(std::function<void()> task, bool urgent) {
+bool Engine::submit(std::function<void()> task, bool urgent) {
   {
     std::lock_guard lock(tasks_mutex_);
+    if (!accepts_tasks_) return false;
     tasks_.push_back(std::move(task));
     has_tasks_.store(true, std::memory_order_seq_cst);
   }
   if (asleep_.load(std::memory_order_seq_cst)) interrupt();
-  if (!urgent) return;
+  if (!urgent) return true;
   std::lock_guard lock(mutex_);
   if (!has_driver_) {
     background_wanted_ = true;
     background_changed_.notify_all();
   }
+  return true;
 }
 
 bool Engine::wait(const std::atomic<bool>& done, TimePoint deadline) {
@@ -84,7 +92,7 @@ bool Engine::wait(const std::atomic<bool>& done, TimePoint deadline) {
       }
       lock.lock();
       has_driver_ = false;
-      if (waiters_.load() > 1) seat_changed_.notify_all();
+      if (waiters_.load() > 1 || stopping_.load()) seat_changed_.notify_all();
     } else {
       if (driver_is_background_) interrupt();
       seat_changed_.wait_until(lock, std::min(deadline, Clock::now() + kSleepMax));
@@ -93,12 +101,18 @@ bool Engine::wait(const std::atomic<bool>& done, TimePoint deadline) {
   }
   waiters_.fetch_sub(1);
   last_wait_end_ = Clock::now();
-  if (background_dozes_ && waiters_.load() == 0) background_changed_.notify_all();
+  if (waiters_.load() == 0) {
+    // A task that came when this thread still had the seat and did not look any more.
+    if (has_tasks_.load()) background_wanted_ = true;
+    if (background_dozes_ || background_wanted_) background_changed_.notify_all();
+  }
   return done.load(std::memory_order_acquire);
 }
 
 void Engine::notify_waiters() {
-  if (waiters_.load() == 0) return;
+  // Read by writing, so that the flag and this counter are seen in one order: a waiter that is not
+  // counted yet will see the flag.
+  if (waiters_.fetch_add(0) == 0) return;
   std::lock_guard lock(mutex_);
   // A lone waiter that drives looks at its flag by itself.
   if (waiters_.load() > 1 || driver_is_background_) seat_changed_.notify_all();
@@ -146,7 +160,6 @@ void Engine::poll_once(TimePoint until, const std::atomic<bool>* done) {
     if (std::find(removed_.begin(), removed_.end(), pollable) == removed_.end())
       pollable->on_turn();
   }
-  removed_.clear();
   TimePoint now = Clock::now();
   if (now >= next_time_) next_time_ = periodic_.on_time(now);
   periodic_.flush();
@@ -161,6 +174,8 @@ void Engine::poll_once(TimePoint until, const std::atomic<bool>* done) {
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(wake - now).count();
     timeout_ms = static_cast<int>(std::clamp<int64_t>(left, 0, 1000));
   }
+  // What was removed until here can't be in the batch, and may have been added again.
+  removed_.clear();
   std::array<epoll_event, 64> events;
   const int count =
       epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), timeout_ms);

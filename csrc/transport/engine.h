@@ -52,12 +52,13 @@ class Engine {
   ~Engine();  // stop() must have been called
 
   void start();
-  // Ends the background thread; afterwards nobody drives. Idempotent.
+  // Ends the background thread and waits until whoever drives has left; afterwards nobody drives,
+  // and every task that was accepted has run. Idempotent. Not from a callback.
   void stop();
 
   // Runs `task` on the driver, in order of submission. `urgent` wakes a driver for it; otherwise
   // the caller promises to wait() at once.
-  void submit(std::function<void()> task, bool urgent);
+  bool submit(std::function<void()> task, bool urgent);
 
   // Drives, or waits for the driver, until `done` or `deadline`; returns `done`.
   bool wait(const std::atomic<bool>& done, TimePoint deadline);
@@ -98,12 +99,14 @@ class Engine {
   std::atomic<bool> asleep_{false};  // the driver is in epoll_wait, or about to be
 
   std::mutex tasks_mutex_;
-  std::vector<std::function<void()>> tasks_;  // guarded by tasks_mutex_
+  // Guarded by tasks_mutex_.
+  std::vector<std::function<void()>> tasks_;
+  bool accepts_tasks_ = true;
   std::atomic<bool> has_tasks_{false};
 
   // Driver only.
   std::vector<Pollable*> turns_;
-  std::vector<Pollable*> removed_;  // during the current batch of events
+  std::vector<Pollable*> removed_;  // during the current batch of turns or events
   TimePoint next_time_{};
 };
 

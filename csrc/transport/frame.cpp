@@ -33,12 +33,13 @@ const char* collective_name(Collective collective) {
 std::string Signature::describe() const {
   std::string text = collective_name(collective);
   if (collective == Collective::Barrier) return text + "()";
-  text += "(" + std::string(data_type_name(dtype));
-  if (count != 0) text += "[" + std::to_string(count) + "]";
+  text += "(";
+  text += data_type_name(dtype);
+  if (count != 0) text.append("[").append(std::to_string(count)).append("]");
   const bool reduces = collective == Collective::AllReduce || collective == Collective::Reduce ||
                        collective == Collective::ReduceScatter;
-  if (reduces) text += ", " + std::string(reduce_op_name(op));
-  if (root >= 0) text += ", root " + std::to_string(root);
+  if (reduces) text.append(", ").append(reduce_op_name(op));
+  if (root >= 0) text.append(", root ").append(std::to_string(root));
   return text + ")";
 }
 
@@ -67,6 +68,8 @@ std::optional<std::string> find_fault(const FrameHeader& header) {
   }
   const bool carries_payload = header.type == FrameType::Data ||
                                header.type == FrameType::Message || header.type == FrameType::Abort;
+  if (header.type == FrameType::Abort && header.length > kAbortBytesMax)
+    return "reason of " + std::to_string(header.length) + " bytes";
   if (!carries_payload && header.length != 0) return "payload on a control frame";
   if (header.type == FrameType::Data || header.type == FrameType::Message) {
     if (header.segment_bytes == 0 || header.segment_bytes > kPayloadBytesMax)

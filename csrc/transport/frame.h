@@ -18,6 +18,9 @@ inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 // hostile sender.
 inline constexpr uint32_t kPayloadBytesMax = 1 << 20;
 
+// Longest reason of an abort.
+inline constexpr uint32_t kAbortBytesMax = 4096;
+
 enum class FrameType : uint8_t {
   Data = 1,     // a segment of a collective's chunk
   Message = 2,  // a segment of a point-to-point message

@@ -11,9 +11,8 @@ std::vector<std::byte> with_prefix(uint32_t magic, const std::vector<std::byte>&
   out.put(magic);
   out.put(kProtocolVersion);
   out.put(static_cast<uint16_t>(body.size()));
-  std::vector<std::byte> bytes = out.bytes();
-  bytes.insert(bytes.end(), body.begin(), body.end());
-  return bytes;
+  out.put_bytes(body);
+  return out.bytes();
 }
 
 }  // namespace

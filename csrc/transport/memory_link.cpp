@@ -159,12 +159,24 @@ void MemoryLink::wake(const FileDescriptor& eventfd) {
 std::byte* MemoryLink::find_room(uint64_t wanted) {
   const uint64_t at = written_ % kRingBytes;
   const uint64_t to_end = kRingBytes - at;
-  const uint64_t needed = to_end < wanted ? to_end + wanted : wanted;
-  if (written_ + needed - out_.tail.load(std::memory_order_acquire) > kRingBytes) return nullptr;
-  if (to_end >= wanted) return out_data_ + at;
+  const uint64_t free = kRingBytes - (written_ - out_.tail.load(std::memory_order_acquire));
+  if (to_end >= wanted) return free >= wanted ? out_data_ + at : nullptr;
+  if (free < to_end) return nullptr;
   std::memcpy(out_data_ + at, &kFillerMagic, sizeof(kFillerMagic));
   written_ += to_end;
-  return out_data_;
+  if (free - to_end >= wanted) return out_data_;
+  // The rest and the longest record together may be longer than the ring: the reader must be able
+  // to free the rest before there is room for the record.
+  publish();
+  return nullptr;
+}
+
+void MemoryLink::publish() {
+  out_.head.store(written_, std::memory_order_seq_cst);
+  if (out_.reader_sleeps.load(std::memory_order_seq_cst) != 0 &&
+      out_.reader_sleeps.exchange(0) != 0) {
+    wake(peer_eventfd_);
+  }
 }
 
 std::byte* MemoryLink::reserve(uint32_t length) {
@@ -177,11 +189,7 @@ void MemoryLink::commit(const FrameHeader& header) {
   std::memcpy(out_data_ + written_ % kRingBytes, &header, sizeof(header));
   written_ += record_bytes(header.length);
   connection_.traffic.bytes_sent += sizeof(header) + header.length;
-  out_.head.store(written_, std::memory_order_seq_cst);
-  if (out_.reader_sleeps.load(std::memory_order_seq_cst) != 0 &&
-      out_.reader_sleeps.exchange(0) != 0) {
-    wake(peer_eventfd_);
-  }
+  publish();
 }
 
 void MemoryLink::flush() {
@@ -192,7 +200,14 @@ void MemoryLink::flush() {
     if (room == nullptr) {
       out_.writer_waits.store(1, std::memory_order_seq_cst);
       room = reserve(frame->header.length);
-      if (room == nullptr) return;  // the reader wakes us
+      if (room == nullptr) {
+        // The reader wakes us; but if it sleeps, then on records that it holds, and must move them.
+        if (out_.reader_sleeps.load(std::memory_order_seq_cst) != 0 &&
+            out_.reader_sleeps.exchange(0) != 0) {
+          wake(peer_eventfd_);
+        }
+        return;
+      }
       out_.writer_waits.store(0, std::memory_order_relaxed);
     }
     const OutFrame sent = connection_.pop_frame();

@@ -126,7 +126,8 @@ class MemoryLink final : public Link, public Pollable {
   void receive();
   void stop(const Error& error);
   static void wake(const FileDescriptor& eventfd);
-  std::byte* find_room(uint64_t record_bytes);
+  std::byte* find_room(uint64_t wanted);
+  void publish();  // what has been written
 
   LinkHost& host_;
   Connection& connection_;

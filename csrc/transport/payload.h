@@ -20,6 +20,7 @@ class BufferPool {
   };
   Buffer take(size_t bytes);
   void give_back(Buffer buffer);
+  size_t kept_bytes() const { return kept_bytes_; }
 
  private:
   std::vector<Buffer> free_;
