@@ -50,7 +50,7 @@ def _size(text: str) -> int:
 @app.command()
 def bench(
     collective: Annotated[
-        str, typer.Option(help=", ".join(COLLECTIVES) + "; or all")
+        str, typer.Option(help=", ".join(COLLECTIVES) + "; several with commas; or all")
     ] = "all_reduce",
     backend: Annotated[str, typer.Option(help="torch.distributed backend")] = "pccl",
     compare: Annotated[str, typer.Option(help="second backend, measured in turn: gloo")] = "",
@@ -62,6 +62,10 @@ def bench(
         str, typer.Option("--max-bytes", "-e", metavar="SIZE", help="last size")
     ] = "64M",
     factor: Annotated[int, typer.Option("--factor", "-f", help="from size to size")] = 4,
+    sizes: Annotated[
+        str, typer.Option(metavar="SIZE,...", help="these sizes instead of first to last")
+    ] = "",
+    placement: Annotated[str, typer.Option(help="both, in_place or out_of_place")] = "both",
     dtype: Annotated[str, typer.Option(help="one of: " + ", ".join(DTYPES))] = "float32",
     op: Annotated[str, typer.Option(help="one of: " + ", ".join(OPS))] = "sum",
     root: Annotated[int, typer.Option(help="rank, for collectives that have one")] = 0,
@@ -88,6 +92,8 @@ def bench(
             bytes_min=_size(smallest),
             bytes_max=_size(largest),
             factor=factor,
+            bytes_list=tuple(_size(text) for text in sizes.split(",") if text),
+            placement=placement,
             dtype=dtype,
             op=op,
             root=root,

@@ -17,7 +17,7 @@ def describe_machine() -> dict[str, object]:
     """Return processor, cores, memory, kernel, load, versions and the command line."""
     return {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": ["pccl", *sys.argv[1:]],
+        "command": _command(),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -44,6 +44,12 @@ def is_busy(machine: dict[str, object]) -> bool:
     load = machine["load_average"]
     assert isinstance(load, list)
     return bool(load[0] >= BUSY_LOAD)
+
+
+def _command() -> list[str]:
+    """Return the command line, files without their folders: those belong to one machine only."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    return ["pccl" if words[0] == "__main__.py" else words[0], *words[1:]]
 
 
 def _processor() -> str:

@@ -152,6 +152,8 @@ def measure_row(options: BenchOptions, case: Case, rank: Rank, buffers: Buffers)
         in_place = placement == "in_place"
         if in_place and not case.has_in_place:
             continue
+        if case.has_in_place and options.placement not in ("both", placement):
+            continue
         source, target = buffers.of(case, in_place=in_place)
         call = make_call(case, source, target)
         # Zeros stay zeros under every operation, however often a result is reduced again in place.

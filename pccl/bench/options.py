@@ -37,16 +37,18 @@ class BenchOptions:
     """One run of `pccl bench`.
 
     Args:
-        collective: one of COLLECTIVES, or "all" of them, one after the other.
+        collective: one of COLLECTIVES, several with commas between them, or "all".
         backend: torch.distributed backend under test.
         compare: a second backend, measured in turn with the first; "" measures one only.
         processes: ranks to start on this machine; under torchrun, torchrun decides.
         bytes_min, bytes_max, factor: sizes bytes_min, bytes_min * factor, ... up to bytes_max.
+        bytes_list: these sizes instead, where it is not empty.
         seconds: to spend per size, placement and backend; decides iterations and repetitions where
             these are 0.
         iterations: calls per repetition, timed together; 0 = decided by `seconds`.
         repetitions: times that are the sample of the statistics; 0 = decided by `seconds`, 5 to 21.
         warmup: calls before the first repetition.
+        placement: "in_place", "out_of_place" or "both"; a collective that has only one ignores it.
         check: compare one result per size and placement with the exact one, element by element.
         transport: "tcp" or "memory" sets PCCL_SHARED_MEMORY for pccl; "auto" leaves it.
     """
@@ -58,6 +60,7 @@ class BenchOptions:
     bytes_min: int = 4
     bytes_max: int = 64 << 20
     factor: int = 4
+    bytes_list: tuple[int, ...] = ()
     dtype: str = "float32"
     op: str = "sum"
     root: int = 0
@@ -65,6 +68,7 @@ class BenchOptions:
     iterations: int = 0
     repetitions: int = 0
     warmup: int = 3
+    placement: str = "both"
     check: bool = True
     transport: str = "auto"
     json_path: str = ""
@@ -72,12 +76,16 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no run could do, before a process is started."""
-        _one_of("collective", self.collective, (*COLLECTIVES, "all"))
+        for name in self.collectives:
+            _one_of("collective", name, COLLECTIVES)
+        _one_of("placement", self.placement, ("both", "in_place", "out_of_place"))
         _one_of("dtype", self.dtype, tuple(DTYPES))
         _one_of("op", self.op, OPS)
         _one_of("transport", self.transport, ("auto", "tcp", "memory"))
         if self.processes < 1:
             raise ValueError(f"bench: processes must be at least 1, not {self.processes}")
+        if not all(size > 0 for size in self.bytes_list):
+            raise ValueError("bench: sizes must be at least 1")
         if not 0 < self.bytes_min <= self.bytes_max:
             raise ValueError(f"bench: no sizes from {self.bytes_min} to {self.bytes_max}")
         if self.factor < 2:
@@ -86,17 +94,22 @@ class BenchOptions:
             raise ValueError(f"bench: {self.op} is for integers, not {self.dtype}")
         if self.op == "avg" and not self.dtype.startswith(("float", "bfloat")):
             raise ValueError(f"bench: avg is for floating point, not {self.dtype}")
-        if self.plot_path and self.collective in ("barrier", "all"):
+        if self.plot_path and (len(self.collectives) > 1 or self.collective == "barrier"):
             raise ValueError("bench: plot needs one collective, and a barrier has no sizes")
+
+    @property
+    def collectives(self) -> tuple[str, ...]:
+        """The names in `collective`, one by one."""
+        return COLLECTIVES if self.collective == "all" else tuple(self.collective.split(","))
 
     def each(self) -> "list[BenchOptions]":
         """Return the options of each single collective."""
-        names = COLLECTIVES if self.collective == "all" else (self.collective,)
-        return [dataclasses.replace(self, collective=name) for name in names]
+        return [dataclasses.replace(self, collective=name) for name in self.collectives]
 
     def to_dict(self) -> dict[str, object]:
-        """Return the options as plain data for the JSON file."""
-        return dataclasses.asdict(self)
+        """Return the options as plain data for the JSON file, without the names of files."""
+        options = dataclasses.asdict(self)
+        return {name: value for name, value in options.items() if not name.endswith("_path")}
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -125,6 +138,8 @@ def sizes(options: BenchOptions) -> list[int]:
     """Return the sizes to measure; a barrier has none, so one row of 0."""
     if options.collective == "barrier":
         return [0]
+    if options.bytes_list:
+        return sorted(options.bytes_list)
     found = [options.bytes_min]
     while found[-1] * options.factor <= options.bytes_max:
         found.append(found[-1] * options.factor)

@@ -55,8 +55,8 @@ class BenchTable:
                 f"[dim]faster: time of {second} / time of {first}, "
                 "repetition by repetition in turn: median and p10..p90.[/]"
             )
-        copied = [name for name in _COPIED if options.collective in (name, "all")]
-        if copied:
+        copied = [name for name in _COPIED if name in options.collectives]
+        if copied and options.placement != "in_place":
             self._line(
                 f"[dim]out-of-place {', '.join(copied)}: a copy, then in place; "
                 "torch.distributed has no other.[/]"
