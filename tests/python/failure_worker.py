@@ -57,7 +57,8 @@ class Worker:
     def init(self, method: str, rank: int, world_size: int, **options: Any) -> Spec:
         import pccl
 
-        config = pccl.Config(**options)
+        lists = {name: tuple(value) for name, value in options.items() if isinstance(value, list)}
+        config = pccl.Config(**{**options, **lists})
         self.world = pccl.init(method, rank=rank, world_size=world_size, config=config)
         return {}
 
@@ -88,6 +89,17 @@ class Worker:
         self.group.all_reduce(pointer, pointer, count, dtype, op, 1.0, 0.0, True, own)
         expected = np.sum([array.astype(np.float64) for array in everyone], axis=0)
         return {"digest": digest([own]), "deviation": float(np.abs(own - expected).max(initial=0))}
+
+    def timed(self, count: int, rounds: int) -> Spec:
+        """Seconds of each of some all_reduces; connections are made by a first one."""
+        data = np.zeros(count, np.float32)
+        end = (_core.DATA_TYPES["float32"], _core.REDUCE_OPS["sum"], 1.0, 0.0, True, data)
+        seconds = []
+        for _ in range(rounds + 1):
+            begin = time.monotonic()
+            self.group.all_reduce(data.ctypes.data, data.ctypes.data, count, *end)
+            seconds.append(time.monotonic() - begin)
+        return {"seconds": seconds[1:]}
 
     def loop(self, count: int, timeout_seconds: float = 0) -> Spec:
         """all_reduce until a line comes on rank 0's stdin; every result is checked on every rank."""
@@ -161,6 +173,9 @@ class Worker:
     def world_call(self, spec: Spec, timeout_seconds: float = 30) -> Spec:
         call_api(self.world, spec, timeout_seconds)
         return {}
+
+    def world_address(self) -> Spec:
+        return {"address": self.world._run.context.describe_address().split(",")[0]}
 
     def wait_in(self, place: str) -> Spec:
         """Wait for others that never come, in one of the places where a program can wait."""
