@@ -24,7 +24,8 @@ FileDescriptor connect_memory(const std::string& name, std::string& error);
 // "" once a begun connection is there, else why it failed.
 std::string connect_error(int socket);
 
-// No Nagle; keepalive, so that a silent death is noticed while nothing is being sent.
+// Of a connected socket: no Nagle; keepalive, so that a silent death is noticed while nothing is
+// being sent; a small buffer where both ends are on one host.
 void set_stream_options(int socket);
 
 // Sends `bytes` with file descriptors attached (UNIX sockets); false if the socket did not take all
