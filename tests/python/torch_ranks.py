@@ -1,7 +1,7 @@
 """Real processes as the ranks of a torch.distributed world, kept from check to check.
 
-Importing torch takes seconds, a check milliseconds. So the ranks stay, and a test sends them one check
-after the other by name; a check that fails or hangs costs new ranks for the next.
+Importing torch takes seconds, a check milliseconds. So the ranks stay, and a test sends them one
+check after the other by name; a check that fails or hangs costs new ranks for the next.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 class _Rank:
     def __init__(self, arguments: list[str], variables: dict[str, str]) -> None:
-        self.stderr = tempfile.TemporaryFile("w+")
+        self.stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115  # kill() closes it
         self.process = subprocess.Popen(
             [sys.executable, str(WORKER), *arguments],
             env=environment(**variables),

@@ -3,8 +3,8 @@
     torch_worker.py RANK WORLD_SIZE [STORE_FILE]
 
 With a store file the default group exists before the first check; without one each check makes its
-own. Each line on stdin names a function of a module torch_checks_*.py; the answer, one line on stdout,
-is the digest of what it returned, or why it failed.
+own. Each line on stdin names a function of a module torch_checks_*.py; the answer, one line on
+stdout, is the digest of what it returned, or why it failed.
 """
 
 from __future__ import annotations
