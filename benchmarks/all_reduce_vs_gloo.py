@@ -100,10 +100,10 @@ def time_text(seconds: float) -> str:
 
 def speed_text(gigabytes: float) -> str:
     """Return GB/s with a unit that fits; 10^9 bytes are one GB here."""
-    for unit, factor in (("GB/s", 1), ("MB/s", 1e3), ("KB/s", 1e6)):
-        if gigabytes * factor >= 1:
-            break
-    value = gigabytes * factor
+    value, unit = gigabytes * 1e6, "KB/s"
+    for larger in ("MB/s", "GB/s"):
+        if value >= 1000:
+            value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
@@ -127,16 +127,19 @@ def plot(parts: dict[str, dict[str, Any]], backend: str, path: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(9, 5), layout="constrained")
     colors = {"tcp": "#0b6e99", "memory": "#2a9d5c"}
-    for name, part in parts.items():
+    for index, (name, part) in enumerate(parts.items()):
         rows = [row for row in part["rows"] if row["bytes"]]
         ratios = [row["ratios"]["in_place"] for row in rows]
         sizes = [row["bytes"] for row in rows]
         color = colors[part["options"]["transport"]]
         style = "-" if part["world_size"] == max(PROCESSES) else "--"
         middle = [ratio["p50"] for ratio in ratios]
-        axis.plot(sizes, middle, style, color=color, marker="o", markersize=4, label=name)
-        low, high = [ratio["p10"] for ratio in ratios], [ratio["p90"] for ratio in ratios]
-        axis.fill_between(sizes, low, high, color=color, alpha=0.1, linewidth=0)
+        # Beside each other, so that their spreads can be told apart.
+        x = [size * 2 ** ((index - 1.5) / 6) for size in sizes]
+        low = [ratio["p50"] - ratio["p10"] for ratio in ratios]
+        high = [ratio["p90"] - ratio["p50"] for ratio in ratios]
+        axis.errorbar(x, middle, [low, high], None, style, color=color, marker="o", markersize=4,
+            elinewidth=1, capsize=2, label=name)  # fmt: skip
     axis.axhline(1, color="#e07b39", linewidth=1.2, label="gloo")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
@@ -148,7 +151,7 @@ def plot(parts: dict[str, dict[str, Any]], backend: str, path: Path) -> None:
     axis.set_ylabel("times faster than gloo")
     machine = parts[name]["machine"]
     axis.set_title(
-        f"{machine['processor']}, {machine['cores']} cores; median, shaded p10 to p90 of pairs",
+        f"{machine['processor']}, {machine['cores']} cores; median, bars from p10 to p90 of pairs",
         loc="left", fontsize=9, color="#555555",
     )  # fmt: skip
     figure.suptitle(

@@ -1,11 +1,11 @@
 """Time of a DistributedDataParallel step: pccl, gloo, and without communication.
 
-    python benchmarks/ddp_step.py --processes 4 --megabytes 32
-    torchrun --nproc-per-node 4 benchmarks/ddp_step.py
+    python benchmarks/ddp_step.py                              4 ranks, by TCP and by memory
+    python benchmarks/ddp_step.py --megabytes 4 --steps 5      smaller: does it run?
 
 Three copies of one model take their steps in turn, in the same processes: one whose gradients are
 averaged by pccl, one by gloo, one by nobody. A step's time is the slowest rank's; ratios are paired
-step by step.
+step by step. Writes ddp_step.json and .md to benchmarks/results/.
 """
 
 import argparse
@@ -14,23 +14,24 @@ import os
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
+from common import RESULTS, TRANSPORTS, collect, head, ratio_text, write
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pccl._autoload import register
-from pccl.bench.machine import describe_machine, machine_line
+from pccl.bench.machine import describe_machine
 from pccl.bench.result import Spread, spread
-from pccl.launch import launch, run_rank
+from pccl.launch import run_rank
 
 WIDTH_MIN = 64
 BATCH = 16
+COMPARED = "gloo"
 ALONE = "no communication"
 
 
@@ -48,18 +49,54 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--backend", default="pccl")
-    parser.add_argument("--compare", default="gloo")
-    parser.add_argument("--megabytes", type=float, default=32, help="of parameters (10^6 bytes)")
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=40, help="of each arm")
-    parser.add_argument("--json", type=Path, help="write times and machine to this file")
+    add = parser.add_argument
+    add("--processes", type=int, default=4)
+    add("--backend", default="pccl", help="gloo measures the noise (pccl)")
+    add("--megabytes", type=float, default=32, help="of parameters (10^6 bytes)")
+    add("--layers", type=int, default=8)
+    add("--steps", type=int, default=40, help="of each copy")
+    add("--results", type=Path, default=RESULTS, help="folder to write to")
+    add("--part", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if "RANK" not in os.environ:
-        environment = {"OMP_NUM_THREADS": "1"}
-        return launch([sys.executable, *sys.argv], options.processes, environment=environment)
-    run_rank(lambda: run(options))
+    if "RANK" in os.environ:
+        run_rank(lambda: run(options))
+    machine = describe_machine()
+    parts: dict[str, dict[str, Any]] = {}
+    for transport in TRANSPORTS:
+        print(f"{options.processes} ranks, {transport} ...", flush=True)
+        parts[transport] = collect(sys.argv[1:], options.processes, transport)
+    name = "ddp_step" if options.backend == "pccl" else f"ddp_step_{options.backend}"
+    document = {"machine": machine, "world_size": options.processes, "parts": parts}
+    write(options.results, name, document, report(options, machine, parts))
+    return 0
+
+
+def report(
+    options: argparse.Namespace, machine: dict[str, Any], parts: dict[str, dict[str, Any]]
+) -> list[str]:
+    """Return the lines of a table: a line per transport and copy."""
+    megabytes = next(iter(parts.values()))["gradient_bytes"] / 1e6
+    title = f"DDP step: {options.processes} ranks, {megabytes:.1f} MB of gradients"
+    lines = head(title, machine)
+    lines += [
+        f"{options.layers} layers, {options.steps} steps of each copy of the model, in turn. "
+        "Median (p10 .. p90).",
+        "",
+        "| transport of pccl | copy | time of a step | of which communication | times faster |",
+        "| :--- | :--- | ---: | ---: | ---: |",
+    ]
+    for transport, part in parts.items():
+        first, second, alone = part["seconds"]
+        bare = spread(part["seconds"][alone]).p50
+        for name, seconds in part["seconds"].items():
+            times = spread([value * 1e3 for value in seconds])
+            cells = [transport if name == first else "", name]
+            cells += [f"{times.p50:.1f} ms ({times.p10:.1f} .. {times.p90:.1f})"]
+            cells += [f"{times.p50 - bare * 1e3:.1f} ms" if name != alone else ""]
+            cells += [ratio_text(part["ratio"]) if name == first else ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", f"times faster: step over {second} / step over {first}, pair by pair."]
+    return lines
 
 
 def run(options: argparse.Namespace) -> int:
@@ -85,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
         dist.all_reduce(slowest, dist.ReduceOp.MAX)
         seconds[name] = slowest.tolist()
     if dist.get_rank() == 0:
-        report(options, seconds, width)
+        hand_over(options, seconds, width)
     dist.barrier()
     dist.destroy_process_group()
     return 0
@@ -94,10 +131,10 @@ def run(options: argparse.Namespace) -> int:
 def build_arms(options: argparse.Namespace) -> list[Arm]:
     """Return three equal models: over the backend, over the one to compare with, over none."""
     width = max(WIDTH_MIN, round((options.megabytes * 1e6 / 4 / options.layers) ** 0.5))
-    again = " #2" if options.compare == options.backend else ""
+    again = " #2" if options.backend == COMPARED else ""
     groups = {
         options.backend: dist.group.WORLD,
-        options.compare + again: dist.new_group(backend=options.compare),
+        COMPARED + again: dist.new_group(backend=COMPARED),
         ALONE: dist.group.WORLD,
     }
     arms = []
@@ -122,35 +159,15 @@ def step(arm: Arm, batch: torch.Tensor) -> None:
     arm.optimizer.zero_grad()
 
 
-def report(options: argparse.Namespace, seconds: dict[str, list[float]], width: int) -> None:
-    """Print a line per arm, and write the JSON file."""
-    console = Console(highlight=False, soft_wrap=True)
-    machine = describe_machine()
-    megabytes = options.layers * width * (width + 1) * 4 / 1e6
-    console.print(
-        f"[bold]DDP step[/]: {dist.get_world_size()} ranks, {megabytes:.1f} MB of gradients in "
-        f"{options.layers} layers\n[dim]{machine_line(machine)}[/]\n"
-    )
-    console.print(f"[bold]{'arm':<18} {'median':>10} {'p10':>10} {'p90':>10}[/]")
-    for name, sample in seconds.items():
-        times = spread([value * 1e3 for value in sample])
-        console.print(f"{name:<18} {times.p50:>7.1f} ms {times.p10:>7.1f} ms {times.p90:>7.1f} ms")
+def hand_over(options: argparse.Namespace, seconds: dict[str, list[float]], width: int) -> None:
+    """Write what this part of the benchmark has found, for main()."""
     first, second = list(seconds)[:2]
-    whole = paired(seconds[second], seconds[first])
-    console.print(
-        f"\n{first} takes the step [bold]{whole.p50:.2f}x[/] as fast as {second} "
-        f"({whole.p10:.2f}..{whole.p90:.2f}, paired)"
-    )
-    if options.json:
-        document = {
-            "machine": machine,
-            "world_size": dist.get_world_size(),
-            "gradient_megabytes": megabytes,
-            "seconds": seconds,
-            "ratio": {"p10": whole.p10, "p50": whole.p50, "p90": whole.p90},
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+    part = {
+        "gradient_bytes": options.layers * width * (width + 1) * 4,
+        "seconds": seconds,
+        "ratio": asdict(paired(seconds[second], seconds[first])),
+    }
+    options.part.write_text(json.dumps(part))
 
 
 def paired(slow: list[float], fast: list[float]) -> Spread:
