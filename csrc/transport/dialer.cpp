@@ -265,7 +265,8 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
                                                 std::min(wanted, bytes.size()), descriptors_);
     if (count == 0) return;
     if (count < 0 || descriptors_.size() > kDescriptorsMax) {
-      endpoint_.count_refused();
+      // Without a word it was a dial that became superfluous, or a probe of the port.
+      if (!received_.empty()) endpoint_.count_refused();
       finish();
       return;
     }

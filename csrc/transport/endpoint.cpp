@@ -213,16 +213,18 @@ void Endpoint::on_link_down(Connection& connection, const Error& error) {
     known.links_ended += 1;
     if (known.links_ended < connection.link_count()) return;
   }
-  // An error after the goodbye only says that the peer was faster with closing than we with
+  // An error after a goodbye only says that one side was faster with closing than the other with
   // writing.
-  end_connection(connection, connection.goodbye ? Error{} : error);
+  const bool is_over = connection.goodbye || connection.said_goodbye;
+  end_connection(connection, is_over ? Error{} : error);
 }
 
 void Endpoint::end_connection(Connection& connection, const Error& error) {
   if (connection.state == Connection::State::Closed) return;
   connection.state = Connection::State::Closed;
   connection.error = error;
-  if (!error && !connection.goodbye) {
+  // The end of the stream is also the answer to our own goodbye.
+  if (!error && !connection.goodbye && !connection.said_goodbye) {
     connection.error = {ErrorKind::MemberLost,
                         "its connection was closed without a goodbye: the process is gone"};
   }
@@ -331,11 +333,15 @@ void Endpoint::flush() {
     for (Connection* connection : connections) {
       connection->is_marked = false;
       connection->flush();
-      if (connection->said_goodbye && connection->state == Connection::State::Up &&
-          !connection->has_unsent()) {
-        connection->shutdown_writing();
-      }
     }
+  }
+}
+
+void Endpoint::end_streams() {
+  for (auto& [id, known] : known_) {
+    Connection& connection = *known.connection;
+    const bool is_over = connection.said_goodbye && connection.state == Connection::State::Up;
+    if (is_over && !connection.has_unsent()) connection.shutdown_writing();
   }
 }
 
@@ -343,6 +349,8 @@ bool Endpoint::before_sleep() {
   graveyard_.clear();
   std::erase_if(dialers_, [](const auto& dialer) { return dialer->finished(); });
   std::erase_if(greeters_, [](const auto& greeter) { return greeter->finished(); });
+  // Links also send when their socket has room again, so no single place sees the last byte leave.
+  if (is_closing_) end_streams();
   bool has_work = false;
   for (MemoryLink* link : memory_links_) has_work |= link->before_sleep();
   return has_work;

@@ -111,6 +111,7 @@ class Endpoint final : public LinkHost, public Periodic {
   };
 
   void end_connection(Connection& connection, const Error& error);
+  void end_streams();        // closing: of connections that have nothing left to send
   bool is_finished() const;  // closing: nothing left to send, every peer has seen it
 
   const EndpointOptions options_;

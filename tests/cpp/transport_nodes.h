@@ -1,0 +1,241 @@
+// Members for tests of the transport: an endpoint that records what comes, and a raw socket that
+// speaks the handshake by hand.
+#pragma once
+
+#include <doctest/doctest.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "transport/endpoint.h"
+#include "transport/memory_link.h"
+#include "transport/socket.h"
+
+namespace pccl::transport {
+
+using Bytes = std::vector<std::byte>;
+
+// For what must happen: long enough for a loaded machine under a sanitizer.
+inline TimePoint soon() { return after(Clock::now(), 20); }
+
+// Bytes that differ for each `number` and place.
+inline Bytes pattern(uint32_t number, size_t size) {
+  Bytes bytes(size);
+  uint32_t state = number * 2654435761U + 1;
+  for (std::byte& byte : bytes) {
+    state = state * 1664525U + 1013904223U;
+    byte = static_cast<std::byte>(state >> 24);
+  }
+  return bytes;
+}
+
+// Frame `number`: one whole transfer.
+inline FrameHeader frame_header(uint32_t number, size_t size) {
+  FrameHeader header;
+  header.type = FrameType::Message;
+  header.chunk = number;
+  header.length = static_cast<uint32_t>(size);
+  header.transfer_bytes = size;
+  header.segment_bytes = size == 0 ? 1 : size;
+  return header;
+}
+
+struct Received {
+  FrameHeader header;
+  Bytes payload;
+};
+
+struct Lost {
+  MemberId member_id;
+  Error error;
+};
+
+// One member. What it records is touched by its driver only: look at it in run() and wait_for().
+class Node final : public FrameSink, public FrameOwner {
+ public:
+  explicit Node(EndpointOptions options) : endpoint(std::move(options), *this) { endpoint.start(); }
+  ~Node() override { endpoint.close(soon()); }
+
+  // Runs `task` on the driver and waits for it.
+  void run(const std::function<void()>& task) {
+    std::atomic<bool> done{false};
+    REQUIRE(endpoint.engine().submit(
+        [&] {
+          task();
+          done = true;
+          endpoint.engine().notify_waiters();
+        },
+        false));
+    while (!done) endpoint.engine().wait(done, soon());
+  }
+  // Whether `condition`, looked at after everything that happens here, becomes true.
+  bool wait_for(const std::function<bool()>& condition) {
+    std::atomic<bool> done{false};
+    run([&] {
+      awaited_ = [&] {
+        if (!condition() || done) return;
+        done = true;
+        endpoint.engine().notify_waiters();
+      };
+      awaited_();
+    });
+    const TimePoint deadline = soon();
+    endpoint.engine().wait(done, deadline);
+    run([&] { awaited_ = nullptr; });
+    return done;
+  }
+
+  Connection& connection_to(const MemberAddress& peer) {
+    return endpoint.connection(peer, resolve(peer));
+  }
+  // Sends frame `number` to `peer`; dials if need be.
+  void send(const MemberAddress& peer, uint32_t number, size_t size) {
+    sources.push_back(std::make_unique<Bytes>(pattern(number, size)));
+    Connection& connection = connection_to(peer);
+    OutFrame frame;
+    frame.header = frame_header(number, size);
+    frame.payload = sources.back()->data();
+    frame.owner = this;
+    frame.cookie = sources.size() - 1;
+    connection.send(std::move(frame));
+    if (connection.state == Connection::State::Idle) endpoint.dial(connection);
+    endpoint.mark_unsent(connection);
+  }
+
+  Placement place(Connection& /*from*/, const FrameHeader& header) override {
+    if (!places) return {};
+    targets.push_back(std::make_unique<Bytes>(header.length));
+    return {targets.back()->data(), this};
+  }
+  void on_frame(Connection& from, const FrameHeader& header, Payload payload) override {
+    if (header.type == FrameType::Goodbye) {
+      from.goodbye = true;
+    } else {
+      received.push_back({header, Bytes(payload.data(), payload.data() + payload.size())});
+      if (keeps) {
+        payload.keep();
+        kept.push_back(std::move(payload));
+      }
+    }
+    if (awaited_) awaited_();
+  }
+  void on_lost(Connection& connection, const Error& error) override {
+    lost.push_back({connection.peer.member_id, error});
+    if (awaited_) awaited_();
+  }
+  TimePoint on_time(TimePoint /*now*/) override { return TimePoint::max(); }
+  void on_sent(uint64_t cookie) override {
+    sources[cookie].reset();
+    sent += 1;
+    if (awaited_) awaited_();
+  }
+
+  // Every frame 0..count-1 is here once, with its bytes.
+  bool has_all(uint32_t count) const {
+    std::vector<int> seen(count, 0);
+    for (const Received& frame : received) {
+      if (frame.header.chunk >= count) return false;
+      seen[frame.header.chunk] += 1;
+      if (frame.payload != pattern(frame.header.chunk, frame.payload.size())) return false;
+    }
+    for (const int times : seen) {
+      if (times != 1) return false;
+    }
+    return true;
+  }
+
+  bool places = false;  // payloads go into `targets` while they arrive
+  bool keeps = false;   // payloads are kept
+  std::vector<std::unique_ptr<Bytes>> sources;
+  std::vector<std::unique_ptr<Bytes>> targets;
+  std::vector<Payload> kept;
+  std::vector<Received> received;
+  std::vector<Lost> lost;
+  size_t sent = 0;
+
+ private:
+  std::function<void()> awaited_;
+
+ public:
+  Endpoint endpoint;  // last: it calls the others until it is closed
+};
+
+inline EndpointOptions tcp_options(std::string host = "127.0.0.1", int sockets = 1) {
+  return {.run = "test",
+          .bind_host = std::move(host),
+          .sockets = sockets,
+          .shared_memory = false,
+          .connect_timeout_seconds = 20};
+}
+
+// A socket used by hand, with blocking calls.
+class RawSocket {
+ public:
+  explicit RawSocket(FileDescriptor socket) : socket_(std::move(socket)) {}
+  static RawSocket connect_to(const MemberAddress& address) {
+    std::string error;
+    FileDescriptor socket = begin_connect(resolve(address).at(0), error);
+    RawSocket raw(std::move(socket));
+    raw.await(POLLOUT);
+    REQUIRE(connect_error(raw.socket_.get()) == "");
+    return raw;
+  }
+  void await(short events) {
+    pollfd entry{socket_.get(), events, 0};
+    REQUIRE(::poll(&entry, 1, 20000) == 1);
+  }
+  void send(std::span<const std::byte> bytes, std::span<const int> descriptors = {}) {
+    REQUIRE(send_all(socket_.get(), bytes, descriptors));
+  }
+  void send(const std::string& text) { send(std::as_bytes(std::span(text))); }
+  // Reads exactly `size` bytes, fewer at the end of the stream.
+  Bytes read(size_t size) {
+    Bytes bytes(size);
+    size_t got = 0;
+    while (got < size) {
+      await(POLLIN);
+      const ssize_t count = ::recv(socket_.get(), bytes.data() + got, size - got, MSG_DONTWAIT);
+      if (count <= 0) break;
+      got += static_cast<size_t>(count);
+    }
+    bytes.resize(got);
+    return bytes;
+  }
+  Reply read_reply() {
+    Bytes bytes = read(kHandshakePrefixBytes);
+    std::string fault;
+    const auto size = handshake_bytes(bytes, kReplyMagic, fault);
+    REQUIRE(size);
+    const Bytes body = read(*size - bytes.size());
+    bytes.insert(bytes.end(), body.begin(), body.end());
+    const auto reply = decode_reply(bytes);
+    REQUIRE(reply);
+    return *reply;
+  }
+  bool is_closed_by_peer() { return read(1).empty(); }
+  void close() { socket_.reset(); }
+
+ private:
+  FileDescriptor socket_;
+};
+
+inline Hello hello_to(const MemberAddress& to, uint8_t own_id = 1) {
+  Hello hello;
+  hello.from.member_id.fill(own_id);
+  hello.from.run = to.run;
+  hello.from.port = 1;
+  hello.from.hosts = {"127.0.0.1"};
+  hello.to = to.member_id;
+  hello.nonce = 77;
+  return hello;
+}
+
+}  // namespace pccl::transport
