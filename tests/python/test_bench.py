@@ -2,8 +2,11 @@
 
 import itertools
 import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from pccl.bench.collectives import (  # noqa: E402
     fill,
     make_case,
 )
+from pccl.bench.measure import StoreExchange  # noqa: E402
 from pccl.bench.options import (  # noqa: E402
     COLLECTIVES,
     BenchOptions,
@@ -29,25 +33,16 @@ from pccl.bench.options import (  # noqa: E402
 )
 from pccl.bench.result import Measurement, Row, spread  # noqa: E402
 
-RUN_SECONDS = 60
+RUN_SECONDS = 120
 SIZES = [1, 2, 7, PATTERN_COUNT - 1, PATTERN_COUNT, PATTERN_COUNT + 1, 200_003]
 
 
-def has_pccl() -> bool:
-    try:
-        import pccl._core
-        import pccl.process_group  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-BACKEND = "pccl" if has_pccl() else "gloo"
-
-
-def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_bench(
+    *arguments: str, launcher: Sequence[str] = ("-m", "pccl"), **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pccl", "bench", *arguments],
+        [sys.executable, *launcher, "bench", *arguments],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=RUN_SECONDS,
@@ -75,13 +70,27 @@ def test_a_size_that_is_none_is_refused(text: str) -> None:
 
 def test_sizes_grow_by_the_factor_up_to_the_last() -> None:
     assert sizes(BenchOptions(bytes_min=4, bytes_max=300, factor=4)) == [4, 16, 64, 256]
+    assert sizes(BenchOptions(bytes_list=(300, 4))) == [4, 300]
     assert sizes(BenchOptions(collective="barrier")) == [0]
+
+
+def test_collectives_are_one_or_several_or_all() -> None:
+    assert [one.collective for one in BenchOptions(collective="reduce,barrier").each()] == [
+        "reduce",
+        "barrier",
+    ]
+    assert [one.collective for one in BenchOptions(collective="all").each()] == list(COLLECTIVES)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"collective": "all_of_them"},
+        {"collective": "reduce,"},
+        {"collective": "barrier", "plot_path": "a.png"},
+        {"collective": "all", "plot_path": "a.png"},
+        {"bytes_list": (4, 0)},
+        {"placement": "above"},
         {"dtype": "complex64"},
         {"op": "mean"},
         {"op": "bxor"},  # of float32
@@ -183,31 +192,67 @@ def test_in_place_one_side_is_a_part_of_the_other() -> None:
         assert small.data_ptr() == large[rank * 4 :].data_ptr()
 
 
+def test_a_barrier_that_lets_a_rank_go_early_is_found() -> None:
+    store = torch.distributed.HashStore()
+    rank_1 = StoreExchange(store, rank=1, world_size=2)
+    assert rank_1.left_early(lambda: None) == 1  # rank 0 has not come
+    rank_0 = StoreExchange(store, rank=0, world_size=2)
+    assert rank_0.left_early(lambda: None) == 0
+    assert rank_1.left_early(lambda: store.set("2/0", "")) == 0  # rank 0 came while it waited
+
+
 # --- real runs ---
 
 
-@pytest.mark.parametrize("collective", ["all_reduce", "reduce_scatter", "send_recv", "barrier"])
-def test_a_run_prints_the_table_and_finds_nothing_wrong(collective: str) -> None:
+def test_every_collective_is_measured_and_right_on_three_ranks() -> None:
     done = run_bench(
-        *("--backend", BACKEND, "--processes", "2", "--collective", collective),
-        *("--max", "64K", "--factor", "128", "--seconds", "0.02"),
+        *("--processes", "3", "--collective", "all", "--root", "1", "--transport", "tcp"),
+        *("--sizes", "4,260,400K", "--iterations", "2", "--repetitions", "2"),
     )
     assert done.returncode == 0, done.stderr
-    assert "busbw" in done.stdout
+    heads = [line for line in done.stdout.splitlines() if line.endswith(", transport tcp")]
+    assert heads == [f"{name}: pccl, 3 ranks, transport tcp" for name in COLLECTIVES]
+    rows = [line.split() for line in done.stdout.splitlines() if "float32" in line]
+    assert len(rows) == 3 * (len(COLLECTIVES) - 1)
+    assert all(row[8] == "0" for row in rows)  # wrong, out of place
     assert "0 wrong values" in done.stdout
+    assert re.search(r"pccl sent from rank 0: [0-9.]+M by TCP\.", done.stdout)
     assert max(len(line) for line in done.stdout.splitlines()) <= 120
+
+
+def test_the_same_command_is_a_rank_under_torchrun() -> None:
+    launcher = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pccl",
+    )
+    arguments = ("--min-bytes", "4K", "--max-bytes", "64K", "-f", "16", "--iterations", "1")
+    done = run_bench(*arguments, launcher=launcher, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("all_reduce: pccl, 2 ranks") == 1
+    assert [line.split()[0] for line in done.stdout.splitlines() if "float32" in line] == [
+        "4K",
+        "64K",
+    ]
+    assert re.search(r"pccl sent from rank 0: [0-9.]+[KM] by memory\.", done.stdout)
 
 
 def test_a_comparison_writes_all_times_and_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     done = run_bench(
-        *("--backend", BACKEND, "--compare", "gloo", "--processes", "2"),
-        *("--min", "4K", "--max", "1M", "--factor", "16", "--seconds", "0.02"),
+        *("--compare", "gloo", "--processes", "2"),
+        *("-b", "4K", "-e", "1M", "-f", "16", "--seconds", "0.02"),
         *("--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")),
     )
     assert done.returncode == 0, done.stderr
     assert "faster" in done.stdout
-    document = json.loads((tmp_path / "a.json").read_text())
+    text = (tmp_path / "a.json").read_text()
+    assert str(tmp_path) not in text  # a result is to be shown to others
+    document = json.loads(text)
     assert document["machine"]["cores"] >= 1
     assert [row["bytes"] for row in document["rows"]] == [4096, 65536, 2**20]
     for row in document["rows"]:

@@ -19,7 +19,7 @@ def run_pccl(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "pccl", *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
 
@@ -59,7 +59,13 @@ def test_info_tells_versions_and_addresses() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--op", "mean"], ["--min", "4Q"], ["--factor", "1"], ["--processes", "0"], ["--nonsense"]],
+    [
+        ["--op", "mean"],
+        ["--min-bytes", "4Q"],
+        ["--factor", "1"],
+        ["--processes", "0"],
+        ["--nonsense"],
+    ],
 )
 def test_a_wrong_option_is_a_sentence_and_exit_code_2(arguments: list[str]) -> None:
     done = run_pccl("bench", *arguments)
