@@ -6,6 +6,7 @@ from typing import Annotated
 try:
     import typer
     from rich.console import Console
+    from rich.text import Text
 except ImportError as missing:  # The library itself needs neither.
     raise SystemExit(
         f"pccl: {missing}. The command line needs: pip install 'pccl[bench]'"
@@ -15,9 +16,14 @@ from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_byt
 
 __all__ = ["main"]
 
+# Panels of `pccl bench --help`.
+_SIZES, _DATA, _TIME, _OUTPUT = "Sizes", "Data", "How long", "Output"
+
 app = typer.Typer(
     name="pccl",
-    help="Collective communication for training across machines that nobody owns together.",
+    help="Collective communication for PyTorch over machines that nobody owns together.",
+    epilog="In a program: torch.distributed.init_process_group('pccl'). Train an example over pccl "
+    "and gloo: scripts/train.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,12 +38,13 @@ def main() -> None:
 
 @app.command()
 def info() -> None:
-    """Show version, protocol, processor target, torch and the addresses of this host."""
+    """Show versions, kernels, torch, the addresses of this host, and settings."""
     from pccl.info import collect_info
 
     console = Console(highlight=False)
     for name, value in collect_info().items():
-        console.print(f"[bold]{name:<18}[/] {value}", soft_wrap=True)
+        style = "red" if value.startswith(("WRONG", "not built")) else ""
+        console.print(f"[bold]{name:<10}[/] ", Text(value, style=style), soft_wrap=True, sep="")
 
 
 def _size(text: str) -> int:
@@ -55,33 +62,73 @@ def bench(
     backend: Annotated[str, typer.Option(help="torch.distributed backend")] = "pccl",
     compare: Annotated[str, typer.Option(help="second backend, measured in turn: gloo")] = "",
     processes: Annotated[int, typer.Option(help="ranks to start here; torchrun overrides")] = 4,
+    transport: Annotated[str, typer.Option(help="auto, tcp or memory (pccl only)")] = "auto",
     smallest: Annotated[
-        str, typer.Option("--min-bytes", "-b", metavar="SIZE", help="first size: 4, 64K, 1M, 1G")
+        str,
+        typer.Option(
+            "--min-bytes",
+            "-b",
+            metavar="SIZE",
+            help="first size: 4, 64K, 1M, 1G",
+            rich_help_panel=_SIZES,
+        ),
     ] = "4",
     largest: Annotated[
-        str, typer.Option("--max-bytes", "-e", metavar="SIZE", help="last size")
+        str,
+        typer.Option("--max-bytes", "-e", metavar="SIZE", help="last size", rich_help_panel=_SIZES),
     ] = "64M",
-    factor: Annotated[int, typer.Option("--factor", "-f", help="from size to size")] = 4,
+    factor: Annotated[
+        int, typer.Option("--factor", "-f", help="from size to size", rich_help_panel=_SIZES)
+    ] = 4,
     sizes: Annotated[
-        str, typer.Option(metavar="SIZE,...", help="these sizes instead of first to last")
+        str,
+        typer.Option(
+            metavar="SIZE,...", help="these sizes instead of first to last", rich_help_panel=_SIZES
+        ),
     ] = "",
-    placement: Annotated[str, typer.Option(help="both, in_place or out_of_place")] = "both",
-    dtype: Annotated[str, typer.Option(help="one of: " + ", ".join(DTYPES))] = "float32",
-    op: Annotated[str, typer.Option(help="one of: " + ", ".join(OPS))] = "sum",
-    root: Annotated[int, typer.Option(help="rank, for collectives that have one")] = 0,
-    transport: Annotated[str, typer.Option(help="auto, tcp or memory (pccl only)")] = "auto",
-    seconds: Annotated[float, typer.Option(help="per size, placement and backend")] = 0.4,
-    iterations: Annotated[int, typer.Option(help="calls per repetition; 0: by --seconds")] = 0,
-    repetitions: Annotated[int, typer.Option(help="sample size; 0: by --seconds, 5 to 21")] = 0,
-    warmup: Annotated[int, typer.Option(help="calls before the first repetition")] = 3,
-    check: Annotated[bool, typer.Option(help="count wrong values in results")] = True,
-    json: Annotated[str, typer.Option(metavar="FILE", help="write everything measured")] = "",
-    plot: Annotated[str, typer.Option(metavar="FILE.png", help="draw busbw over size")] = "",
+    placement: Annotated[
+        str, typer.Option(help="both, in_place or out_of_place", rich_help_panel=_SIZES)
+    ] = "both",
+    dtype: Annotated[
+        str, typer.Option(help="one of: " + ", ".join(DTYPES), rich_help_panel=_DATA)
+    ] = "float32",
+    op: Annotated[
+        str, typer.Option(help="one of: " + ", ".join(OPS), rich_help_panel=_DATA)
+    ] = "sum",
+    root: Annotated[
+        int, typer.Option(help="rank, for collectives that have one", rich_help_panel=_DATA)
+    ] = 0,
+    check: Annotated[
+        bool, typer.Option(help="count wrong values in results", rich_help_panel=_DATA)
+    ] = True,
+    seconds: Annotated[
+        float, typer.Option(help="per size, placement and backend", rich_help_panel=_TIME)
+    ] = 0.4,
+    iterations: Annotated[
+        int, typer.Option(help="calls per repetition; 0: by --seconds", rich_help_panel=_TIME)
+    ] = 0,
+    repetitions: Annotated[
+        int, typer.Option(help="sample size; 0: by --seconds, 5 to 21", rich_help_panel=_TIME)
+    ] = 0,
+    warmup: Annotated[
+        int, typer.Option(help="calls before the first repetition", rich_help_panel=_TIME)
+    ] = 3,
+    json: Annotated[
+        str, typer.Option(metavar="FILE", help="write everything measured", rich_help_panel=_OUTPUT)
+    ] = "",
+    plot: Annotated[
+        str, typer.Option(metavar="FILE.png", help="draw busbw over size", rich_help_panel=_OUTPUT)
+    ] = "",
 ) -> None:
-    """Measure a collective; the table is that of nccl-tests.
+    """Measure collectives; the table is that of nccl-tests.
 
-    Starts its own ranks, or is one under torchrun: torchrun --nproc-per-node 4 -m pccl bench.
-    Exit code 1 when a result was wrong.
+    pccl bench --compare gloo -e 256M --plot a.png
+
+    pccl bench --collective all --processes 2 --transport tcp
+
+    torchrun --nproc-per-node 4 -m pccl bench --max-bytes 1G
+
+    Starts its own ranks, or is one under a launcher. Exit code 1 when a result was wrong.
     """
     try:
         options = BenchOptions(

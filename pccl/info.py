@@ -1,8 +1,12 @@
 """What `pccl info` shows: what is installed here, and how others can reach this host."""
 
+import dataclasses
 import platform
 import socket
 from importlib import metadata
+
+from pccl.bench.machine import describe_machine
+from pccl.config import Config
 
 __all__ = ["collect_info"]
 
@@ -12,11 +16,11 @@ def collect_info() -> dict[str, str]:
     return {
         "pccl": _package_version("pccl-collectives"),
         **_core_info(),
-        "torch": _package_version("torch"),
-        "backend": _backend_state(),
+        "torch": _torch_state(),
         "python": f"{platform.python_version()} on {platform.machine()}",
-        "host": socket.gethostname(),
+        "host": _host(),
         "addresses": ", ".join(_host_addresses()) or "none but loopback",
+        "settings": _settings(),
     }
 
 
@@ -32,18 +36,27 @@ def _core_info() -> dict[str, str]:
         from pccl import _core
     except ImportError as error:
         return {"core": f"not built ({error})"}
-    target = getattr(_core, "simd_target", None)
-    return {
-        "protocol version": str(_core.PROTOCOL_VERSION),
-        "simd target": str(target()) if callable(target) else "unknown",
-    }
+    return {"protocol": str(_core.PROTOCOL_VERSION), "simd": _core.simd_target()}
 
 
-def _backend_state() -> str:
+def _torch_state() -> str:
+    version = _package_version("torch")
+    if version == "not installed":
+        return f"{version}; pccl.init works without"
     entry_points = metadata.entry_points(group="torch.backends")
     if any(entry.name == "pccl" for entry in entry_points):
-        return 'init_process_group("pccl") works without import pccl'
-    return 'import pccl, then init_process_group("pccl")'
+        return f'{version}; init_process_group("pccl") works without import pccl'
+    return f'{version}; import pccl, then init_process_group("pccl")'
+
+
+def _host() -> str:
+    machine = describe_machine()
+    assert isinstance(machine["memory_bytes"], int)
+    gigabytes = machine["memory_bytes"] / 2**30
+    return (
+        f"{socket.gethostname()}: {machine['processor']}, {machine['cores']} cores, "
+        f"{gigabytes:.0f} GB"
+    )
 
 
 def _host_addresses() -> list[str]:
@@ -58,3 +71,17 @@ def _host_addresses() -> list[str]:
         except OSError:
             continue  # no route in this family
     return found
+
+
+def _settings() -> str:
+    """Return what the environment changes, or what is wrong in it."""
+    try:
+        config, default = Config.from_environment(), Config()
+    except ValueError as error:
+        return f"WRONG: {error}"
+    changed = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(Config)
+        if getattr(config, field.name) != getattr(default, field.name)
+    ]
+    return ", ".join(changed) or "all at their defaults (PCCL_* variables, see pccl/config.py)"

@@ -84,6 +84,11 @@ class BenchOptions:
         _one_of("transport", self.transport, ("auto", "tcp", "memory"))
         if self.processes < 1:
             raise ValueError(f"bench: processes must be at least 1, not {self.processes}")
+        for name in ("root", "iterations", "repetitions", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"bench: {name} must not be negative")
+        if not 0 < self.seconds < float("inf"):
+            raise ValueError(f"bench: seconds must be positive, not {self.seconds}")
         if not all(size > 0 for size in self.bytes_list):
             raise ValueError("bench: sizes must be at least 1")
         if not 0 < self.bytes_min <= self.bytes_max:
