@@ -159,4 +159,8 @@ def bench(
         from pccl.bench.run import run_bench
     except ImportError as missing:
         raise SystemExit(f"pccl bench: {missing}. It needs: pip install torch numpy") from None
-    raise typer.Exit(run_bench(options, [sys.executable, "-m", "pccl", *sys.argv[1:]]))
+    try:
+        code = run_bench(options, [sys.executable, "-m", "pccl", *sys.argv[1:]])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    raise typer.Exit(code)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch.distributed as dist
 from rich.console import Console
 
+from pccl._autoload import register
 from pccl.bench.machine import describe_machine, is_busy, machine_line
 from pccl.bench.measure import Rank, join, measure
 from pccl.bench.options import BenchOptions
@@ -30,16 +31,29 @@ def run_bench(options: BenchOptions, command: Sequence[str]) -> int:
     Args:
         options: what to measure.
         command: the command line that comes here again in each rank.
+
+    Raises:
+        ValueError: a backend does not exist, or `root` is no rank; nothing was started.
     """
     try:
         place = Launch.from_environment()
     except ValueError:  # no launcher has started this process, so it becomes one
+        _refuse_what_no_rank_could_do(options)
         shared_memory = SHARED_MEMORY[options.transport]
         environment = {"OMP_NUM_THREADS": "1"}  # as torchrun: one core per rank
         if shared_memory is not None:
             environment["PCCL_SHARED_MEMORY"] = str(int(shared_memory))
         return launch(command, options.processes, environment=environment)
     run_rank(lambda: _run(options, place))
+
+
+def _refuse_what_no_rank_could_do(options: BenchOptions) -> None:
+    register()
+    for backend in (options.backend, options.compare):
+        if backend and not dist.is_backend_available(backend):
+            raise ValueError(f"bench: torch has no backend {backend!r} here")
+    if options.root >= options.processes:
+        raise ValueError(f"bench: root {options.root} is no rank of {options.processes}")
 
 
 def _run(options: BenchOptions, place: Launch) -> int:
