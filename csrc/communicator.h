@@ -105,8 +105,9 @@ class Communicator {
                      CallOptions options);
   WorkPtr barrier(CallOptions options);
   // Blocks. Rank 0 names the first missing rank, or all with `wait_all_ranks`; the group stays
-  // usable.
-  void monitored_barrier(double timeout_seconds, bool wait_all_ranks);
+  // usable. `meanwhile` is called from time to time and ends the wait by throwing.
+  void monitored_barrier(double timeout_seconds, bool wait_all_ranks,
+                         const std::function<void()>& meanwhile = {});
   WorkPtr send(const std::byte* tensor, uint64_t count, DataType dtype, int32_t destination,
                uint32_t tag, CallOptions options);
   WorkPtr recv(std::byte* tensor, uint64_t count, DataType dtype, int32_t source, uint32_t tag,

@@ -227,7 +227,8 @@ Communicator::WorkPtr Communicator::recv(std::byte* tensor, uint64_t count, Data
   return work;
 }
 
-void Communicator::monitored_barrier(double timeout, bool wait_all_ranks) {
+void Communicator::monitored_barrier(double timeout, bool wait_all_ranks,
+                                     const std::function<void()>& meanwhile) {
   const uint32_t tag = kBarrierTag | (monitored_barriers_.fetch_add(1) & ~kBarrierTag);
   const auto shared = std::make_shared<std::byte>();
   const double seconds = timeout > 0 ? timeout : timeout_seconds;
@@ -235,8 +236,12 @@ void Communicator::monitored_barrier(double timeout, bool wait_all_ranks) {
   const std::string limit = std::to_string(static_cast<int64_t>(seconds * 1000)) + " ms";
   const TimePoint deadline =
       after(Clock::now(), seconds + 5);  // the works' own deadlines come first
-  const auto wait = [&deadline](const WorkPtr& work) {
-    return work->wait(deadline) && !work->error();
+  const auto wait = [&deadline, &meanwhile](const WorkPtr& work) {
+    while (!work->wait(std::min(deadline, after(Clock::now(), 0.2)))) {
+      if (Clock::now() >= deadline) return false;
+      if (meanwhile) meanwhile();
+    }
+    return !work->error();
   };
   if (rank_ != 0) {
     const WorkPtr sent = send(shared.get(), 1, DataType::UInt8, 0, tag, options);

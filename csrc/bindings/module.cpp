@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/dlpack_buffer.h"
+#include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
 #include "communicator.h"
 #include "kernels/reduce.h"
@@ -18,6 +19,7 @@ namespace py = pybind11;
 using pccl::bindings::DLPackBuffer;
 using pccl::bindings::graveyard;
 using pccl::bindings::keep_alive;
+using pccl::bindings::to_text;
 
 namespace {
 
@@ -113,17 +115,6 @@ py::object to_exception(const pccl::Error& error) {
 
 using WorkClass = py::class_<pccl::Work, std::shared_ptr<pccl::Work>>;
 using CommunicatorClass = py::class_<pccl::Communicator, std::shared_ptr<pccl::Communicator>>;
-
-void bind_errors(py::module_& module) {
-  const auto base =
-      py::register_exception<pccl::PcclError>(module, "PcclError", PyExc_RuntimeError);
-  py::register_exception<pccl::CollectiveTimeout>(module, "CollectiveTimeout", base);
-  py::register_exception<pccl::MemberLost>(module, "MemberLost", base);
-  py::register_exception<pccl::CallMismatch>(module, "CallMismatch", base);
-  py::register_exception<pccl::RemoteProtocolError>(module, "RemoteProtocolError", base);
-  py::register_exception<pccl::ConnectError>(module, "ConnectError", base);
-  py::register_exception<pccl::Aborted>(module, "Aborted", base);
-}
 
 void bind_context(py::module_& module) {
   py::class_<pccl::Context, std::shared_ptr<pccl::Context>>(module, "Context")
@@ -374,12 +365,28 @@ void bind_communicator(py::module_& module) {
             });
           },
           py::arg("timeout_seconds"), py::arg("sync"))
-      .def("monitored_barrier", &pccl::Communicator::monitored_barrier, py::arg("timeout_seconds"),
-           py::arg("wait_all_ranks"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "monitored_barrier",
+          [](pccl::Communicator& self, double timeout_seconds, bool wait_all_ranks) {
+            py::gil_scoped_release release;
+            self.monitored_barrier(timeout_seconds, wait_all_ranks, [] {
+              py::gil_scoped_acquire acquire;
+              if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+            });
+          },
+          py::arg("timeout_seconds"), py::arg("wait_all_ranks"))
       .def("abort", &pccl::Communicator::abort, py::arg("reason"),
            py::call_guard<py::gil_scoped_release>())
       .def("close", &pccl::Communicator::close, py::call_guard<py::gil_scoped_release>())
-      .def("error", &pccl::Communicator::error, py::call_guard<py::gil_scoped_release>())
+      .def("error",
+           [](pccl::Communicator& self) {
+             std::string text;
+             {
+               py::gil_scoped_release release;
+               text = self.error();
+             }
+             return to_text(text.c_str());
+           })
       .def("plan", &plan_by_name, py::arg("collective"), py::arg("count"), py::arg("dtype"));
   bind_reductions(communicator);
   bind_moves(communicator);
@@ -403,7 +410,7 @@ PYBIND11_MODULE(_core, module) {
   }
   module.attr("REDUCE_OPS") = reduce_ops;
   module.attr("PROTOCOL_VERSION") = static_cast<int>(pccl::transport::kProtocolVersion);
-  bind_errors(module);
+  pccl::bindings::bind_errors(module);
   bind_work(module);
   bind_context(module);
   bind_communicator(module);

@@ -23,11 +23,8 @@ CollectiveOperation::Part* CollectiveOperation::part_of(const FrameHeader& heade
 
 std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader& header,
                                                               const Part*& found) const {
+  if (header.signature() != signature_) return other_call(header);
   const std::string rank = group_.describe(header.source_rank);
-  if (header.signature() != signature_) {
-    return "the ranks made different calls: " + describe() + " here, " +
-           header.signature().describe() + " on " + rank + ".";
-  }
   const Part* part = const_cast<CollectiveOperation*>(this)->part_of(header);
   const int32_t from = header.source_rank;
   bool is_expected = false;
@@ -65,7 +62,17 @@ transport::Placement CollectiveOperation::place(const FrameHeader& header) {
   return {part->output + uint64_t{header.segment} * part->segment_bytes, this};
 }
 
+std::string CollectiveOperation::other_call(const FrameHeader& header) const {
+  return "the ranks made different calls: " + describe() + " here, " +
+         header.signature().describe() + " on " + group_.describe(header.source_rank) + ".";
+}
+
 void CollectiveOperation::on_frame(const FrameHeader& header, Payload payload) {
+  // Control frames carry the call, too: where each of two roots waits for the other, no data tells.
+  if (header.signature() != signature_) {
+    group_.fail({ErrorKind::CallMismatch, other_call(header)});
+    return;
+  }
   if (header.type == FrameType::Matched) {
     unmatched_.erase(header.source_rank);
     maybe_finish();

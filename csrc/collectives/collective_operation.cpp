@@ -23,11 +23,16 @@ CollectiveOperation::CollectiveOperation(Group& group, CollectiveCall call,
       call_(std::move(call)),
       element_bytes_(element_bytes(call_.signature.dtype)) {
   const Collective collective = call_.signature.collective;
-  // Elsewhere every rank ends only when it has heard of all others, so a mismatch leaves nobody
-  // satisfied.
   const bool is_rooted = collective == Collective::Broadcast || collective == Collective::Reduce ||
                          collective == Collective::Gather || collective == Collective::Scatter;
-  if (is_rooted) {
+  const bool is_blockwise =
+      collective == Collective::AllGather || collective == Collective::ReduceScatter;
+  const bool has_empty_block =
+      is_blockwise && std::any_of(call_.blocks.begin(), call_.blocks.end(),
+                                  [](const BlockMemory& block) { return block.count == 0; });
+  // Elsewhere every rank ends only when it has heard of all others, so a mismatch leaves nobody
+  // satisfied, and nobody leaves before the others have started.
+  if (is_rooted || has_empty_block) {
     unmatched_.insert(call_.plan->sends_only.begin(), call_.plan->sends_only.end());
     unthanked_.insert(call_.plan->receives_only.begin(), call_.plan->receives_only.end());
   }
@@ -278,7 +283,9 @@ bool CollectiveOperation::needs(int32_t rank) const {
     if (part.finals < part.segments && part.plan->down_parent == rank) return true;
     if (part.up && part.up->rank == rank && part.up->next < part.segments) return true;
     for (const Child& child : part.children) {
-      if (child.rank == rank && part.combined < part.segments) return true;
+      // What a child that left has sent may wait here for what another child sends.
+      const uint64_t arrived = part.combined + child.waiting.size();
+      if (child.rank == rank && arrived < part.segments) return true;
     }
     for (size_t i = part.round; i < part.plan->rounds.size(); ++i) {
       if (part.plan->rounds[i].partner == rank) return true;

@@ -91,6 +91,7 @@ class CollectiveOperation final : public Operation {
   void on_grant(Part& part, const transport::FrameHeader& header);
   std::optional<std::string> find_mismatch(const transport::FrameHeader& header,
                                            const Part*& found) const;
+  std::string other_call(const transport::FrameHeader& header) const;
   Part* part_of(const transport::FrameHeader& header);
 
   uint32_t length_of(const Part& part, uint32_t segment) const;

@@ -11,6 +11,16 @@ using transport::FrameHeader;
 using transport::FrameType;
 using transport::Payload;
 
+namespace {
+
+// A call that lasts longer sends its grants again, which carry its signature: ranks that wait for
+// each other in different calls then find out.
+constexpr double kAskSeconds = 0.5;
+// How an error begins that another rank found.
+const std::string kTold = "told by ";
+
+}  // namespace
+
 Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t group_id,
              int32_t own_rank, std::vector<Connection*> connections)
     : name(std::move(group_name)),
@@ -35,8 +45,11 @@ bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peer
     if (operation.is_finished()) return false;
     if (connection.state == Connection::State::Closed) {
       on_connection_lost(peer, connection.error);
-      if (!operation.is_finished())
-        operation.fail({ErrorKind::MemberLost, describe(peer) + " has left."});
+      if (operation.is_finished()) return false;
+      const Error left{ErrorKind::MemberLost, describe(peer) + " has left before this call."};
+      const bool is_message = operation.signature().collective == transport::Collective::SendRecv;
+      // The other ranks of a collective wait for this one, so they must hear of it.
+      is_message ? operation.fail(left) : fail(left);
       return false;
     }
   }
@@ -51,7 +64,8 @@ void Group::start_collective(CollectiveCall call, std::shared_ptr<Work> work) {
   operation.number = number;
   collectives_[number] = std::move(created);
   if (!ready_to_talk(operation, peers)) return;
-  endpoint_.engine().wake_at(operation.deadline());
+  operation.ask_at = after(Clock::now(), kAskSeconds);
+  endpoint_.engine().wake_at(std::min(operation.deadline(), operation.ask_at));
   operation.start();
   if (is_crowded(peers)) operation.grant_all();
   const auto early = early_.find(number);
@@ -141,7 +155,12 @@ void Group::tell_broken(int32_t peer) {
 
 void Group::close(const Error& error) {
   if (!broken_) broken_ = error;
-  for (Operation* operation : running()) operation->fail(error);
+  // Whoever is told of a timeout may wait for somebody else than the one who tells.
+  const bool is_told = error.kind == ErrorKind::Timeout && error.message.starts_with(kTold);
+  for (Operation* operation : running()) {
+    const std::string here = is_told ? " Here: " + operation->progress() + "." : "";
+    operation->fail({error.kind, error.message + here});
+  }
   for (const auto& [number, frames] : early_) {
     for (const EarlyFrame& frame : frames) {
       take_out_of_mailbox(frame.header);
@@ -183,7 +202,11 @@ TimePoint Group::on_time(TimePoint now) {
   for (Operation* operation : running()) {
     if (operation->is_finished()) continue;
     if (now < operation->deadline()) {
-      next = std::min(next, operation->deadline());
+      if (now >= operation->ask_at) {
+        operation->ask_at = TimePoint::max();
+        operation->grant_all();
+      }
+      next = std::min({next, operation->deadline(), operation->ask_at});
       continue;
     }
     const Error error{ErrorKind::Timeout,
@@ -249,10 +272,11 @@ void Group::on_data(const FrameHeader& header, Payload payload) {
     found->second->on_frame(header, std::move(payload));
     return;
   }
-  if (header.type != FrameType::Data) return;  // a late grant or answer
-  // Data for a call that has ended here without it: the sender made another call.
+  // Data for a call that has ended here without it: the sender made another call. A grant or an
+  // answer may be late.
   for (const auto& [number, signature] : remembered_) {
     if (number != header.operation) continue;
+    if (header.type != FrameType::Data && header.signature() == signature) return;
     fail({ErrorKind::CallMismatch,
           "the ranks made different calls as number " + std::to_string(number) + " of group '" +
               name + "': " + signature.describe() + " on rank " + std::to_string(rank) + ", " +
@@ -307,9 +331,7 @@ void Group::on_abort(const FrameHeader& header, const Payload& payload) {
   const auto kind = header.stage >= 1 && header.stage <= static_cast<uint16_t>(ErrorKind::Aborted)
                         ? static_cast<ErrorKind>(header.stage)
                         : ErrorKind::Aborted;
-  fail({kind, text.starts_with("told by ")
-                  ? text
-                  : "told by " + describe(header.source_rank) + ": " + text});
+  fail({kind, text.starts_with(kTold) ? text : kTold + describe(header.source_rank) + ": " + text});
 }
 
 // --- sending -------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ class Operation : public transport::FrameOwner {
   void on_sent(uint64_t cookie) override;
 
   uint64_t number = 0;  // in its group
+  // When it asks those that it waits for what they call; max() once it has.
+  TimePoint ask_at = TimePoint::max();
 
  protected:
   bool can_send(const OutStream& stream, uint32_t length) const;

@@ -1,5 +1,6 @@
 #include "collectives/router.h"
 
+#include <iterator>
 #include <utility>
 
 namespace pccl {
@@ -8,6 +9,15 @@ using transport::Connection;
 using transport::FrameHeader;
 using transport::FrameType;
 using transport::Payload;
+
+namespace {
+
+bool speaks_for_itself(const Group& group, const Connection& from, const FrameHeader& header) {
+  const int32_t rank = group.rank_of(from);
+  return rank >= 0 && rank == header.source_rank;
+}
+
+}  // namespace
 
 bool Router::add(std::unique_ptr<Group> group) {
   const uint64_t id = group->id;
@@ -57,7 +67,7 @@ void Router::sweep() {
 
 transport::Placement Router::place(Connection& from, const FrameHeader& header) {
   Group* group = find(header.group);
-  if (group == nullptr || group->rank_of(from) != header.source_rank) return {};
+  if (group == nullptr || !speaks_for_itself(*group, from, header)) return {};
   return group->place(header);
 }
 
@@ -89,7 +99,7 @@ void Router::deliver(Connection& from, const FrameHeader& header, Payload payloa
   }
   if (Group* group = find(header.group)) {
     // A member may speak for itself only.
-    if (group->rank_of(from) != header.source_rank) {
+    if (!speaks_for_itself(*group, from, header)) {
       group->fail({ErrorKind::RemoteProtocol,
                    "a frame came with rank " + std::to_string(header.source_rank) + " from " +
                        from.peer.describe() +
@@ -111,9 +121,17 @@ void Router::deliver(Connection& from, const FrameHeader& header, Payload payloa
 }
 
 void Router::on_lost(Connection& connection, const Error& error) {
+  if (error) forget(connection);
   for (Group* group : groups()) {
     const int32_t rank = group->rank_of(connection);
     if (rank >= 0) group->on_connection_lost(rank, error);
+  }
+}
+
+void Router::forget(const Connection& from) {
+  for (auto entry = unknown_.begin(); entry != unknown_.end();) {
+    std::erase_if(entry->second, [&from](const Waiting& waiting) { return waiting.from == &from; });
+    entry = entry->second.empty() ? unknown_.erase(entry) : std::next(entry);
   }
 }
 

@@ -35,6 +35,9 @@ class Router final : public transport::FrameSink {
  private:
   void deliver(transport::Connection& from, const transport::FrameHeader& header,
                transport::Payload payload);
+  // Drops what waits here of a member that is lost.
+  void forget(const transport::Connection& from);
+
   struct Waiting {
     transport::Connection* from;
     EarlyFrame frame;

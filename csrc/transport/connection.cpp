@@ -7,7 +7,12 @@ namespace pccl::transport {
 void Connection::send(OutFrame frame) { data_.push_back(std::move(frame)); }
 
 void Connection::abandon(const FrameOwner* owner) {
-  std::erase_if(data_, [owner](const OutFrame& frame) { return frame.owner == owner; });
+  std::erase_if(data_, [this, owner](const OutFrame& frame) {
+    if (frame.owner != owner) return false;
+    // The receiver can't give credit back for what it never gets.
+    if ((frame.header.flags & kFlagUngranted) != 0) on_credit(frame.header.length);
+    return true;
+  });
   for (auto& link : links_) link->abandon(owner);
 }
 
@@ -47,8 +52,8 @@ OutFrame Connection::pop_frame() {
   return frame;
 }
 
-void Connection::note_ungranted_consumed(uint64_t bytes) {
-  ungranted_consumed_ += bytes;
+void Connection::note_ungranted_consumed(uint32_t length) {
+  ungranted_consumed_ += cost(length);
   if (ungranted_consumed_ < kUngrantedBytesMax / 8) return;
   send_control(FrameHeader{.type = FrameType::Credit, .count = ungranted_consumed_});
   ungranted_consumed_ = 0;

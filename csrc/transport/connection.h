@@ -95,9 +95,12 @@ class Connection {
   // With so much in the mailbox the sender may be about to stop for lack of credit, with frames
   // behind it that a running operation waits for; so those are granted.
   static constexpr uint64_t kCrowdedBytes = kUngrantedBytesMax / 4;
-  // The mailbox takes no more: the credit, and headers of 700,000 frames. No member of ours sends
-  // so much ahead.
-  static constexpr uint64_t kEarlyBytesMax = kUngrantedBytesMax + (48 << 20);
+  // The mailbox takes no more: the credit, and as much for control frames, which need none. No
+  // member of ours sends so much ahead.
+  static constexpr uint64_t kEarlyBytesMax = 2 * kUngrantedBytesMax;
+  // What a frame costs beside its payload while it waits in a mailbox: header, bookkeeping, the
+  // smallest buffer. Counted, so that empty messages are bounded as well.
+  static constexpr uint64_t kWaitingFrameBytes = 512;
 
   enum class State : uint8_t { Idle, Dialing, Up, Closed };
 
@@ -132,26 +135,24 @@ class Connection {
   void add_link(std::unique_ptr<Link> link) { links_.push_back(std::move(link)); }
   std::vector<std::unique_ptr<Link>> take_links() { return std::move(links_); }
 
-  // --- the mailbox: frames for calls that have not been made here, headers included ---
-  void note_early(const FrameHeader& header) { early_bytes_ += sizeof(header) + header.length; }
-  void note_early_taken(const FrameHeader& header) {
-    early_bytes_ -= sizeof(header) + header.length;
-  }
+  // --- the mailbox: frames for calls that have not been made here ---
+  void note_early(const FrameHeader& header) { early_bytes_ += cost(header.length); }
+  void note_early_taken(const FrameHeader& header) { early_bytes_ -= cost(header.length); }
   bool is_crowded() const { return early_bytes_ >= kCrowdedBytes; }
   bool has_room_for(const FrameHeader& header) const {
-    return early_bytes_ + sizeof(header) + header.length <= kEarlyBytesMax;
+    return early_bytes_ + cost(header.length) <= kEarlyBytesMax;
   }
 
-  // --- flow control of ungranted bytes ---
-  bool may_send_ungranted(uint64_t bytes) const {
-    return ungranted_sent_ + bytes <= kUngrantedBytesMax;
+  // --- flow control of ungranted frames, by the length of their payload ---
+  bool may_send_ungranted(uint32_t length) const {
+    return ungranted_sent_ + cost(length) <= kUngrantedBytesMax;
   }
-  void note_ungranted_sent(uint64_t bytes) { ungranted_sent_ += bytes; }
+  void note_ungranted_sent(uint32_t length) { ungranted_sent_ += cost(length); }
   void on_credit(uint64_t bytes) {
     ungranted_sent_ -= bytes < ungranted_sent_ ? bytes : ungranted_sent_;
   }
   // Gives the sender credit back, in portions.
-  void note_ungranted_consumed(uint64_t bytes);
+  void note_ungranted_consumed(uint32_t length);
 
   const MemberAddress peer;
   State state = State::Idle;
@@ -164,6 +165,8 @@ class Connection {
   Traffic traffic;
 
  private:
+  static uint64_t cost(uint32_t length) { return kWaitingFrameBytes + length; }
+
   std::deque<OutFrame> control_;
   std::deque<OutFrame> data_;
   std::vector<std::unique_ptr<Link>> links_;

@@ -232,6 +232,11 @@ void MemoryLink::on_events(uint32_t epoll_events) {
   if (!is_down_) flush();
 }
 
+void MemoryLink::on_turn() {
+  receive();
+  if (!is_down_) flush();  // answers that receiving has queued
+}
+
 bool MemoryLink::before_sleep() {
   if (is_down_) return false;
   reader_->control.reader_sleeps.store(1, std::memory_order_seq_cst);

@@ -113,7 +113,7 @@ class MemoryLink final : public Link, public Pollable {
   void shutdown_writing() override;
 
   void on_events(uint32_t epoll_events) override;
-  void on_turn() override { receive(); }
+  void on_turn() override;
 
   // The driver goes to sleep: true if there is something to read or to write after all.
   bool before_sleep();

@@ -39,7 +39,10 @@ void SocketLink::on_events(uint32_t epoll_events) {
   if (!is_down_ && writable_) flush();
 }
 
-void SocketLink::on_turn() { receive(); }
+void SocketLink::on_turn() {
+  receive();
+  if (!is_down_ && writable_) flush();  // answers that receiving has queued
+}
 
 // --- sending -------------------------------------------------------------------------------------
 
