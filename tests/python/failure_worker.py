@@ -128,7 +128,7 @@ class Worker:
                 return {"rounds": rounds, "wrong": wrong, "longest_seconds": longest}
 
     def call_each(self, specs: list[list[Spec]], addresses: list[str], timeout_seconds: float) -> Spec:
-        """Each entry in a group of its own: launch its calls, then wait for all; what came of it."""
+        """Each entry in a group of its own: one call after the other; what came of it."""
         control, encoded = self.group, [bytes.fromhex(address) for address in addresses]
         results = []
         for index, calls in enumerate(specs):
@@ -137,14 +137,9 @@ class Worker:
             )
             begin = time.monotonic()
             errors: list[Spec] = []
-            works = []
-            try:
-                works = [launch(group, spec, 0, False)[0] for spec in calls]
-            except EXPECTED as error:
-                errors.append(describe(error))
-            for work in works:
+            for spec in calls:
                 try:
-                    work.wait()
+                    launch(group, spec, 0, True)
                 except EXPECTED as error:
                     errors.append(describe(error))
             seconds = time.monotonic() - begin
@@ -162,6 +157,7 @@ class Worker:
             errors: list[Spec] = []
             try:
                 call_api(group, spec, timeout_seconds)
+                group.barrier(timeout_seconds=timeout_seconds)
             except EXPECTED as error:
                 errors.append(describe(error))
             seconds = time.monotonic() - begin

@@ -71,7 +71,11 @@ class Lab:
 
 @contextmanager
 def wide_area(
-    links: dict[str, object], *, rate: str = "100mbit", sockets: int = 1, timeout_seconds: float = 30
+    links: dict[str, object],
+    *,
+    rate: str = "100mbit",
+    sockets: int = 1,
+    timeout_seconds: float = 30,
 ) -> Iterator[Lab]:
     """Four ranks on four hosts; every pair is linked alike."""
     assert WANLAB is not None
@@ -122,7 +126,7 @@ def test_uneven_and_changing_links_change_the_time_and_not_the_result() -> None:
         far, near = wide.hosts[3], wide.hosts[0]
         far.set(up="10mbit", down="30mbit")
         for host in wide.hosts[:3]:
-            wide.lab.link(host, far, rtt="160ms", loss="0.5%", duplicate="0.5%", reorder="1%")
+            wide.lab.link(host, far, rtt="160ms", loss="0.5%", dup="0.5%", reorder=1)
         wide.same_everywhere()
         near.set(up="5mbit")
         wide.same_everywhere()
@@ -226,7 +230,9 @@ def test_the_throughput_of_a_large_all_reduce_is_told() -> None:
     for sockets in (1, 4):
         with wide_area({"rtt": "20ms"}, sockets=sockets) as wide:
             results = wide.ranks.ask("timed", count=count, rounds=2)
-            seconds = min(max(times) for times in zip(*(r["seconds"] for r in results), strict=True))
+            seconds = min(
+                max(times) for times in zip(*(r["seconds"] for r in results), strict=True)
+            )
             print(
                 f"all_reduce of {4 * count / 1e6:.0f} MB, 4 hosts, 100 Mbit/s, 20 ms, "
                 f"{sockets} socket(s): {seconds:.2f} s, bound {bound:.2f} s, {bound / seconds:.0%}"
