@@ -162,7 +162,7 @@ def show_results(results: Sequence[Result], folder: str) -> None:
     width = max(len(result.backend) for result in results)
     for index, result in enumerate(results):
         head = "[bold]write[/]  " if index == 0 else " " * 7
-        text = repr(result.sample.decode("latin1"))[1:-1]
+        text = " ".join(result.sample.decode("latin1").split())
         # No markup: the model may well write a square bracket.
         console.print(f"{head}[cyan]{result.backend:<{width}}[/]  ", end="")
         console.print(text, markup=False, style="dim")

@@ -42,7 +42,7 @@ from pccl.launch import launch, run_rank
 WARMUP_SHARE = 0.1  # of the steps: the learning rate rises linearly, then falls to a tenth
 VALIDATION_WINDOWS = 128
 SAMPLE_PROMPT = b"\n\nCollective "
-SAMPLE_BYTES = 100
+SAMPLE_BYTES = 80
 
 
 @dataclass(frozen=True)
