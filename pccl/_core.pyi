@@ -63,7 +63,7 @@ class Context:
         """Works that are done after their notify(); [] after the timeout or when closed."""
     def statistics(self) -> dict[str, int]: ...
     # bytes_sent_tcp, bytes_received_tcp, bytes_sent_memory, bytes_received_memory, connections,
-    # operations, operations_failed, refused_connections
+    # refused_connections
     def close(self) -> None: ...  # politely; idempotent; releases the GIL
 
 class Communicator:

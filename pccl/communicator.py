@@ -182,14 +182,10 @@ class Communicator(Reductions, Moves):
             ValueError: `dst` is this rank or none of the group, or the tag is negative.
             PcclError: see the class.
         """
-        if dst == self.rank:
-            raise ValueError(
-                f"dst: expected another rank, got this one, {dst}; isend() may do that"
-            )
         self._send(tensor, dst, tag, True, timeout_seconds)
 
     def isend(self, tensor: Array, dst: int, tag: int = 0, *, timeout_seconds: float = 0) -> Work:
-        """send() that returns a Work at once. Unlike send(), it may send to oneself."""
+        """send() that returns a Work at once."""
         return self._send(tensor, dst, tag, False, timeout_seconds)
 
     def recv(
@@ -216,6 +212,8 @@ class Communicator(Reductions, Moves):
 
     def _send(self, tensor: Array, dst: int, tag: int, sync: bool, timeout_seconds: float) -> Work:
         self._check_rank(dst, "dst")
+        if dst == self.rank:
+            raise ValueError(f"dst: expected another rank, got this one, {dst}")
         _check_tag(tag)
         buffer = _arrays.source(tensor, "tensor")
         return self._core.send(
@@ -308,7 +306,7 @@ class Communicator(Reductions, Moves):
             self._run.release_group()
 
     def statistics(self) -> dict[str, int]:
-        """Counters of this process, over all groups of the run: bytes, connections, operations."""
+        """Counters of this process, over all groups of the run: bytes and connections."""
         return self._run.context.statistics()
 
 

@@ -22,6 +22,9 @@ from pccl.rendezvous.messages import (
     remaining,
 )
 
+# How long rank 0 looks which addresses are there when it has given up, in a store without check().
+_LOOK_SECONDS = 1.0
+
 
 class Store(Protocol):
     """What a key-value store must be able to do; torch.distributed's stores fit.
@@ -62,7 +65,8 @@ def exchange_through_store(
     store.set(f"{keys}/address/{rank}", opener(run))
 
     def missing() -> list[int]:
-        return [r for r in range(world_size) if not _has(store, f"{keys}/address/{r}")]
+        seconds = _LOOK_SECONDS / world_size
+        return [r for r in range(world_size) if not _has(store, f"{keys}/address/{r}", seconds)]
 
     if rank != 0:
         list_deadline = deadline + WORD_OF_RANK_0_SECONDS
@@ -82,11 +86,14 @@ def exchange_through_store(
     return addresses
 
 
-def _has(store: Any, key: str) -> bool:
-    try:
+def _has(store: Any, key: str, seconds: float) -> bool:
+    if hasattr(store, "check"):
         return bool(store.check([key]))
-    except AttributeError:
-        return False  # a store that cannot tell: the caller names more ranks than it must
+    try:
+        _get_in_thread(store, key, time.monotonic() + seconds)
+    except Exception:  # not there, or the store is gone: it cannot be told apart
+        return False
+    return True
 
 
 def _get(

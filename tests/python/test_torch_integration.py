@@ -81,7 +81,7 @@ def test_torchrun_starts_a_program_that_names_the_backend_and_nothing_else(tmp_p
 
 
 def test_debug_level_detail_wraps_the_group_and_works(tmp_path: Path) -> None:
-    """TORCH_DISTRIBUTED_DEBUG=DETAIL makes torch check each call through a gloo group of its own."""
+    """TORCH_DISTRIBUTED_DEBUG=DETAIL makes torch check each call over a gloo group of its own."""
     (tmp_path / "program.py").write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "program.py"],

@@ -31,11 +31,17 @@ def _world_still_works() -> Tensor:
 
 
 def _refused(call: Callable[[], object], kind: type[Exception], words: str) -> None:
-    """It raises, and no operation was counted: nothing was sent, so the group stays usable."""
-    before = dist.group.WORLD._core_all_reduce.__self__.error()
+    """It raises, and not a byte was sent: no rank is in another call than the others."""
+    dist.group.WORLD._core.barrier(0.0, True)
+    before = _bytes_sent()
     with pytest.raises(kind, match=words):
         call()
-    assert dist.group.WORLD._core_all_reduce.__self__.error() == before == ""
+    assert _bytes_sent() == before
+
+
+def _bytes_sent() -> int:
+    statistics = dist.group.WORLD._run.context.statistics()
+    return statistics["bytes_sent_tcp"] + statistics["bytes_sent_memory"]
 
 
 # --- refused at the call --------------------------------------------------------------------------
@@ -122,7 +128,7 @@ def what_is_no_tensor_is_refused() -> Tensor:
 def _mismatch(call: Callable[[dist.ProcessGroup], object], *words: str) -> None:
     """The call fails on every rank of a group of its own, and the words of both sides are there."""
     group = dist.new_group(timeout=timedelta(seconds=20))
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError) as caught:  # noqa: PT012
         call(group)
         # A rank that needs nobody may be done; the next call tells it.
         dist.barrier(group=group)
