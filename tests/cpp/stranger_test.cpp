@@ -12,10 +12,6 @@ using namespace pccl::transport;
 
 namespace {
 
-std::span<const std::byte> bytes_of(const FrameHeader& header) {
-  return std::as_bytes(std::span(&header, 1));
-}
-
 // A member by hand, whose handshake was welcome.
 RawSocket join(const MemberAddress& address, uint8_t own_id = 1) {
   RawSocket raw = RawSocket::connect_to(address);

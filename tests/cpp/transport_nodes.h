@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -195,6 +196,18 @@ class RawSocket {
   void send(std::span<const std::byte> bytes, std::span<const int> descriptors = {}) {
     REQUIRE(send_all(socket_.get(), bytes, descriptors));
   }
+  // Sends as the other side takes it; false if that closed the connection.
+  bool stream(std::span<const std::byte> bytes) {
+    while (!bytes.empty()) {
+      await(POLLOUT);
+      const ssize_t count =
+          ::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      if (count < 0 && errno == EAGAIN) continue;
+      if (count < 0) return false;
+      bytes = bytes.subspan(static_cast<size_t>(count));
+    }
+    return true;
+  }
   void send(const std::string& text) { send(std::as_bytes(std::span(text))); }
   // Reads exactly `size` bytes, fewer at the end of the stream.
   Bytes read(size_t size) {
@@ -226,6 +239,10 @@ class RawSocket {
  private:
   FileDescriptor socket_;
 };
+
+inline std::span<const std::byte> bytes_of(const FrameHeader& header) {
+  return std::as_bytes(std::span(&header, 1));
+}
 
 inline Hello hello_to(const MemberAddress& to, uint8_t own_id = 1) {
   Hello hello;
