@@ -44,7 +44,8 @@ def launch(
         environment: variables set for every rank, beside the inherited ones.
 
     Returns:
-        0, the failing rank's exit code, or 128 + the number of the signal that killed it.
+        0, the failing rank's exit code, or 128 + the number of the signal that killed it; Ctrl+C
+        ends all ranks and is 128 + SIGINT.
 
     Raises:
         ValueError: `processes` is below 1.
@@ -63,10 +64,15 @@ def launch(
                 outputs.append(output)
                 ranks.append(_start(command, rank, shared, output))
             failed_rank, code = _wait_for_first_failure(ranks)
+        except KeyboardInterrupt:  # the ranks got it too, if it came from the terminal
+            code = -signal.SIGINT
         finally:
             _end(ranks)
         if code != 0:
             _restore_cursor()
+        if code in (-signal.SIGINT, 128 + signal.SIGINT):
+            print("pccl: interrupted; all ranks were ended.", file=sys.stderr)
+        elif code != 0:
             _report(failed_rank, code, outputs[failed_rank])
     return code if code >= 0 else 128 - code
 

@@ -162,7 +162,7 @@ def test_no_rank_outlives_the_launcher(tmp_path: Path, how: signal.Signals) -> N
         "time.sleep(60)\n"
     )
     code = f"from pccl.launch import launch; launch({python(rank_code)!r}, 2)"
-    with subprocess.Popen(python(code), stderr=subprocess.DEVNULL) as launcher:
+    with subprocess.Popen(python(code), stderr=subprocess.PIPE, text=True) as launcher:
         files = [tmp_path / "0", tmp_path / "1"]
         deadline = time.monotonic() + 20
         while not all(path.exists() for path in files):
@@ -170,5 +170,6 @@ def test_no_rank_outlives_the_launcher(tmp_path: Path, how: signal.Signals) -> N
             time.sleep(0.01)
         pids = [int(path.read_text()) for path in files]
         os.kill(launcher.pid, how)
-        launcher.wait(20)
+        _, error = launcher.communicate(timeout=20)
     wait_until_dead(pids)
+    assert (error == "pccl: interrupted; all ranks were ended.\n") == (how == signal.SIGINT)
