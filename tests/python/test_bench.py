@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -239,6 +240,20 @@ def test_the_same_command_is_a_rank_under_torchrun() -> None:
         "64K",
     ]
     assert re.search(r"pccl sent from rank 0: [0-9.]+[KM] by memory\.", done.stdout)
+
+
+def test_wrong_values_are_counted_and_are_exit_code_1() -> None:
+    planted = "measure.count_wrong = lambda case, target: 3"
+    code = f"from pccl.bench import measure; from pccl.cli import main; {planted}; main()"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    done = run_bench("--sizes", "4,8", "--iterations", "1", launcher=("-c", code), **place)
+    assert done.returncode == 1, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if "float32" in line]
+    assert [(row[8], row[12]) for row in rows] == [("3", "3"), ("3", "3")]
+    assert "12 wrong values" in done.stdout
 
 
 def test_a_comparison_writes_all_times_and_a_picture(tmp_path: Path) -> None:
