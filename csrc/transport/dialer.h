@@ -29,6 +29,7 @@ class Dialer final : public Pollable {
   TimePoint on_time(TimePoint now);
   bool finished() const { return finished_; }
   Connection& connection() const { return connection_; }
+  bool is_asking() const { return stage_ == Stage::Asking; }
   void cancel();
 
  private:

@@ -256,7 +256,12 @@ void Endpoint::close(TimePoint deadline) {
   engine_.submit(
       [this, &begun] {
         is_closing_ = true;
-        for (auto& dialer : dialers_) dialer->cancel();
+        for (auto& dialer : dialers_) {
+          // A further socket that the peer may have taken already ends as the others do: closed
+          // with the answer unread it would be reset, which looks like a death.
+          const bool is_further = dialer->connection().state == Connection::State::Up;
+          if (!is_further || !dialer->is_asking()) dialer->cancel();
+        }
         for (auto& [id, known] : known_) {
           if (known.connection->state != Connection::State::Up) continue;
           OutFrame goodbye;
