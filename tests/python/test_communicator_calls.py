@@ -102,7 +102,15 @@ def test_a_group_outlives_the_world_that_made_it() -> None:
 # --- time and the end -----------------------------------------------------------------------------
 
 
-def test_a_rank_that_is_done_leaves_without_harm_to_the_others() -> None:
+ROADS = {
+    "memory": QUICK,
+    "tcp": pccl.Config(bind="127.0.0.1", shared_memory=False),
+    "tcp, 3 sockets": pccl.Config(bind="127.0.0.1", shared_memory=False, sockets=3),
+}
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_a_rank_that_is_done_leaves_without_harm_to_the_others(road: str) -> None:
     """Each operation is the last of its world: who has its part closes at once."""
 
     def last(name: str, comm: Communicator) -> None:
@@ -131,8 +139,8 @@ def test_a_rank_that_is_done_leaves_without_harm_to_the_others() -> None:
     names = ["reduce", "broadcast", "gather", "scatter", "reduce_scatter"]
     names += ["reduce_scatter, uneven", "all_gather, uneven", "barrier"]
     for name in names:
-        for _ in range(3):
-            run_ranks(4, lambda comm, name=name: last(name, comm))
+        for _ in range(10):
+            run_ranks(4, lambda comm, name=name: last(name, comm), ROADS[road])
 
 
 def test_an_operation_ends_at_its_own_timeout_and_names_who_is_missing() -> None:

@@ -16,14 +16,14 @@ GROUPS = "torch_checks_groups"
 ALL = [(module, check) for module in (COLLECTIVES, MESSAGES, GROUPS) for check in checks(module)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def four_ranks() -> Iterator[TorchRanks]:
     ranks = TorchRanks(4)
     yield ranks
     ranks.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def three_ranks_over_tcp() -> Iterator[TorchRanks]:
     ranks = TorchRanks(3, PCCL_SHARED_MEMORY="0", PCCL_SOCKETS="2")
     yield ranks

@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 
 # Shorter than what torch_ranks.py waits for an answer, so that its report says where a rank hangs.
-TRACE_SECONDS = 40.0
+TRACE_SECONDS = 90.0
 # Nothing here takes a second; the machine may be busy.
-TIMEOUT = timedelta(seconds=30)
+TIMEOUT = timedelta(seconds=60)
 
 
 class Skip(Exception):
