@@ -2,6 +2,7 @@
 
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -247,6 +248,11 @@ void Greeter::finish() {
 void Greeter::refuse(Answer answer, const std::string& reason) {
   if (answer == Answer::Refused) endpoint_.count_refused();
   send_all(socket_.get(), Reply{answer, reason}.encode());
+  // Closing with unread bytes would reset the connection, and the answer with it.
+  std::array<std::byte, 4096> rest;
+  for (int reads = 0; reads < 16; ++reads) {
+    if (::recv(socket_.get(), rest.data(), rest.size(), MSG_DONTWAIT) <= 0) break;
+  }
   finish();
 }
 

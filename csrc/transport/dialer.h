@@ -73,6 +73,10 @@ class Greeter final : public Pollable {
   void on_events(uint32_t epoll_events) override;
   TimePoint on_time(TimePoint now);
   bool finished() const { return finished_; }
+  // There are too many callers.
+  void give_way() {
+    refuse(Answer::Refused, "too many callers, and this one was silent for longest");
+  }
 
  private:
   void refuse(Answer answer, const std::string& reason);

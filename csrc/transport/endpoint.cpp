@@ -18,6 +18,8 @@ namespace {
 constexpr auto kHelloTimeout = std::chrono::seconds(5);
 // Half-open handshakes that strangers can make us hold; 256 * kHandshakeBytesMax is about 1 MiB.
 constexpr size_t kGreetersMax = 256;
+// Callers accepted before others get their turn.
+constexpr int kAcceptsPerTurn = 64;
 constexpr auto kIdleTick = std::chrono::seconds(1);
 
 template <typename T>
@@ -80,7 +82,11 @@ Endpoint::~Endpoint() { close(Clock::now()); }
 // --- accepting -----------------------------------------------------------------------------------
 
 void Endpoint::Listener::on_events(uint32_t /*epoll_events*/) {
-  while (socket) {
+  for (int accepts = 0; socket; ++accepts) {
+    if (accepts == kAcceptsPerTurn) {
+      endpoint_.engine_.again(this);
+      return;
+    }
     FileDescriptor accepted(
         ::accept4(socket.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!accepted) {
@@ -90,16 +96,21 @@ void Endpoint::Listener::on_events(uint32_t /*epoll_events*/) {
         endpoint_.engine_.wake_at(Clock::now() + kIdleTick);
       return;
     }
-    if (endpoint_.greeters_.size() >= kGreetersMax) {
-      endpoint_.count_refused();
-      continue;
-    }
+    endpoint_.make_room_for_greeter();
     if (!is_memory_) set_stream_options(accepted.get());
     const TimePoint deadline = Clock::now() + kHelloTimeout;
     endpoint_.greeters_.push_back(
         std::make_unique<Greeter>(endpoint_, std::move(accepted), is_memory_, deadline));
     endpoint_.engine_.wake_at(deadline);
   }
+}
+
+void Endpoint::make_room_for_greeter() {
+  const auto is_waiting = [](const auto& greeter) { return !greeter->finished(); };
+  const auto waiting = std::count_if(greeters_.begin(), greeters_.end(), is_waiting);
+  if (static_cast<size_t>(waiting) < kGreetersMax) return;
+  // A member says Hello at once, so the one that has been silent for longest is none.
+  (*std::find_if(greeters_.begin(), greeters_.end(), is_waiting))->give_way();
 }
 
 Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
@@ -121,9 +132,13 @@ Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
     case Connection::State::Idle:
       return {};
     case Connection::State::Dialing:
-      // Both sides dial. The smaller id's dial stands; ours gives way if we are the larger.
-      if (address_.member_id < hello.from.member_id)
-        return {Answer::Duplicate, "already dialing you"};
+      // Both sides dial. The smaller id's dial stands once its Hello is on the way. Until then it
+      // may be one that never gets through, to a member behind NAT, so the other's is taken.
+      for (const auto& dialer : dialers_) {
+        const bool is_ours = &dialer->connection() == connection && !dialer->finished();
+        if (is_ours && dialer->is_asking() && address_.member_id < hello.from.member_id)
+          return {Answer::Duplicate, "already dialing you"};
+      }
       for (auto& dialer : dialers_) {
         if (&dialer->connection() == connection) dialer->cancel();
       }
