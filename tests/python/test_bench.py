@@ -221,6 +221,16 @@ def test_every_collective_is_measured_and_right_on_three_ranks() -> None:
     assert max(len(line) for line in done.stdout.splitlines()) <= 120
 
 
+def test_one_rank_alone_can_do_all_collectives() -> None:
+    arguments = ("--sizes", "400", "--iterations", "1", "--repetitions", "2", "--op", "bxor")
+    done = run_bench("--processes", "1", "--collective", "all", "--dtype", "int8", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.endswith(": pccl, 1 rank")] == [
+        f"{name}: pccl, 1 rank" for name in COLLECTIVES
+    ]
+    assert "0 wrong values" in done.stdout
+
+
 def test_the_same_command_is_a_rank_under_torchrun() -> None:
     launcher = (
         "-m",
