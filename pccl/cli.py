@@ -73,6 +73,7 @@ def bench(
             rich_help_panel=_SIZES,
         ),
     ] = "4",
+    # Not --max: torchrun takes that, also behind the program's name, for its own --max-restarts.
     largest: Annotated[
         str,
         typer.Option("--max-bytes", "-e", metavar="SIZE", help="last size", rich_help_panel=_SIZES),
