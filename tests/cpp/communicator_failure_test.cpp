@@ -142,23 +142,27 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("a rank that does not call is named when the time is up, on every rank that waits") {
+// With more ranks the first whose time is up names its neighbour, who may itself wait for another.
+TEST_CASE("when the time is up, every rank that waits says for whom; the late one hears of it") {
   for (const Way& way : kWays) {
-    run_well({.size = 3, .way = way}, [](Rank& rank) {
-      Bytes tensor = blank(Float32, kCount);
-      if (rank.rank != 2) {
-        const TimePoint begin = Clock::now();
-        const Error error = outcome(all_reduce(*rank.comm, tensor, 0.3));
-        expect_error(error, ErrorKind::Timeout, {"deadline", "rank 2", "all_reduce(float32[997]"});
-        expect(Clock::now() - begin > std::chrono::milliseconds(250), "not before its time");
-      }
-      rank.meet();
-      // The late one hears of it, too.
-      if (rank.rank == 2) {
-        expect_error(outcome(all_reduce(*rank.comm, tensor)), ErrorKind::Timeout, {"told by"});
-      }
-      rank.meet();
-    });
+    for (const int32_t world_size : {2, 3}) {
+      run_well({.size = world_size, .way = way}, [](Rank& rank) {
+        const int32_t late = rank.world.size - 1;
+        Bytes tensor = blank(Float32, kCount);
+        if (rank.rank != late) {
+          const TimePoint begin = Clock::now();
+          const Error error = outcome(all_reduce(*rank.comm, tensor, 0.3));
+          const std::string whom = rank.world.size == 2 ? "waiting for rank 1" : "waiting for rank";
+          expect_error(error, ErrorKind::Timeout, {"deadline", whom, "all_reduce(float32[997]"});
+          expect(Clock::now() - begin > std::chrono::milliseconds(250), "not before its time");
+        }
+        rank.meet();
+        if (rank.rank == late) {
+          expect_error(outcome(all_reduce(*rank.comm, tensor)), ErrorKind::Timeout, {"told by"});
+        }
+        rank.meet();
+      });
+    }
   }
 }
 
