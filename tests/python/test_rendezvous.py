@@ -179,7 +179,7 @@ def test_ranks_that_never_come_are_named_on_every_rank(way: str, tmp_path: Path)
 
     def run(rank: int) -> str:
         with pytest.raises(pccl.ConnectError) as caught:
-            exchange(rank, 5, 0.5)
+            exchange(rank, 5, 1.0)
         return str(caught.value)
 
     for text in run_threads(3, run):

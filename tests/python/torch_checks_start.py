@@ -132,7 +132,7 @@ def a_rank_that_never_comes_is_named_on_every_rank(path: str) -> None:
             store=dist.FileStore(path, _size()),
             rank=_rank(),
             world_size=_size(),
-            timeout=timedelta(seconds=0.5),
-            pg_options=pccl.Config(connect_timeout_seconds=0.5),
+            timeout=timedelta(seconds=1.5),
+            pg_options=pccl.Config(connect_timeout_seconds=1.5),
         )
     assert f"rank {_size() - 1} of {_size()}" in str(caught.value)
