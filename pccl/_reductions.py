@@ -39,7 +39,7 @@ class Reductions(GroupBase):
 
         Raises:
             ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.
-            PcclError: see the class. Each element holds its input or its result.
+            PcclError: see the class. `tensor` is undefined.
         """
         buffer = _arrays.target(tensor, "tensor")
         code = _reduce_op(op, buffer, factor)

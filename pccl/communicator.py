@@ -122,8 +122,9 @@ class Communicator(Reductions, Moves):
         CallMismatch: ranks called different things.
         RemoteProtocolError: a rank sent what no rank may send.
         Aborted: abort() was called, here or elsewhere, or the group is closed.
-    An output then holds undefined bytes; an all_reduce leaves in every element its input or its
-    result.
+    An output, that of an in-place call as well, then holds undefined bytes: some of the input, some
+    of the result, even within one element. What is only input is unchanged. Both are the caller's
+    again: nobody reads or writes them any more.
     """
 
     def __enter__(self) -> Communicator:

@@ -1,14 +1,15 @@
 """One rank as a process of its own: reads commands from stdin, tells what happened on stdout.
 
-A command and an event are one line of JSON each. A command {"do": "open", ...} calls the method of that
-name; its dictionary comes back as {"event": "done", ...}, an exception of the library as
-{"event": "error", "kind": "MemberLost", "text": ..., "time": ...}. `time` is time.monotonic(), which all
-processes of a machine share. See rank_processes.py for the other side.
+A command and an event are one line of JSON each. A command {"do": "open", ...} calls the method of
+that name; its dictionary comes back as {"event": "done", ...}, an exception of the library as
+{"event": "error", "kind": "MemberLost", "text": ..., "time": ...}. `time` is time.monotonic(), the
+same in all processes of a machine. See rank_processes.py for the other side.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import select
@@ -19,9 +20,9 @@ import time
 from typing import Any
 
 import numpy as np
+from worker_calls import EXPECTED, Spec, call_api, describe, digest, launch, resources, tell
 
 from pccl import _core
-from worker_calls import EXPECTED, Spec, call_api, describe, digest, launch, resources, tell
 
 
 class Worker:
@@ -50,7 +51,12 @@ class Worker:
         timeout_seconds: float = 30.0,
     ) -> Spec:  # fmt: skip
         self.group = _core.Communicator(
-            self.context, name, rank, [bytes.fromhex(a) for a in addresses], timeout_seconds, algorithm
+            self.context,
+            name,
+            rank,
+            [bytes.fromhex(a) for a in addresses],
+            timeout_seconds,
+            algorithm,
         )
         return {}
 
@@ -78,7 +84,7 @@ class Worker:
         return {"digest": digest(outputs)}
 
     def call_random(self, count: int, seed: int) -> Spec:
-        """all_reduce of random numbers; also how far it is from the sum that numpy makes in float64."""
+        """all_reduce of random numbers; also how far it is from the sum in float64."""
         everyone = [
             np.random.default_rng(seed + rank).standard_normal(count).astype(np.float32)
             for rank in range(self.group.world_size)
@@ -102,7 +108,7 @@ class Worker:
         return {"seconds": seconds[1:]}
 
     def loop(self, count: int, timeout_seconds: float = 0) -> Spec:
-        """all_reduce until a line comes on rank 0's stdin; every result is checked on every rank."""
+        """all_reduce until a line comes on rank 0's stdin; every rank checks every result."""
         group = self.group
         numbers = np.empty(count + 1, np.float32)  # the last one: whether to stop
         expected = group.world_size * (group.world_size + 1) / 2
@@ -127,7 +133,9 @@ class Worker:
             if numbers[-1] > 0:
                 return {"rounds": rounds, "wrong": wrong, "longest_seconds": longest}
 
-    def call_each(self, specs: list[list[Spec]], addresses: list[str], timeout_seconds: float) -> Spec:
+    def call_each(
+        self, specs: list[list[Spec]], addresses: list[str], timeout_seconds: float
+    ) -> Spec:
         """Each entry in a group of its own: one call after the other; what came of it."""
         control, encoded = self.group, [bytes.fromhex(address) for address in addresses]
         results = []
@@ -220,11 +228,9 @@ class Worker:
         return {}
 
     def watched(self) -> Spec:
-        """Whether the output is as it was when the call failed, and how far each element can be explained."""
-        own = self.group.rank + 1
-        total = self.group.world_size * (self.group.world_size + 1) / 2
-        other = sum(int(((array != own) & (array != total)).sum()) for array in self._watched)
-        return {"same": digest(self._watched) == self._digest, "neither": other}
+        """Whether the output is as when the call failed, and whether it is as before the call."""
+        before = all(bool((array == self.group.rank + 1).all()) for array in self._watched)
+        return {"same": digest(self._watched) == self._digest, "unchanged": before}
 
     def flood(self, peer: int, count: int, messages: int, timeout_seconds: float) -> Spec:
         """Send what nobody asked for; how much of it left, and what became of the rest."""
@@ -254,29 +260,36 @@ class Worker:
             right += bool((array == peer + 1).all())
         return {"right": right}
 
-    def large(self, collective: str, count: int) -> Spec:
-        """One call on `count` bytes; its edges and its hash. The pattern differs at every 4 GiB."""
-        rank = self.group.rank
+    def large(self, collective: str, count: int, seed: int) -> Spec:
+        """One call on `count` bytes: how many are wrong, and their hash.
+
+        The same 1 MiB of random bytes is repeated, with the number of the repetition in front, so
+        that a piece in the wrong place shows.
+        """
         data = np.empty(count, np.uint8)
-        edges = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, count - 1]
-        data[:] = 1 + rank
-        for index, edge in enumerate(edges):
-            data[edge] = 10 * index + rank
+        period = 1 << 20
+        pattern = np.random.default_rng(seed).integers(0, 100, period, np.uint8)
+        weight = self.group.rank + 1
+        for index, begin in enumerate(range(0, count, period)):
+            piece = data[begin : begin + period]
+            np.multiply(pattern[: piece.size], weight, out=piece)
+            piece[:4] = weight * (index // np.array([1, 100, 10_000, 1_000_000]) % 80)
         pointer, dtype = data.ctypes.data, _core.DATA_TYPES["uint8"]
         if collective == "all_reduce":
             op = _core.REDUCE_OPS["sum"]
             self.group.all_reduce(pointer, pointer, count, dtype, op, 1.0, 0.0, True, data)
-            others = 1 + 2
+            weight = sum(range(1, self.group.world_size + 1))
         else:
             self.group.broadcast(pointer, count, dtype, 1, 0.0, True, data)
-            others = 2
-        values = [int(data[edge]) for edge in edges]
-        for edge in edges:
-            data[edge] = others
-        wrong = sum(
-            int((data[begin : begin + 2**28] != others).sum()) for begin in range(0, count, 2**28)
-        )
-        return {"values": values, "wrong": wrong}
+            weight = 2
+        expected = pattern * np.uint8(weight)
+        wrong = 0
+        for index, begin in enumerate(range(0, count, period)):
+            piece = data[begin : begin + period]
+            head = weight * (index // np.array([1, 100, 10_000, 1_000_000]) % 80)
+            wrong += int((piece[:4] != head.astype(np.uint8)[: piece.size]).sum())
+            wrong += int((piece[4:] != expected[4 : piece.size]).sum())
+        return {"wrong": wrong, "digest": hashlib.sha256(data).hexdigest()}
 
     def cycle_contexts(self, cycles: int, shared_memory: bool) -> Spec:
         """Create, use and close a group of two contexts in this process, again and again."""

@@ -1,7 +1,8 @@
-"""Ranks as processes that a test commands, see failure_worker.py; all are dead when the test ends."""
+"""Ranks as processes that a test commands, see failure_worker.py; all end with the test."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -32,7 +33,8 @@ class Rank:
 
     def __init__(self, number: int, launcher: Launcher = subprocess.Popen) -> None:
         self.number = number
-        self._stderr = tempfile.TemporaryFile("w+")
+        # Closed by kill(), which every rank ends with.
+        self._stderr = tempfile.TemporaryFile("w+")  # noqa: SIM115
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("PCCL_")
         }
@@ -67,7 +69,8 @@ class Rank:
             event = self._events.get(timeout=seconds)
         except queue.Empty:
             raise AssertionError(
-                f"rank {self.number} said nothing for {seconds} s, expected {expected}\n{self.stderr()}"
+                f"rank {self.number} said nothing for {seconds} s, expected {expected}\n"
+                f"{self.stderr()}"
             ) from None
         if event is None:
             raise AssertionError(f"rank {self.number} ended, expected {expected}\n{self.stderr()}")
@@ -113,10 +116,8 @@ class Rank:
         self._reader.join(5)
         for file in (self.process.stdin, self.process.stdout, self._stderr):
             if file is not None:
-                try:
+                with contextlib.suppress(OSError):  # what was still to be written has no reader
                     file.close()
-                except OSError:
-                    pass  # what was still to be written has no reader
 
 
 class Ranks:
@@ -166,7 +167,7 @@ class Ranks:
         return self.hear("done")
 
     def open(self, each: Sequence[dict[str, object]] | None = None, **options: object) -> None:
-        """A context for each; `each` overrides `options`, rank by rank. Loopback over TCP by default."""
+        """A context for each; `each` overrides `options` by rank. Loopback over TCP by default."""
         shared = {"bind_host": "127.0.0.1", "shared_memory": False, **options}
         for rank in self.all:
             rank.tell("open", **{**shared, **(each[rank.number] if each else {})})

@@ -1,7 +1,7 @@
 """Ranks that call different things: CallMismatch on every one of them, with both calls in the text.
 
-Where a collective has a root, a rank that got all it needs may end its call; it reads the same in its
-next one, which is a barrier here.
+Where a collective has a root, a rank that got all it needs may end its call; it reads the same in
+its next one, which is a barrier here.
 """
 
 import random
@@ -88,7 +88,8 @@ def several(world_size: int) -> dict[str, tuple[list[list[Spec]], str, str]]:
     uneven = [3 + rank for rank in range(world_size)]
     other = [*uneven[:-1], 50]
     swapped = [{"collective": "all_reduce"}, {"collective": "barrier"}]
-    async_ops = [{"collective": "all_reduce", "count": 10 + index} for index in range(6)]
+    six = [{"collective": "all_reduce", "count": 10 + index} for index in range(6)]
+    six_swapped = [*six[:4], six[5], six[4]]
     last = world_size - 1
     return {
         "order": (
@@ -97,12 +98,15 @@ def several(world_size: int) -> dict[str, tuple[list[list[Spec]], str, str]]:
             "barrier()",
         ),
         "order of equal calls": (
-            [async_ops if rank else [*async_ops[:4], async_ops[5], async_ops[4]] for rank in range(world_size)],
+            [six if rank else six_swapped for rank in range(world_size)],
             "float32[14]",
             "float32[15]",
         ),
         "sizes of all_gather": (
-            [[{"collective": "all_gather", "counts": other if rank == last else uneven}] for rank in range(world_size)],
+            [
+                [{"collective": "all_gather", "counts": other if rank == last else uneven}]
+                for rank in range(world_size)
+            ],
             "all_gather",
             "sizes differ",
         ),

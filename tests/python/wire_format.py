@@ -1,4 +1,4 @@
-"""The bytes of docs/wire_format.md, written a second time: what a stranger on the network can send."""
+"""The bytes of docs/wire_format.md, written a second time: what a stranger can send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank of failure_worker.py can call, described by dictionaries; and how it tells what came of it."""
+"""The calls of failure_worker.py, from dictionaries, and how it tells what came of them."""
 
 from __future__ import annotations
 
