@@ -183,7 +183,7 @@ void Messages::receive(std::unique_ptr<ReceiveOperation> operation) {
   replay(std::move(frames));
 }
 
-void Messages::replay(std::vector<std::pair<FrameHeader, Payload>> frames) {
+void Messages::replay(std::vector<std::pair<FrameHeader, Payload>>&& frames) {
   for (auto& [header, payload] : frames) {
     group_.take_out_of_mailbox(header);
     on_message(header, std::move(payload));

@@ -107,7 +107,7 @@ class Messages {
   void clear();
 
  private:
-  void replay(std::vector<std::pair<transport::FrameHeader, transport::Payload>> frames);
+  void replay(std::vector<std::pair<transport::FrameHeader, transport::Payload>>&& frames);
   ReceiveOperation* match(const transport::FrameHeader& header);
 
   Group& group_;

@@ -52,6 +52,9 @@ void Engine::stop() {
   }
   // Nobody drives any more; whoever waits for a task's end still gets it.
   run_tasks();
+  std::lock_guard lock(mutex_);
+  has_stopped_ = true;
+  seat_changed_.notify_all();
 }
 
 void Engine::interrupt() {
@@ -98,6 +101,11 @@ bool Engine::wait(const std::atomic<bool>& done, TimePoint deadline) {
       seat_changed_.wait_until(lock, std::min(deadline, Clock::now() + kSleepMax));
       in_time = Clock::now() < deadline;
     }
+  }
+  // stop() runs what was accepted; that may be what this waits for.
+  while (!done.load(std::memory_order_acquire) && stopping_.load() && !has_stopped_ &&
+         Clock::now() < deadline) {
+    seat_changed_.wait_until(lock, std::min(deadline, Clock::now() + kSleepMax));
   }
   waiters_.fetch_sub(1);
   last_wait_end_ = Clock::now();

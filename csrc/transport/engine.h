@@ -92,6 +92,7 @@ class Engine {
   bool has_driver_ = false;
   bool driver_is_background_ = false;
   bool background_wanted_ = false;
+  bool has_stopped_ = false;  // and every accepted task has run
   TimePoint last_wait_end_{};
 
   std::atomic<int> waiters_{0};

@@ -127,6 +127,7 @@ TEST_CASE(
     for (const bool is_connected : {true, false}) {
       run_well({.size = 4, .way = way}, [&](Rank& rank) {
         if (is_connected) finish(rank.comm->barrier({}));
+        rank.meet();
         Bytes tensor = blank(Float32, 2'000'003);
         if (rank.rank == 3) {
           rank.comm->abort("I have had enough");

@@ -113,7 +113,7 @@ TEST_CASE("a receive from anybody takes one message of each sender, and says who
 TEST_CASE("all ranks send to all and receive from all at a time") {
   on_all_ways(4, [](Rank& rank) {
     const auto number = [](int32_t from, int32_t to) {
-      return static_cast<uint64_t>(from * 4 + to);
+      return static_cast<uint64_t>(from) * 4 + static_cast<uint64_t>(to);
     };
     std::vector<Bytes> sent(4);
     std::vector<Bytes> received(4);

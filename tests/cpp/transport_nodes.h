@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstring>
@@ -30,10 +31,10 @@ inline TimePoint soon() { return after(Clock::now(), 20); }
 // Bytes that differ for each `number` and place.
 inline Bytes pattern(uint32_t number, size_t size) {
   Bytes bytes(size);
-  uint32_t state = number * 2654435761U + 1;
-  for (std::byte& byte : bytes) {
-    state = state * 1664525U + 1013904223U;
-    byte = static_cast<std::byte>(state >> 24);
+  uint64_t state = number * 0x9E3779B97F4A7C15U + 1;
+  for (size_t at = 0; at < size; at += sizeof(state)) {
+    state = state * 6364136223846793005U + 1442695040888963407U;
+    std::memcpy(bytes.data() + at, &state, std::min(sizeof(state), size - at));
   }
   return bytes;
 }
