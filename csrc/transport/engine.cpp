@@ -16,6 +16,7 @@ namespace {
 constexpr auto kQuietPeriod = std::chrono::milliseconds(2);
 // Nothing waits longer than this for a missed wake-up; a bound, not a mechanism.
 constexpr auto kSleepMax = std::chrono::milliseconds(500);
+constexpr int kRoundsUnpolledMax = 16;
 
 }  // namespace
 
@@ -171,12 +172,16 @@ void Engine::poll_once(TimePoint until, const std::atomic<bool>* done) {
   TimePoint now = Clock::now();
   if (now >= next_time_) next_time_ = periodic_.on_time(now);
   periodic_.flush();
-  if (done != nullptr && done->load(std::memory_order_acquire)) return;
+  // A caller whose tasks are done at once need not poll; but if it does nothing else, the events of
+  // everybody else would wait for it to end.
+  const bool is_done = done != nullptr && done->load(std::memory_order_acquire);
+  if (is_done && ++rounds_unpolled_ < kRoundsUnpolledMax) return;
+  rounds_unpolled_ = 0;
 
   int timeout_ms = 0;
   asleep_.store(true, std::memory_order_seq_cst);
-  const bool has_work =
-      periodic_.before_sleep() || !turns_.empty() || has_tasks_.load(std::memory_order_seq_cst);
+  const bool has_work = periodic_.before_sleep() || is_done || !turns_.empty() ||
+                        has_tasks_.load(std::memory_order_seq_cst);
   if (!has_work && !stopping_.load()) {
     const TimePoint wake = std::min({until, next_time_, now + kSleepMax});
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(wake - now).count();

@@ -109,6 +109,7 @@ class Engine {
   std::vector<Pollable*> turns_;
   std::vector<Pollable*> removed_;  // during the current batch of turns or events
   TimePoint next_time_{};
+  int rounds_unpolled_ = 0;  // in a row
 };
 
 }  // namespace pccl::transport

@@ -239,6 +239,19 @@ TEST_CASE("a file descriptor that becomes readable reaches its owner") {
   running.run([&] { running.engine.remove(bell.get(), &owner); });
 }
 
+TEST_CASE("a caller that runs one task after the other does not keep events waiting") {
+  Running running;
+  const FileDescriptor bell = make_eventfd();
+  std::atomic<bool> rang{false};
+  Readable owner([&] { rang = true; });
+  running.run([&] { running.engine.add(bell.get(), &owner); });
+  ring(bell);
+  const TimePoint deadline = soon();
+  while (!rang && Clock::now() < deadline) running.run([] {});
+  CHECK(rang);
+  running.run([&] { running.engine.remove(bell.get(), &owner); });
+}
+
 TEST_CASE("a file descriptor removed by another's event gets no event of the same batch") {
   Running running(false);
   const std::array<FileDescriptor, 2> bells = {make_eventfd(), make_eventfd()};
