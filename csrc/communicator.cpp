@@ -17,9 +17,9 @@ namespace {
 
 // How long close() waits for peers to take what is queued for them.
 constexpr double kGoodbyeSeconds = 3;
-// Segments: through memory both copies of one stay in a core's cache; over TCP fewer system calls
-// count for more.
-constexpr uint32_t kMemorySegmentBytes = 256 << 10;
+// Segments: through memory both copies of one stay in a core's first caches; over TCP fewer system
+// calls count for more.
+constexpr uint32_t kMemorySegmentBytes = 32 << 10;
 constexpr uint32_t kTcpSegmentBytes = 512 << 10;
 
 uint64_t hash_name(const std::string& text) {

@@ -5,6 +5,7 @@
 
 #include "collectives/collective_operation.h"
 #include "collectives/group.h"
+#include "kernels/copy.h"
 
 namespace pccl {
 
@@ -14,6 +15,13 @@ using transport::kStageDown;
 using transport::kStageExchange;
 using transport::kStageUp;
 using transport::Payload;
+
+namespace {
+
+// A chunk of this length has left a core's cache before the caller can read it.
+constexpr uint64_t kCachedBytesMax = 2 << 20;
+
+}  // namespace
 
 CollectiveOperation::Part* CollectiveOperation::part_of(const FrameHeader& header) {
   if (header.chunk >= call_.plan->index_of_chunk.size()) return nullptr;
@@ -120,8 +128,11 @@ bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload
     // A segment that is still arriving in place can't come by another way, too.
     if (part.have[header.segment] || (part.placed[header.segment] && payload.data() != target))
       return false;
-    if (payload.size() > 0 && payload.data() != target)
-      std::memcpy(target, payload.data(), payload.size());
+    if (payload.size() > 0 && payload.data() != target) {
+      // Who passes the segment on reads it at once.
+      const bool stays = part.bytes < kCachedBytesMax || !part.down.empty();
+      (stays ? std::memcpy : kernels::copy_past_cache)(target, payload.data(), payload.size());
+    }
     part.have[header.segment] = true;
     while (part.finals < part.segments && part.have[part.finals]) part.finals += 1;
     return true;

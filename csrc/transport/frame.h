@@ -16,7 +16,7 @@ inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 
 // Largest payload of one frame. A segment is at most this long; anything longer is a broken or
 // hostile sender.
-inline constexpr uint32_t kPayloadBytesMax = 1 << 20;
+inline constexpr uint32_t kPayloadBytesMax = 512 << 10;
 
 // Longest reason of an abort.
 inline constexpr uint32_t kAbortBytesMax = 4096;

@@ -5,6 +5,7 @@
 #include <random>
 
 #include "cluster.h"
+#include "raw_socket.h"
 #include "transport_nodes.h"
 
 using namespace pccl;

@@ -1,10 +1,12 @@
 // What comes from outside and is no member, or a member that breaks the rules.
 #include <doctest/doctest.h>
+#include <sys/eventfd.h>
 
 #include <random>
 #include <string>
 #include <vector>
 
+#include "raw_socket.h"
 #include "transport_nodes.h"
 
 using namespace pccl;

@@ -15,8 +15,8 @@ namespace {
 
 constexpr size_t kSegment = 256 << 10;
 // Around the staging buffer (64 KiB), a segment, the longest payload.
-const std::vector<size_t> kSizes = {0,     1,     63,       64,           997,           65463,
-                                    65464, 65536, kSegment, kSegment + 1, (1 << 20) - 1, 1 << 20};
+const std::vector<size_t> kSizes = {
+    0, 1, 63, 64, 997, 65463, 65464, 65536, kSegment, kSegment + 1, (512 << 10) - 1, 512 << 10};
 
 struct Way {
   const char* name;

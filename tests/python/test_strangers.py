@@ -192,7 +192,7 @@ class Impostor:
 
     def part(self, **values: int) -> bytes:
         """A good piece of all_reduce(float32[1000])."""
-        return wire.whole(bytes(4000), self.frame(segment_bytes=1 << 20, **values))
+        return wire.whole(bytes(4000), self.frame(segment_bytes=512 << 10, **values))
 
 
 @contextmanager
@@ -240,7 +240,7 @@ def test_a_frame_that_no_member_may_send_breaks_the_group_by_name(name: str) -> 
         ranks[0].tell("start", spec=ALL_REDUCE, timeout_seconds=10)
         ranks[0].hear("started")
         frame = replace(
-            member.frame(transfer_bytes=4000, length=4000, segment_bytes=1 << 20, stage=2),
+            member.frame(transfer_bytes=4000, length=4000, segment_bytes=512 << 10, stage=2),
             **changes,
         )
         member.send(frame.encode(bytes(4000)))
@@ -306,7 +306,7 @@ def test_a_caller_that_is_in_no_group_cannot_speak_for_anybody() -> None:
         assert wire.read_reply(connection) == (0, "")
         ranks[0].tell("start", spec=ALL_REDUCE, timeout_seconds=10)
         ranks[0].hear("started")
-        frame = member.frame(source_rank=-1, segment_bytes=1 << 20)
+        frame = member.frame(source_rank=-1, segment_bytes=512 << 10)
         connection.sendall(wire.whole(bytes(4000), frame) + wire.whole(bytes(400_000), frame))
         event = failure(ranks)
         assert event["kind"] == "RemoteProtocolError", event
@@ -364,7 +364,7 @@ def test_mutated_frames_of_a_member_neither_crash_a_rank_nor_hang_it() -> None:
                         count=int(spec.get("count", 1000)),
                         transfer_bytes=4000,
                         length=4000,
-                        segment_bytes=1 << 20,
+                        segment_bytes=512 << 10,
                     )
                     member.send(mutated(generator, good))
                 if generator.random() < 0.5:
