@@ -24,6 +24,8 @@ py::object bind_error(py::module_& module, const char* name, const py::handle& b
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> type;
   type.call_once_and_store_result(
       [&] { return py::object(py::exception<Thrown>(module, name, base)); });
+  // pybind11 wants this very signature.
+  // NOLINTNEXTLINE(performance-unnecessary-value-param)
   py::register_exception_translator([](std::exception_ptr raised) {
     try {
       if (raised) std::rethrow_exception(raised);

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from pccl._run import Run
-
 __all__ = ["BytesSent", "bytes_sent"]
 
 
@@ -23,8 +21,8 @@ class BytesSent:
 
 def bytes_sent(group: dist.ProcessGroup | None) -> BytesSent | None:
     """Return what the whole process of this group has sent, or None where nobody counts."""
-    run = getattr(group, "_run", None)
-    if not isinstance(run, Run):
+    read = getattr(group, "statistics", None)
+    if read is None:
         return None
-    counters = run.context.statistics()
+    counters: dict[str, int] = read()
     return BytesSent(counters["bytes_sent_tcp"], counters["bytes_sent_memory"])

@@ -241,6 +241,10 @@ class ProcessGroupPCCL(Reductions, Moves):
         self._core.close()
         self._run.release_group()
 
+    def statistics(self) -> dict[str, int]:
+        """Counters of this process, over all groups of the run: bytes and connections."""
+        return self._run.context.statistics()
+
 
 class GroupOptions:
     """A group's options as torch's tests look at them."""
