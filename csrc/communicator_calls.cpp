@@ -17,6 +17,8 @@ namespace {
 
 // Tags of monitored barriers; callers' tags are below.
 constexpr uint32_t kBarrierTag = 0x80000000;
+// 8 of them, so 2 MiB of a message, go out before its receiver asks, on every road.
+constexpr uint32_t kMessageSegmentBytes = 256 << 10;
 
 std::vector<uint64_t> counts_of(std::span<const Block> blocks) {
   std::vector<uint64_t> counts;
@@ -210,7 +212,7 @@ Communicator::WorkPtr Communicator::send(const std::byte* tensor, uint64_t count
   check_root(destination, "send");
   if (destination == rank_) throw std::invalid_argument("send: a rank can't send to itself");
   WorkPtr work = make_work("send", options);
-  const MessageMemory memory{const_cast<std::byte*>(tensor), count, dtype, segment_bytes_};
+  const MessageMemory memory{const_cast<std::byte*>(tensor), count, dtype, kMessageSegmentBytes};
   submit([=](Group& group) { group.start_send(destination, tag, memory, work); }, work,
          options.is_urgent);
   return work;
@@ -221,7 +223,7 @@ Communicator::WorkPtr Communicator::recv(std::byte* tensor, uint64_t count, Data
   if (source != -1) check_root(source, "recv");
   if (source == rank_) throw std::invalid_argument("recv: a rank can't receive from itself");
   WorkPtr work = make_work("recv", options);
-  const MessageMemory memory{tensor, count, dtype, segment_bytes_};
+  const MessageMemory memory{tensor, count, dtype, kMessageSegmentBytes};
   submit([=](Group& group) { group.start_receive(source, tag, memory, work); }, work,
          options.is_urgent);
   return work;

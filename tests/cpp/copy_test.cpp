@@ -16,7 +16,7 @@ TEST_CASE("a copy past the cache writes what memcpy would, and nothing beside it
         CAPTURE(bytes);
         CAPTURE(source_shift);
         CAPTURE(target_shift);
-        std::vector<std::byte> source(source_shift + bytes);
+        std::vector<std::byte> source(source_shift + bytes + 1);
         for (size_t i = 0; i < source.size(); ++i) source[i] = static_cast<std::byte>(i * 31 % 251);
         std::vector<std::byte> target(target_shift + bytes + 64, kUntouched);
         std::byte* begin = target.data() + target_shift;
