@@ -18,6 +18,10 @@ namespace {
 constexpr double kAskSeconds = 0.5;
 // How an error begins that another rank found.
 const std::string kTold = "told by ";
+bool is_told(const Error& error) { return error.message.starts_with(kTold); }
+
+// Connections that are made for no other purpose than to say that a call was wrong.
+constexpr int kDialedToTell = 64;
 
 }  // namespace
 
@@ -130,10 +134,16 @@ std::vector<Operation*> Group::running() {
 void Group::fail(const Error& error) {
   if (broken_) return;
   broken_ = error;
-  for (int32_t peer = 0; peer < world_size(); ++peer) {
-    if (peer == rank) continue;
-    const Connection::State state = to(peer).state;
-    if (state == Connection::State::Up || state == Connection::State::Dialing) tell_broken(peer);
+  // Each that hears of it passes it on. Only who made no call yet may have no connection to anyone,
+  // and of a wrong call it must hear, too, however soon this member ends.
+  int to_dial = error.kind == ErrorKind::CallMismatch && !is_told(error) ? kDialedToTell : 0;
+  for (int32_t step = 1; step < world_size(); ++step) {
+    const int32_t peer = (rank + step) % world_size();
+    Connection& connection = to(peer);
+    if (connection.state == Connection::State::Idle && to_dial-- > 0) endpoint_.dial(connection);
+    const bool is_known =
+        connection.state == Connection::State::Up || connection.state == Connection::State::Dialing;
+    if (is_known) tell_broken(peer);
   }
   close(error);
 }
@@ -156,9 +166,9 @@ void Group::tell_broken(int32_t peer) {
 void Group::close(const Error& error) {
   if (!broken_) broken_ = error;
   // Whoever is told of a timeout may wait for somebody else than the one who tells.
-  const bool is_told = error.kind == ErrorKind::Timeout && error.message.starts_with(kTold);
+  const bool is_told_timeout = error.kind == ErrorKind::Timeout && is_told(error);
   for (Operation* operation : running()) {
-    const std::string here = is_told ? " Here: " + operation->progress() + "." : "";
+    const std::string here = is_told_timeout ? " Here: " + operation->progress() + "." : "";
     operation->fail({error.kind, error.message + here});
   }
   for (const auto& [number, frames] : early_) {

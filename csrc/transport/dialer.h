@@ -30,6 +30,7 @@ class Dialer final : public Pollable {
   bool finished() const { return finished_; }
   Connection& connection() const { return connection_; }
   bool is_asking() const { return stage_ == Stage::Asking; }
+  bool is_resting() const { return stage_ == Stage::Resting; }
   void cancel();
 
  private:

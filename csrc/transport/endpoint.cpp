@@ -114,7 +114,6 @@ void Endpoint::make_room_for_greeter() {
 }
 
 Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
-  if (is_closing_) return {Answer::Refused, "this member is leaving"};
   if (hello.from.run != options_.run) {
     return {Answer::Refused, "wrong run: this member is in '" + options_.run +
                                  "', the caller in '" + hello.from.run +
@@ -128,6 +127,8 @@ Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
   if (hello.from.member_id == address_.member_id)
     return {Answer::Refused, "a member can't connect to itself"};
   connection = &this->connection(hello.from, {});
+  // Unless there is something left to tell the caller.
+  if (is_closing_ && !connection->has_unsent()) return {Answer::Refused, "this member is leaving"};
   switch (connection->state) {
     case Connection::State::Idle:
       return {};
@@ -210,6 +211,7 @@ void Endpoint::adopt(Connection& connection, FileDescriptor socket, const Hello&
     connection.add_link(std::make_unique<SocketLink>(*this, connection, std::move(socket)));
   }
   mark_unsent(connection);
+  if (is_closing_ && !connection.said_goodbye) say_goodbye(connection);
 }
 
 void Endpoint::on_dial_failed(Connection& connection, const std::string& reason) {
@@ -260,9 +262,20 @@ void Endpoint::on_bad_frame(Connection& connection, const std::string& fault) {
 }
 
 bool Endpoint::is_finished() const {
-  return std::all_of(known_.begin(), known_.end(), [](const auto& entry) {
-    return entry.second.connection->state != Connection::State::Up;
-  });
+  return std::all_of(known_.begin(), known_.end(),
+                     [](const auto& entry) {
+                       return entry.second.connection->state != Connection::State::Up;
+                     }) &&
+         std::all_of(dialers_.begin(), dialers_.end(),
+                     [](const auto& dialer) { return dialer->finished(); });
+}
+
+void Endpoint::say_goodbye(Connection& connection) {
+  OutFrame goodbye;
+  goodbye.header.type = FrameType::Goodbye;
+  connection.send(std::move(goodbye));
+  connection.said_goodbye = true;
+  mark_unsent(connection);
 }
 
 void Endpoint::close(TimePoint deadline) {
@@ -272,18 +285,13 @@ void Endpoint::close(TimePoint deadline) {
       [this, &begun] {
         is_closing_ = true;
         for (auto& dialer : dialers_) {
-          // A further socket that the peer may have taken already ends as the others do: closed
-          // with the answer unread it would be reset, which looks like a death.
-          const bool is_further = dialer->connection().state == Connection::State::Up;
-          if (!is_further || !dialer->is_asking()) dialer->cancel();
+          // A socket that the peer may have taken already ends as the others do: closed with the
+          // answer unread it would be reset, which looks like a death. And the peer may have to
+          // hear why this member leaves.
+          if (!dialer->is_asking() && !dialer->connection().has_unsent()) dialer->cancel();
         }
         for (auto& [id, known] : known_) {
-          if (known.connection->state != Connection::State::Up) continue;
-          OutFrame goodbye;
-          goodbye.header.type = FrameType::Goodbye;
-          known.connection->send(std::move(goodbye));
-          known.connection->said_goodbye = true;
-          mark_unsent(*known.connection);
+          if (known.connection->state == Connection::State::Up) say_goodbye(*known.connection);
         }
         begun.store(true);
       },
@@ -367,6 +375,12 @@ void Endpoint::end_streams() {
 
 bool Endpoint::before_sleep() {
   graveyard_.clear();
+  if (is_closing_) {
+    // A member that does not answer at once is not waited for.
+    for (auto& dialer : dialers_) {
+      if (dialer->is_resting()) dialer->cancel();
+    }
+  }
   std::erase_if(dialers_, [](const auto& dialer) { return dialer->finished(); });
   std::erase_if(greeters_, [](const auto& greeter) { return greeter->finished(); });
   // Links also send when their socket has room again, so no single place sees the last byte leave.

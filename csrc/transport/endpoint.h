@@ -113,6 +113,7 @@ class Endpoint final : public LinkHost, public Periodic {
   void end_connection(Connection& connection, const Error& error);
   void end_streams();  // closing: of connections that have nothing left to send
   void make_room_for_greeter();
+  void say_goodbye(Connection& connection);
   bool is_finished() const;  // closing: nothing left to send, every peer has seen it
 
   const EndpointOptions options_;

@@ -268,3 +268,23 @@ def test_mismatches_through_the_api_read_the_same() -> None:
         results = ranks.hear("done", seconds=60)
         for index, (name, (_, _, first, second)) in enumerate(cases.items()):
             check(results, index, name, first, second)
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_who_calls_after_the_others_have_ended_still_hears_both_calls(road: str) -> None:
+    with Ranks(3) as ranks:
+        ranks.open(shared_memory=road == "memory")
+        ranks.join()
+        ranks[0].tell("call", spec={"collective": "all_reduce"})
+        ranks[1].tell("call", spec={"collective": "all_reduce", "dtype": "int32"})
+        for rank in ranks.but(2):
+            assert rank.hear("error")["kind"] == "CallMismatch"
+            rank.tell("close")
+            rank.hear("done")
+        for rank in ranks.but(2):
+            rank.finish()
+        ranks[2].tell("call", spec={"collective": "all_reduce"})
+        error = ranks[2].hear("error")
+        assert error["kind"] == "CallMismatch", error
+        assert "float32[1000]" in error["text"], error
+        assert "int32[1000]" in error["text"], error
