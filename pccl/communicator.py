@@ -306,6 +306,23 @@ class Communicator(Reductions, Moves):
             self._core.close()
             self._run.release_group()
 
+    def plan(self, collective: str, count: int, dtype: str = "float32") -> str:
+        """Name the algorithm that a call would take: "ring" for plan("all_reduce", 10**8), say.
+
+        Nothing is sent. See docs/collectives.md for what each does.
+
+        Args:
+            collective: "all_reduce", "broadcast", ...; root 0 where it has one.
+            count: elements of the tensor, or of each block.
+
+        Raises:
+            ValueError: an unknown collective or dtype.
+        """
+        code = _core.DATA_TYPES.get(dtype)
+        if code is None:
+            raise ValueError(f"dtype: expected one of {sorted(_core.DATA_TYPES)}, got {dtype!r}")
+        return self._core.plan(collective, count, code)
+
     def statistics(self) -> dict[str, int]:
         """Counters of this process, over all groups of the run: bytes and connections."""
         return self._run.context.statistics()

@@ -234,6 +234,22 @@ def test_statistics_count_bytes_and_operations() -> None:
         assert statistics["bytes_sent_memory"] == 0
 
 
+def test_plan_names_the_algorithm_of_a_call_and_refuses_what_it_does_not_know() -> None:
+    def rank(comm: Communicator) -> tuple[str, str]:
+        with pytest.raises(ValueError, match="dtype"):
+            comm.plan("all_reduce", 1, "float31")
+        with pytest.raises(ValueError, match="all_produce"):
+            comm.plan("all_produce", 1)
+        return comm.plan("all_reduce", 1), comm.plan("all_reduce", 10**8)
+
+    config = pccl.Config(bind="127.0.0.1")
+    for small, large in run_ranks(4, rank, config):
+        assert small == "doubling"
+        assert large in {"ring", "direct", "halving_doubling"}
+    config = pccl.Config(bind="127.0.0.1", algorithm="ring")
+    assert run_ranks(3, lambda comm: comm.plan("all_reduce", 1), config) == ["ring"] * 3
+
+
 # --- arrays ---------------------------------------------------------------------------------------
 
 
