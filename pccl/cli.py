@@ -9,7 +9,7 @@ try:
     from rich.text import Text
 except ImportError as missing:  # The library itself needs neither.
     raise SystemExit(
-        f"pccl: {missing}. The command line needs: pip install 'pccl[bench]'"
+        f"pccl: {missing}. The command line needs: pip install 'pccl-collectives[bench]'"
     ) from None
 
 from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_bytes
@@ -159,7 +159,7 @@ def bench(
     try:
         from pccl.bench.run import run_bench
     except ImportError as missing:
-        raise SystemExit(f"pccl bench: {missing}. It needs: pip install torch numpy") from None
+        raise SystemExit(f"pccl bench: {missing}. It needs: pip install 'pccl-collectives[bench]'") from None
     try:
         code = run_bench(options, [sys.executable, "-m", "pccl", *sys.argv[1:]])
     except ValueError as error:

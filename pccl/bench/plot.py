@@ -21,7 +21,7 @@ def plot_rows(rows: Sequence[Row], title: str, subtitle: str, path: Path) -> Non
 
     Raises:
         ValueError: no rows with a size (a barrier has none).
-        ImportError: matplotlib is not installed (`pip install pccl[bench]`).
+        ImportError: matplotlib is not installed (`pip install 'pccl-collectives[bench]'`).
     """
     import matplotlib
 
