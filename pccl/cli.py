@@ -159,7 +159,9 @@ def bench(
     try:
         from pccl.bench.run import run_bench
     except ImportError as missing:
-        raise SystemExit(f"pccl bench: {missing}. It needs: pip install 'pccl-collectives[bench]'") from None
+        raise SystemExit(
+            f"pccl bench: {missing}. It needs: pip install 'pccl-collectives[bench]'"
+        ) from None
     try:
         code = run_bench(options, [sys.executable, "-m", "pccl", *sys.argv[1:]])
     except ValueError as error:
