@@ -26,20 +26,10 @@ from torch import Tensor
 from pccl._autoload import register
 from pccl.bench.collectives import Buffers, fill, make_call, make_case
 from pccl.bench.machine import describe_machine
-from pccl.bench.options import BenchOptions
+from pccl.bench.options import COLLECTIVES, BenchOptions
 from pccl.launch import run_rank
 
-COLLECTIVES = (
-    "all_reduce",
-    "broadcast",
-    "reduce",
-    "all_gather",
-    "reduce_scatter",
-    "gather",
-    "scatter",
-    "all_to_all",
-    "send_recv",
-)
+MEASURED = tuple(name for name in COLLECTIVES if name != "barrier")  # that has no tensor
 IN_PLACE = ("all_reduce", "broadcast", "reduce")  # all that torch.distributed has for these
 ARMS = (("pccl", "tcp"), ("pccl", "memory"), ("gloo", "tcp"))
 CALLS = 3
@@ -95,7 +85,7 @@ def report(
         "| collective | " + " | ".join(extra) + " |",
         "| :--- |" + " ---: |" * len(extra),
     ]
-    for collective in COLLECTIVES:
+    for collective in MEASURED:
         most = [max(ranks[collective]) for ranks in extra.values()]
         cells = [
             f"**{count / MIB:.1f}**" if count > allowed else f"{count / MIB:.1f}" for count in most
@@ -114,11 +104,11 @@ def run(options: argparse.Namespace) -> int:
     # Every page of both buffers is there before the first measurement.
     whole = make_case(BenchOptions(), options.megabytes * MIB, rank, world_size)
     fill(whole, *buffers.of(whole, in_place=False))
-    for collective in COLLECTIVES:  # connections and Python's own growth are not what is measured
+    for collective in MEASURED:  # connections and Python's own growth are not what is measured
         call_once(collective, 4096, buffers)
     resident = read_bytes("VmRSS")
     extra: dict[str, list[int]] = {}
-    for collective in COLLECTIVES:
+    for collective in MEASURED:
         Path("/proc/self/clear_refs").write_text("5")
         for _ in range(CALLS):
             call_once(collective, options.megabytes * MIB, buffers)

@@ -76,7 +76,8 @@ Schedule plan_all_to_all_pairwise(int32_t world_size);
 
 // Above it doubling, whose ranks send the whole block in every round, is not chosen.
 inline constexpr uint64_t kExchangeBytesMax = 256 << 10;
-// The segment length that the choice reckons with: that of the executor's default options.
+// The segment length that the choice reckons with, on every road alike: it lies between those that
+// the communicator takes through memory and over TCP.
 inline constexpr uint64_t kSegmentBytesAssumed = 256 << 10;
 
 // direct, ring, halving_doubling, doubling, double_binary_tree. "doubling" means halving_doubling
