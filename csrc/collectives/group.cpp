@@ -259,6 +259,12 @@ void Group::on_frame(const FrameHeader& header, Payload payload) {
     tell_broken(header.source_rank);
     return;
   }
+  if (header.type >= FrameType::Membership) {
+    fail({ErrorKind::RemoteProtocol, describe(header.source_rank) +
+                                         " sent a frame that only members of an elastic run "
+                                         "send."});
+    return;
+  }
   if (header.type == FrameType::Message) {
     messages_.on_message(header, std::move(payload));
   } else if (header.type == FrameType::Grant &&

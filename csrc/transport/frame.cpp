@@ -54,7 +54,7 @@ void FrameHeader::set_signature(const Signature& signature) {
 std::optional<std::string> find_fault(const FrameHeader& header) {
   if (header.magic != kFrameMagic) return "no frame magic";
   const auto type = static_cast<uint8_t>(header.type);
-  if (type < 1 || type > static_cast<uint8_t>(FrameType::Goodbye)) {
+  if (type < 1 || type > kFrameTypeMax) {
     return "unknown frame type " + std::to_string(type);
   }
   if (static_cast<uint8_t>(header.collective) > static_cast<uint8_t>(Collective::SendRecv)) {
@@ -66,8 +66,10 @@ std::optional<std::string> find_fault(const FrameHeader& header) {
     return "payload of " + std::to_string(header.length) + " bytes, the limit is " +
            std::to_string(kPayloadBytesMax);
   }
-  const bool carries_payload = header.type == FrameType::Data ||
-                               header.type == FrameType::Message || header.type == FrameType::Abort;
+  const bool carries_payload =
+      header.type == FrameType::Data || header.type == FrameType::Message ||
+      header.type == FrameType::Abort || header.type == FrameType::Membership ||
+      header.type == FrameType::Finals;
   if (header.type == FrameType::Abort && header.length > kAbortBytesMax)
     return "reason of " + std::to_string(header.length) + " bytes";
   if (!carries_payload && header.length != 0) return "payload on a control frame";

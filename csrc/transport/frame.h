@@ -11,7 +11,7 @@
 
 namespace pccl::transport {
 
-inline constexpr uint16_t kProtocolVersion = 1;
+inline constexpr uint16_t kProtocolVersion = 2;
 inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 
 // Largest payload of one frame. A segment is at most this long; anything longer is a broken or
@@ -29,7 +29,14 @@ enum class FrameType : uint8_t {
   Matched = 5,  // the receiver has started the named operation, and its arguments agree
   Abort = 6,    // the group is broken; payload: the reason; `stage`: ErrorKind
   Goodbye = 7,  // the member leaves politely; nothing follows
+  // --- elastic runs ---
+  Membership = 8,  // a message of csrc/membership/messages.h; payload: its bytes
+  Finals = 9,      // which elements of `operation` are final at the sender; payload: a FinalMap
+  Done = 10,       // the sender holds all finals of every operation below `count`
+  // --- the connection itself ---
+  Ack = 11,  // every frame below `sequence` has been consumed
 };
+inline constexpr uint8_t kFrameTypeMax = 11;
 
 enum class Collective : uint8_t {
   None = 0,
@@ -81,12 +88,14 @@ struct FrameHeader {
   int32_t source_rank = 0;  // of the sender, in the group
   uint16_t stage = 0;
   uint16_t flags = 0;
-  uint64_t segment_bytes = 0;  // of every segment but the last
+  uint32_t segment_bytes = 0;  // of every segment but the last
+  uint32_t sequence = 0;       // of the frame on its connection, modulo 2^32
+  double weight = 0;           // of what the payload sums up, where contributions are weighted
 
   Signature signature() const { return {collective, dtype, op, root, count}; }
   void set_signature(const Signature& signature);
 };
-static_assert(sizeof(FrameHeader) == 72, "the header is sent as it lies in memory");
+static_assert(sizeof(FrameHeader) == 80, "the header is sent as it lies in memory");
 static_assert(std::is_trivially_copyable_v<FrameHeader>);
 
 // Set on Data and Message frames that were sent before the receiver granted them.

@@ -201,7 +201,7 @@ TEST_CASE("frames with random fields end calls with errors, and do no other harm
       header.length = 0;
       if (has_payload) {
         const uint64_t rest = header.transfer_bytes - header.segment * header.segment_bytes;
-        header.length = static_cast<uint32_t>(std::min(header.segment_bytes, rest));
+        header.length = static_cast<uint32_t>(std::min<uint64_t>(header.segment_bytes, rest));
       }
       if (header.type == FrameType::Abort) header.length = static_cast<uint32_t>(random() % 50);
       if (!duel.raw.stream(transport::bytes_of(header))) break;

@@ -89,7 +89,7 @@ def test_strangers_are_refused_in_words_and_counted_while_the_run_goes_on() -> N
 
 
 def test_a_stranger_that_goes_silent_is_dropped_after_five_seconds() -> None:
-    beginnings = [b"", wire.HELLO, wire.HELLO + struct.pack("<HH", 1, 300)]
+    beginnings = [b"", wire.HELLO, wire.HELLO + struct.pack("<HH", wire.VERSION, 300)]
     with running() as ranks, ExitStack() as stack:
         begin = time.monotonic()
         connections = [stack.enter_context(call_up(ranks)) for _ in beginnings]
@@ -318,7 +318,7 @@ def mutated(generator: random.Random, frame: wire.Frame) -> bytes:
     names = [entry.name for entry in fields(wire.Frame) if entry.name != "magic"]
     widths = dict.fromkeys(("type", "collective", "dtype", "op"), 8) | {
         "stage": 16, "flags": 16, "group": 64, "operation": 64, "count": 64,
-        "transfer_bytes": 64, "segment_bytes": 64,
+        "transfer_bytes": 64, "weight": 52,
     }  # fmt: skip
     for name in generator.sample(names, generator.randrange(1, 4)):
         width = widths.get(name, 32)
@@ -329,7 +329,7 @@ def mutated(generator: random.Random, frame: wire.Frame) -> bytes:
         frame = replace(frame, **{name: value})
     data = bytearray(frame.encode(generator.randbytes(min(frame.length, 1 << 16))))
     if generator.random() < 0.2:
-        data[generator.randrange(72)] ^= 1 << generator.randrange(8)
+        data[generator.randrange(80)] ^= 1 << generator.randrange(8)
     return bytes(data)
 
 

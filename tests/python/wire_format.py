@@ -7,12 +7,13 @@ import socket
 import struct
 from dataclasses import dataclass, field, replace
 
-VERSION = 1
+VERSION = 2
 HELLO, REPLY, ADDRESS, FRAME = b"PCCH", b"PCCW", b"PCCA", 0x46434350
 DATA, MESSAGE, GRANT, CREDIT, MATCHED, ABORT, GOODBYE = range(1, 8)
+LAST_TYPE = 11
 ALL_REDUCE, SEND_RECV = 1, 10
 UNGRANTED = 1
-_HEADER = struct.Struct("<IBBBBQQQQIIIiiHHQ")
+_HEADER = struct.Struct("<IBBBBQQQQIIIiiHHIId")
 
 
 def text(value: str | bytes) -> bytes:
@@ -62,6 +63,8 @@ class Frame:
     stage: int = 0
     flags: int = UNGRANTED
     segment_bytes: int = 512 << 10
+    sequence: int = 0
+    weight: float = 0.0
     magic: int = FRAME
 
     def encode(self, payload: bytes = b"") -> bytes:
@@ -70,7 +73,7 @@ class Frame:
                 self.magic, self.type, self.collective, self.dtype, self.op, self.group,
                 self.operation, self.count, self.transfer_bytes, self.chunk, self.segment,
                 self.length, self.root, self.source_rank, self.stage, self.flags,
-                self.segment_bytes,
+                self.segment_bytes, self.sequence, self.weight,
             )
             + payload
         )  # fmt: skip

@@ -1,0 +1,90 @@
+// What members and coordinators say to each other: values, and their bytes.
+//
+// Bytes come from the network: decode() checks every length and count before it allocates.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "membership/quorum.h"
+
+namespace pccl::membership {
+
+using Digest = std::array<uint8_t, 32>;  // SHA-256
+
+struct Suspect {
+  MemberId member_id{};
+  bool has_ended = false;  // its process was seen to end
+  std::string reason;      // at most 255 bytes
+  bool operator==(const Suspect&) const = default;
+};
+
+struct Report {
+  uint64_t term = 0;  // of the coordinator that it obeys; 0: none yet
+  Seat seat;
+  uint64_t quorum_id = 0;
+  std::optional<Quorum> quorum;      // in force; only where the coordinator may not know it
+  std::optional<Proposal> accepted;  // above the quorum in force
+  Progress progress;
+  std::vector<Suspect> suspects;
+  uint64_t revision = 0;  // of the shared state that it holds; 0: none
+  Digest digest{};
+  uint64_t clock = 0;  // microseconds, its own; comes back in Status
+  bool is_leaving = false;
+  bool operator==(const Report&) const = default;
+};
+
+struct Status {
+  uint64_t term = 0;
+  uint64_t quorum_id = 0;
+  uint64_t clock = 0;
+  uint32_t heartbeat_ms = 0;
+  bool wants_quorum = false;  // the next report must hold the whole quorum
+  bool operator==(const Status&) const = default;
+};
+
+struct Propose {
+  Proposal proposal;
+  bool operator==(const Propose&) const = default;
+};
+
+struct Accept {
+  uint64_t term = 0;
+  uint64_t ballot = 0;
+  uint64_t quorum_id = 0;
+  Progress progress;
+  bool operator==(const Accept&) const = default;
+};
+
+struct Commit {
+  uint64_t term = 0;
+  uint64_t ballot = 0;
+  uint64_t quorum_id = 0;
+  uint64_t first_operation = 0;
+  uint64_t recover_from = 0;
+  bool operator==(const Commit&) const = default;
+};
+
+enum class RefuseKind : uint8_t { Evicted = 1, WrongRun = 2, Full = 3, Stopped = 4 };
+
+struct Refuse {
+  uint64_t term = 0;
+  RefuseKind kind = RefuseKind::Evicted;
+  std::string reason;
+  bool operator==(const Refuse&) const = default;
+};
+
+using Message = std::variant<Report, Status, Propose, Accept, Commit, Refuse>;
+
+std::vector<std::byte> encode(const Message& message);
+// nullopt: no message of this version.
+std::optional<Message> decode(std::span<const std::byte> bytes);
+std::string describe(const Message& message);  // one line, for the flight recorder
+
+}  // namespace pccl::membership

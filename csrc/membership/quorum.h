@@ -1,0 +1,47 @@
+// Who is in: seats, quorums, proposals. docs/decisions/0005-membership.md explains the protocol.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "transport/address.h"
+
+namespace pccl::membership {
+
+using transport::MemberId;
+
+// Bounds what one message can make us hold: 1024 addresses of a few hundred bytes fit into one
+// frame of 512 KiB.
+inline constexpr size_t kSeatsMax = 1024;
+
+struct Seat {
+  MemberId member_id{};
+  uint64_t joined_at = 0;          // the first operation that it takes part in
+  std::vector<std::byte> address;  // transport::MemberAddress, encoded; at most kAddressBytesMax
+  bool operator==(const Seat&) const = default;
+};
+
+struct Quorum {
+  uint64_t quorum_id = 0;   // grows by every change; 0: none
+  std::vector<Seat> seats;  // the position is the rank
+  bool operator==(const Quorum&) const = default;
+  bool contains(const MemberId& id) const { return rank_of(id) >= 0; }
+  int32_t rank_of(const MemberId& id) const;  // -1: not in
+};
+
+struct Proposal {
+  uint64_t term = 0;
+  uint64_t ballot = 0;  // grows within a term
+  Quorum quorum;
+  bool operator==(const Proposal&) const = default;
+};
+
+// Operations of one member.
+struct Progress {
+  uint64_t started = 0;    // calls made
+  uint64_t completed = 0;  // all below are complete here
+  bool operator==(const Progress&) const = default;
+};
+
+}  // namespace pccl::membership
