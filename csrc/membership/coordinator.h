@@ -24,6 +24,7 @@ struct CoordinatorOptions {
   double heartbeat_seconds = 0.5;
   double silence_seconds = 10;     // who says nothing for so long is out
   double link_grace_seconds = 10;  // two members that can't reach each other
+  double takeover_seconds = 10;    // members look for another one after so long; see MemberOptions
   bool has_database = true;        // false: it took over and may know less than the run's own
 };
 
@@ -31,7 +32,11 @@ struct CoordinatorOptions {
 struct Durable {
   uint64_t term = 0;
   Quorum quorum;  // the last one committed; quorum_id 0: none yet
+  // How it was committed: what its Commit says.
+  uint64_t quorum_term = 0;
+  uint64_t quorum_ballot = 0;
   uint64_t first_operation = 0;
+  uint64_t recover_from = 0;
   uint64_t revision = 0;  // of the shared state, committed
   Digest digest{};
   bool operator==(const Durable&) const = default;
@@ -65,6 +70,8 @@ class Coordinator {
   std::vector<CoordinatorAction> take_actions();
 
   const Durable& durable() const;
+  // It had taken over, and has met a higher term: it does nothing any more. Stop it.
+  bool has_retired() const;
 };
 
 }  // namespace pccl::membership

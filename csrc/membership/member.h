@@ -24,13 +24,15 @@ struct SendToCoordinator {
   Message message;
 };
 // Start no more operations; if `freezes`, let nothing become final in the quorum in force and its
-// running operations either. Answer with Member::on_held().
+// running operations either. Answer with Member::on_held(). Lasts until the next Enter; another
+// Hold may come before it.
 struct Hold {
   uint64_t quorum_id = 0;  // proposed
   bool freezes = false;
 };
 // The quorum is in force: see docs/decisions/0005-membership.md for what happens to operations
-// below `first_operation`. `drops`: it lacks members of the one before.
+// below `first_operation`. `drops`: operations were frozen, and those in
+// [recover_from, first_operation) are to be recovered; the quorum may even have the same seats.
 struct Enter {
   Quorum quorum;
   uint64_t first_operation = 0;
@@ -65,6 +67,10 @@ class Member {
   void leave(TimePoint now);
   TimePoint on_time(TimePoint now);
   std::vector<MemberAction> take_actions();
+
+  // Of the shared state, as the coordinator last said: committed, so on its disk.
+  uint64_t committed_revision() const;
+  const Digest& committed_digest() const;
 
   uint64_t term() const;
   const Quorum& quorum() const;

@@ -18,24 +18,37 @@ namespace pccl::membership {
 
 using Digest = std::array<uint8_t, 32>;  // SHA-256
 
+// Said in one Report; more of them would tell the coordinator nothing new.
+inline constexpr size_t kSuspectsMax = 64;
+
+// Longest reason in a Suspect or Refuse; what is longer is cut.
+inline constexpr size_t kReasonBytesMax = 255;
+
 struct Suspect {
   MemberId member_id{};
   bool has_ended = false;  // its process was seen to end
-  std::string reason;      // at most 255 bytes
+  std::string reason;
   bool operator==(const Suspect&) const = default;
 };
 
 struct Report {
   uint64_t term = 0;  // of the coordinator that it obeys; 0: none yet
   Seat seat;
-  uint64_t quorum_id = 0;
+  uint64_t quorum_id = 0;  // in force here; 0: none yet, a newcomer
+  // How it came into force: what its Commit said.
+  uint64_t quorum_term = 0;
+  uint64_t quorum_ballot = 0;
+  uint64_t first_operation = 0;
+  uint64_t recover_from = 0;
   std::optional<Quorum> quorum;      // in force; only where the coordinator may not know it
   std::optional<Proposal> accepted;  // above the quorum in force
   Progress progress;
   std::vector<Suspect> suspects;
   uint64_t revision = 0;  // of the shared state that it holds; 0: none
   Digest digest{};
-  uint64_t clock = 0;  // microseconds, its own; comes back in Status
+  uint64_t clock = 0;          // microseconds, its own; comes back in Status
+  uint64_t heard_clock = 0;    // of the last Status that it got from this coordinator
+  uint32_t round_trip_us = 0;  // to the coordinator; 0: unknown
   bool is_leaving = false;
   bool operator==(const Report&) const = default;
 };
@@ -43,8 +56,15 @@ struct Report {
 struct Status {
   uint64_t term = 0;
   uint64_t quorum_id = 0;
-  uint64_t clock = 0;
+  uint64_t clock = 0;              // of the Report that it answers
+  uint64_t coordinator_clock = 0;  // microseconds; comes back in Report
   uint32_t heartbeat_ms = 0;
+  // For so long after this answer was sent, the member obeys nobody but coordinators with the
+  // run's database.
+  uint32_t takeover_ms = 0;
+  bool has_database = true;  // false: it took over
+  uint64_t revision = 0;     // of the shared state, committed
+  Digest digest{};
   bool wants_quorum = false;  // the next report must hold the whole quorum
   bool operator==(const Status&) const = default;
 };
@@ -82,6 +102,8 @@ struct Refuse {
 
 using Message = std::variant<Report, Status, Propose, Accept, Commit, Refuse>;
 
+// Requires: quorums within kSeatsMax and kQuorumBytesMax; of the suspects the first kSuspectsMax
+// are said.
 std::vector<std::byte> encode(const Message& message);
 // nullopt: no message of this version.
 std::optional<Message> decode(std::span<const std::byte> bytes);

@@ -11,13 +11,17 @@ namespace pccl::membership {
 
 using transport::MemberId;
 
-// Bounds what one message can make us hold: 1024 addresses of a few hundred bytes fit into one
-// frame of 512 KiB.
+// Bounds what one message can make us hold. A Report may hold two quorums, and must fit into one
+// frame of 512 KiB (transport::kPayloadBytesMax): 1024 seats with addresses of 200 bytes do.
 inline constexpr size_t kSeatsMax = 1024;
+inline constexpr size_t kQuorumBytesMax = 232 << 10;
+
+// `joined_at` of a newcomer in a proposal: the Commit's first_operation takes its place.
+inline constexpr uint64_t kJoinsNow = UINT64_MAX;
 
 struct Seat {
   MemberId member_id{};
-  uint64_t joined_at = 0;          // the first operation that it takes part in
+  uint64_t joined_at = kJoinsNow;  // the first operation that it takes part in
   std::vector<std::byte> address;  // transport::MemberAddress, encoded; at most kAddressBytesMax
   bool operator==(const Seat&) const = default;
 };
@@ -30,10 +34,18 @@ struct Quorum {
   int32_t rank_of(const MemberId& id) const;  // -1: not in
 };
 
+size_t encoded_bytes(const Quorum& quorum);  // on the wire
+
 struct Proposal {
   uint64_t term = 0;
   uint64_t ballot = 0;  // grows within a term
+  // Operations stand still until it is in force and are recovered then: it drops members, or
+  // takes the place of a proposal that froze somebody.
+  bool freezes = false;
   Quorum quorum;
+  // Seats of the quorum before it that are dead or left while they obeyed this term, and so count
+  // for nobody any more: docs/decisions/0005-membership.md.
+  std::vector<MemberId> gone;
   bool operator==(const Proposal&) const = default;
 };
 

@@ -1,0 +1,381 @@
+#include "membership/messages.h"
+
+#include <algorithm>
+#include <sstream>
+#include <string_view>
+
+#include "base/bytes.h"
+
+namespace pccl::membership {
+namespace {
+
+// A kind is never used again for another layout: version and kind together name one.
+constexpr uint8_t kVersion = 1;
+enum class Kind : uint8_t { Report = 1, Status, Propose, Accept, Commit, Refuse };
+
+// --- writing -------------------------------------------------------------------------------------
+
+void put_reason(ByteWriter& out, std::string_view reason) {
+  out.put_text(reason.substr(0, kReasonBytesMax));
+}
+
+void put(ByteWriter& out, const Seat& seat) {
+  out.put(seat.member_id);
+  out.put(seat.joined_at);
+  out.put_text(
+      std::string_view(reinterpret_cast<const char*>(seat.address.data()), seat.address.size()));
+}
+
+void put(ByteWriter& out, const Quorum& quorum) {
+  out.put(quorum.quorum_id);
+  out.put(static_cast<uint16_t>(quorum.seats.size()));
+  for (const Seat& seat : quorum.seats) put(out, seat);
+}
+
+void put(ByteWriter& out, const Proposal& proposal) {
+  out.put(proposal.term);
+  out.put(proposal.ballot);
+  out.put(static_cast<uint8_t>(proposal.freezes));
+  put(out, proposal.quorum);
+  out.put(static_cast<uint16_t>(proposal.gone.size()));
+  for (const MemberId& id : proposal.gone) out.put(id);
+}
+
+void put(ByteWriter& out, const Progress& progress) {
+  out.put(progress.started);
+  out.put(progress.completed);
+}
+
+void put(ByteWriter& out, const Report& report) {
+  out.put(Kind::Report);
+  out.put(report.term);
+  put(out, report.seat);
+  out.put(report.quorum_id);
+  out.put(report.quorum_term);
+  out.put(report.quorum_ballot);
+  out.put(report.first_operation);
+  out.put(report.recover_from);
+  out.put(static_cast<uint8_t>(report.quorum.has_value()));
+  if (report.quorum) put(out, *report.quorum);
+  out.put(static_cast<uint8_t>(report.accepted.has_value()));
+  if (report.accepted) put(out, *report.accepted);
+  put(out, report.progress);
+  const size_t suspects = std::min(report.suspects.size(), kSuspectsMax);
+  out.put(static_cast<uint16_t>(suspects));
+  for (size_t i = 0; i < suspects; ++i) {
+    out.put(report.suspects[i].member_id);
+    out.put(static_cast<uint8_t>(report.suspects[i].has_ended));
+    put_reason(out, report.suspects[i].reason);
+  }
+  out.put(report.revision);
+  out.put(report.digest);
+  out.put(report.clock);
+  out.put(report.heard_clock);
+  out.put(report.round_trip_us);
+  out.put(static_cast<uint8_t>(report.is_leaving));
+}
+
+void put(ByteWriter& out, const Status& status) {
+  out.put(Kind::Status);
+  out.put(status.term);
+  out.put(status.quorum_id);
+  out.put(status.clock);
+  out.put(status.coordinator_clock);
+  out.put(status.heartbeat_ms);
+  out.put(status.takeover_ms);
+  out.put(static_cast<uint8_t>(status.has_database));
+  out.put(status.revision);
+  out.put(status.digest);
+  out.put(static_cast<uint8_t>(status.wants_quorum));
+}
+
+void put(ByteWriter& out, const Propose& propose) {
+  out.put(Kind::Propose);
+  put(out, propose.proposal);
+}
+
+void put(ByteWriter& out, const Accept& accept) {
+  out.put(Kind::Accept);
+  out.put(accept.term);
+  out.put(accept.ballot);
+  out.put(accept.quorum_id);
+  put(out, accept.progress);
+}
+
+void put(ByteWriter& out, const Commit& commit) {
+  out.put(Kind::Commit);
+  out.put(commit.term);
+  out.put(commit.ballot);
+  out.put(commit.quorum_id);
+  out.put(commit.first_operation);
+  out.put(commit.recover_from);
+}
+
+void put(ByteWriter& out, const Refuse& refuse) {
+  out.put(Kind::Refuse);
+  out.put(refuse.term);
+  out.put(refuse.kind);
+  put_reason(out, refuse.reason);
+}
+
+// --- reading -------------------------------------------------------------------------------------
+
+// Reads, and remembers whether what it read is something that a member may say.
+class Decoder {
+ public:
+  explicit Decoder(std::span<const std::byte> bytes) : in_(bytes) {}
+
+  std::optional<Message> message() {
+    if (get<uint8_t>() != kVersion) return std::nullopt;
+    const auto kind = static_cast<Kind>(get<uint8_t>());
+    Message message;
+    switch (kind) {
+      case Kind::Report:
+        message = report();
+        break;
+      case Kind::Status:
+        message = status();
+        break;
+      case Kind::Propose:
+        message = Propose{proposal()};
+        break;
+      case Kind::Accept:
+        message = accept();
+        break;
+      case Kind::Commit:
+        message = commit();
+        break;
+      case Kind::Refuse:
+        message = refuse();
+        break;
+      default:
+        return std::nullopt;
+    }
+    if (!is_right() || !in_.at_end()) return std::nullopt;
+    return message;
+  }
+
+ private:
+  template <typename T>
+  T get() {
+    return in_.get<T>();
+  }
+  bool is_right() const { return in_.ok() && is_right_; }
+
+  bool flag() {
+    const auto value = get<uint8_t>();
+    is_right_ = is_right_ && value <= 1;
+    return value == 1;
+  }
+
+  // A count of things that follow; 0 where it is above the bound, so that nothing is read.
+  size_t count(size_t count_max) {
+    const size_t count = get<uint16_t>();
+    is_right_ = is_right_ && count <= count_max;
+    return is_right() ? count : 0;
+  }
+
+  Seat seat() {
+    Seat seat;
+    seat.member_id = get<MemberId>();
+    seat.joined_at = get<uint64_t>();
+    const std::string address = in_.get_text(transport::kAddressBytesMax);
+    const auto bytes = std::as_bytes(std::span(address.data(), address.size()));
+    seat.address.assign(bytes.begin(), bytes.end());
+    return seat;
+  }
+
+  Quorum quorum() {
+    Quorum quorum;
+    quorum.quorum_id = get<uint64_t>();
+    const size_t seats = count(kSeatsMax);
+    std::vector<MemberId> ids;
+    for (size_t i = 0; i < seats && is_right(); ++i) {
+      quorum.seats.push_back(seat());
+      ids.push_back(quorum.seats.back().member_id);
+    }
+    std::sort(ids.begin(), ids.end());
+    const bool is_distinct = std::adjacent_find(ids.begin(), ids.end()) == ids.end();
+    is_right_ = is_right_ && is_distinct && encoded_bytes(quorum) <= kQuorumBytesMax;
+    return quorum;
+  }
+
+  Proposal proposal() {
+    Proposal proposal;
+    proposal.term = get<uint64_t>();
+    proposal.ballot = get<uint64_t>();
+    proposal.freezes = flag();
+    proposal.quorum = quorum();
+    const size_t gone = count(kSeatsMax);
+    for (size_t i = 0; i < gone && is_right(); ++i) proposal.gone.push_back(get<MemberId>());
+    return proposal;
+  }
+
+  Progress progress() {
+    Progress progress;
+    progress.started = get<uint64_t>();
+    progress.completed = get<uint64_t>();
+    return progress;
+  }
+
+  Report report() {
+    Report report;
+    report.term = get<uint64_t>();
+    report.seat = seat();
+    report.quorum_id = get<uint64_t>();
+    report.quorum_term = get<uint64_t>();
+    report.quorum_ballot = get<uint64_t>();
+    report.first_operation = get<uint64_t>();
+    report.recover_from = get<uint64_t>();
+    if (flag()) report.quorum = quorum();
+    if (flag()) report.accepted = proposal();
+    report.progress = progress();
+    const size_t suspects = count(kSuspectsMax);
+    for (size_t i = 0; i < suspects && is_right(); ++i) {
+      Suspect suspect;
+      suspect.member_id = get<MemberId>();
+      suspect.has_ended = flag();
+      suspect.reason = in_.get_text(kReasonBytesMax);
+      report.suspects.push_back(std::move(suspect));
+    }
+    report.revision = get<uint64_t>();
+    report.digest = get<Digest>();
+    report.clock = get<uint64_t>();
+    report.heard_clock = get<uint64_t>();
+    report.round_trip_us = get<uint32_t>();
+    report.is_leaving = flag();
+    is_right_ = is_right_ && (!report.quorum || report.quorum->quorum_id == report.quorum_id);
+    return report;
+  }
+
+  Status status() {
+    Status status;
+    status.term = get<uint64_t>();
+    status.quorum_id = get<uint64_t>();
+    status.clock = get<uint64_t>();
+    status.coordinator_clock = get<uint64_t>();
+    status.heartbeat_ms = get<uint32_t>();
+    status.takeover_ms = get<uint32_t>();
+    status.has_database = flag();
+    status.revision = get<uint64_t>();
+    status.digest = get<Digest>();
+    status.wants_quorum = flag();
+    return status;
+  }
+
+  Accept accept() {
+    Accept accept;
+    accept.term = get<uint64_t>();
+    accept.ballot = get<uint64_t>();
+    accept.quorum_id = get<uint64_t>();
+    accept.progress = progress();
+    return accept;
+  }
+
+  Commit commit() {
+    Commit commit;
+    commit.term = get<uint64_t>();
+    commit.ballot = get<uint64_t>();
+    commit.quorum_id = get<uint64_t>();
+    commit.first_operation = get<uint64_t>();
+    commit.recover_from = get<uint64_t>();
+    return commit;
+  }
+
+  Refuse refuse() {
+    Refuse refuse;
+    refuse.term = get<uint64_t>();
+    refuse.kind = get<RefuseKind>();
+    refuse.reason = in_.get_text(kReasonBytesMax);
+    is_right_ =
+        is_right_ && refuse.kind >= RefuseKind::Evicted && refuse.kind <= RefuseKind::Stopped;
+    return refuse;
+  }
+
+  ByteReader in_;
+  bool is_right_ = true;
+};
+
+// --- describing ----------------------------------------------------------------------------------
+
+void describe(std::ostream& out, const Quorum& quorum) {
+  constexpr size_t kSeatsShown = 8;
+  out << "quorum " << quorum.quorum_id << " [";
+  for (size_t i = 0; i < std::min(quorum.seats.size(), kSeatsShown); ++i) {
+    out << (i == 0 ? "" : " ") << transport::to_text(quorum.seats[i].member_id);
+  }
+  if (quorum.seats.size() > kSeatsShown)
+    out << " and " << quorum.seats.size() - kSeatsShown << " more";
+  out << "]";
+}
+
+void describe(std::ostream& out, const Proposal& proposal) {
+  describe(out, proposal.quorum);
+  out << " (term " << proposal.term << ", ballot " << proposal.ballot
+      << (proposal.freezes ? ", freezes)" : ")");
+}
+
+void describe(std::ostream& out, const Progress& progress) {
+  out << "started " << progress.started << ", completed " << progress.completed;
+}
+
+void describe(std::ostream& out, const Report& report) {
+  out << "Report of " << transport::to_text(report.seat.member_id) << ": term " << report.term
+      << ", quorum " << report.quorum_id << ", ";
+  describe(out, report.progress);
+  if (report.accepted) {
+    out << ", accepted ";
+    describe(out, *report.accepted);
+  }
+  for (const Suspect& suspect : report.suspects) {
+    out << ", suspects " << transport::to_text(suspect.member_id) << " (" << suspect.reason << ")";
+  }
+  if (report.revision != 0) out << ", revision " << report.revision;
+  if (report.is_leaving) out << ", leaving";
+}
+
+void describe(std::ostream& out, const Status& status) {
+  out << "Status: term " << status.term << ", quorum " << status.quorum_id << ", revision "
+      << status.revision << (status.wants_quorum ? ", wants the quorum" : "");
+}
+
+void describe(std::ostream& out, const Propose& propose) {
+  out << "Propose ";
+  describe(out, propose.proposal);
+}
+
+void describe(std::ostream& out, const Accept& accept) {
+  out << "Accept quorum " << accept.quorum_id << " (term " << accept.term << ", ballot "
+      << accept.ballot << "): ";
+  describe(out, accept.progress);
+}
+
+void describe(std::ostream& out, const Commit& commit) {
+  out << "Commit quorum " << commit.quorum_id << " (term " << commit.term << ", ballot "
+      << commit.ballot << "): first operation " << commit.first_operation << ", recover from "
+      << commit.recover_from;
+}
+
+void describe(std::ostream& out, const Refuse& refuse) {
+  static constexpr std::string_view kKinds[] = {"", "evicted", "wrong run", "full", "stopped"};
+  out << "Refuse (" << kKinds[static_cast<size_t>(refuse.kind)] << "): " << refuse.reason;
+}
+
+}  // namespace
+
+std::vector<std::byte> encode(const Message& message) {
+  ByteWriter out;
+  out.put(kVersion);
+  std::visit([&](const auto& value) { put(out, value); }, message);
+  return out.bytes();
+}
+
+std::optional<Message> decode(std::span<const std::byte> bytes) { return Decoder(bytes).message(); }
+
+std::string describe(const Message& message) {
+  std::ostringstream out;
+  std::visit([&](const auto& value) { describe(out, value); }, message);
+  return out.str();
+}
+
+}  // namespace pccl::membership
