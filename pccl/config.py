@@ -7,7 +7,10 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
+
+from pccl.address import RunAddress
 
 Value = TypeVar("Value")
 
@@ -53,6 +56,9 @@ class Config:
     connect_timeout_seconds: float = 30.0
     """PCCL_CONNECT_TIMEOUT: seconds to find all members, and to connect to one of them."""
 
+    run: str = ""
+    """PCCL_RUN: the address of an elastic run, "pccl://host:port/run", for join()."""
+
     simd: str = ""
     """PCCL_SIMD: "baseline", "v3" (AVX2) or "v4" (AVX-512). Empty or "auto": this CPU's best."""
 
@@ -60,6 +66,8 @@ class Config:
     """PCCL_LOG: from which level on the logger "pccl" speaks: debug, info, warning, error, off."""
 
     def __post_init__(self) -> None:
+        if self.run:
+            _parse_run(self.run)
         if not 1 <= self.sockets <= _SOCKETS_MAX:
             raise ValueError(f"sockets: expected 1 to {_SOCKETS_MAX}, got {self.sockets}")
         if not self.ports or not all(0 <= port <= 65535 for port in self.ports):
@@ -159,6 +167,21 @@ class Launch:
         )
 
 
+def state_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where a coordinator keeps what it must not forget, by the XDG base directory specification.
+
+    Raises:
+        ValueError: neither XDG_STATE_HOME nor HOME says where.
+    """
+    state = environment.get("XDG_STATE_HOME", "")
+    if os.path.isabs(state):  # the specification has relative ones ignored
+        return Path(state) / "pccl"
+    home = environment.get("HOME", "")
+    if not home:
+        raise ValueError("neither XDG_STATE_HOME nor HOME is set: say where with --database PATH")
+    return Path(home) / ".local" / "state" / "pccl"
+
+
 def _parse(variable: str, text: str, parse: Callable[[str], Value]) -> Value:
     try:
         return parse(text)
@@ -206,6 +229,10 @@ def _parse_ports(text: str) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
+def _parse_run(text: str) -> str:
+    return str(RunAddress.parse(text))
+
+
 def _parse_lower(text: str) -> str:
     return text.lower()
 
@@ -218,6 +245,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_HOST": ("hosts", _parse_hosts),
     "PCCL_LOG": ("log", _parse_lower),
     "PCCL_PORT": ("ports", _parse_ports),
+    "PCCL_RUN": ("run", _parse_run),
     "PCCL_SHARED_MEMORY": ("shared_memory", _parse_switch),
     "PCCL_SIMD": ("simd", _parse_lower),
     "PCCL_SOCKETS": ("sockets", _parse_integer),

@@ -23,7 +23,9 @@ constexpr int64_t kApplicationId = 0x5043434C;  // "PCCL"
 constexpr int64_t kSchemaVersion = 1;
 constexpr const char* kSchema =
     "CREATE TABLE runs (name TEXT PRIMARY KEY, term INTEGER NOT NULL, quorum_id INTEGER NOT NULL,"
-    " first_operation INTEGER NOT NULL, revision INTEGER NOT NULL, digest BLOB NOT NULL)"
+    " quorum_term INTEGER NOT NULL, quorum_ballot INTEGER NOT NULL,"
+    " first_operation INTEGER NOT NULL, recover_from INTEGER NOT NULL, revision INTEGER NOT NULL,"
+    " digest BLOB NOT NULL)"
     " WITHOUT ROWID;"
     "CREATE TABLE seats (run TEXT NOT NULL, rank INTEGER NOT NULL, member_id BLOB NOT NULL,"
     " joined_at INTEGER NOT NULL, address BLOB NOT NULL, PRIMARY KEY (run, rank)) WITHOUT ROWID;";
@@ -181,7 +183,8 @@ void Database::check_content() {
 
 std::optional<Durable> Database::load(const std::string& run) {
   Statement row(handle_.get(),
-                "SELECT term, quorum_id, first_operation, revision, digest FROM runs WHERE name=?");
+                "SELECT term, quorum_id, quorum_term, quorum_ballot, first_operation, recover_from,"
+                " revision, digest FROM runs WHERE name=?");
   row.bind(1, run);
   const int code = row.step();
   if (code == SQLITE_DONE) return std::nullopt;
@@ -189,9 +192,12 @@ std::optional<Durable> Database::load(const std::string& run) {
   Durable durable;
   durable.term = row.number(0);
   durable.quorum.quorum_id = row.number(1);
-  durable.first_operation = row.number(2);
-  durable.revision = row.number(3);
-  bool is_whole = copy_exactly(row.bytes(4), durable.digest);
+  durable.quorum_term = row.number(2);
+  durable.quorum_ballot = row.number(3);
+  durable.first_operation = row.number(4);
+  durable.recover_from = row.number(5);
+  durable.revision = row.number(6);
+  bool is_whole = copy_exactly(row.bytes(7), durable.digest);
 
   Statement seats(
       handle_.get(),
@@ -211,6 +217,7 @@ std::optional<Durable> Database::load(const std::string& run) {
     durable.quorum.seats.push_back(std::move(seat));
   }
   if (step != SQLITE_DONE && step != SQLITE_ROW) fail(step, "run '" + run + "' can't be read");
+  is_whole = is_whole && encoded_bytes(durable.quorum) <= kQuorumBytesMax;
   if (!is_whole) fail(SQLITE_CORRUPT, "the record of run '" + run + "' is not one that pccl wrote");
   return durable;
 }
@@ -232,17 +239,22 @@ void Database::replace_rows(const std::string& run, const Durable& durable) {
     const int code = statement.step();
     if (code != SQLITE_DONE) fail(code, "run '" + run + "' can't be recorded");
   };
-  Statement row(handle_.get(),
-                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
-                " term=excluded.term, quorum_id=excluded.quorum_id,"
-                " first_operation=excluded.first_operation, revision=excluded.revision,"
-                " digest=excluded.digest WHERE term <= excluded.term");
+  Statement row(
+      handle_.get(),
+      "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
+      " term=excluded.term, quorum_id=excluded.quorum_id,"
+      " quorum_term=excluded.quorum_term, quorum_ballot=excluded.quorum_ballot,"
+      " first_operation=excluded.first_operation, recover_from=excluded.recover_from,"
+      " revision=excluded.revision, digest=excluded.digest WHERE term <= excluded.term");
   row.bind(1, run);
   row.bind(2, durable.term);
   row.bind(3, durable.quorum.quorum_id);
-  row.bind(4, durable.first_operation);
-  row.bind(5, durable.revision);
-  row.bind(6, std::as_bytes(std::span(durable.digest)));
+  row.bind(4, durable.quorum_term);
+  row.bind(5, durable.quorum_ballot);
+  row.bind(6, durable.first_operation);
+  row.bind(7, durable.recover_from);
+  row.bind(8, durable.revision);
+  row.bind(9, std::as_bytes(std::span(durable.digest)));
   finish(row);
   if (sqlite3_changes(handle_.get()) != 1) {
     throw std::logic_error("database: term " + std::to_string(durable.term) + " of run '" + run +

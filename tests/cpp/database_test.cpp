@@ -42,7 +42,10 @@ Durable some_state(uint64_t term, size_t seats) {
   Durable durable;
   durable.term = term;
   durable.quorum.quorum_id = term * 10;
+  durable.quorum_term = term - 1;
+  durable.quorum_ballot = term + 3;
   durable.first_operation = term * 1000;
+  durable.recover_from = term * 999;
   durable.revision = term + 5;
   durable.digest.fill(static_cast<uint8_t>(term));
   for (size_t rank = 0; rank < seats; ++rank) {
