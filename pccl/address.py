@@ -42,8 +42,8 @@ class RunAddress:
 
         def refuse(what: str) -> ValueError:
             return ValueError(
-                f"run address {text!r}: {what}. Expected pccl://host:port/run, as the coordinator "
-                f"prints it, for example pccl://203.0.113.7:29400/my-run"
+                f"run address {text!r}: expected pccl://host:port/run, as the coordinator prints "
+                f"it, for example pccl://203.0.113.7:29400/my-run; but {what}"
             )
 
         scheme, separator, rest = text.strip().partition("://")

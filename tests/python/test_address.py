@@ -46,7 +46,7 @@ def test_an_address_is_understood(text: str, expected: RunAddress) -> None:
     ],
 )
 def test_what_is_no_address_is_refused_in_words(text: str, reason: str) -> None:
-    with pytest.raises(ValueError, match="Expected pccl://host:port/run") as caught:
+    with pytest.raises(ValueError, match="expected pccl://host:port/run") as caught:
         RunAddress.parse(text)
     assert reason in str(caught.value)
     assert repr(text) in str(caught.value)
