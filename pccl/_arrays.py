@@ -115,7 +115,7 @@ def is_reducible(dtype: str, op: str) -> bool:
         return False
     if op == "avg":
         return dtype != "bool"
-    if op == "premul_sum":
+    if op in ("premul_sum", "weighted_avg"):
         return is_float or is_complex
     if op in ("min", "max"):
         return not is_complex

@@ -12,6 +12,9 @@ from pccl._arrays import Buffer
 from pccl._core import Work
 from pccl._group import Array, GroupBase
 
+# A sum of weights must not overflow; the core's kWeightMax.
+_WEIGHT_MAX = 1e30
+
 _OP_ALIASES = {"mean": "avg", "prod": "product"}
 
 
@@ -34,8 +37,9 @@ class Reductions(GroupBase):
 
         Args:
             tensor: shape [...], contiguous; same shape and dtype on every rank.
-            op: "sum", "avg", "min", "max", "product", "band", "bor", "bxor" or "premul_sum", which
-                multiplies each rank's contribution by its own `factor` first.
+            op: "sum", "avg", "min", "max", "product", "band", "bor" or "bxor"; "premul_sum" multiplies
+                each rank's contribution by its own `factor` first, "weighted_avg" also divides the
+                sum by the sum of all factors (0 or more; if all are 0 the result is 0).
 
         Raises:
             ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.
@@ -185,6 +189,10 @@ def _reduce_op(op: str, buffer: Buffer, factor: float) -> int:
         raise ValueError(f"op: expected one of {sorted(_core.REDUCE_OPS)}, got {op!r}")
     if not _arrays.is_reducible(buffer.dtype_name, name):
         raise ValueError(f"op: {name!r} is not defined for {buffer.dtype_name}")
-    if factor != 1.0 and name != "premul_sum":
-        raise ValueError(f"factor: only with op='premul_sum', got {factor} with op={op!r}")
+    if factor != 1.0 and name not in ("premul_sum", "weighted_avg"):
+        raise ValueError(
+            f"factor: only with op='premul_sum' or 'weighted_avg', got {factor} with op={op!r}"
+        )
+    if name == "weighted_avg" and not 0 <= factor <= _WEIGHT_MAX:
+        raise ValueError(f"factor: expected a weight from 0 to {_WEIGHT_MAX}, got {factor}")
     return code

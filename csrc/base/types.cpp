@@ -60,6 +60,8 @@ std::string_view reduce_op_name(ReduceOp op) {
       return "bxor";
     case ReduceOp::PremulSum:
       return "premul_sum";
+    case ReduceOp::WeightedAvg:
+      return "weighted_avg";
   }
   return "unknown op";
 }
@@ -76,6 +78,7 @@ bool is_reducible(DataType dtype, ReduceOp op) {
     case ReduceOp::Avg:
       return dtype != DataType::Bool;
     case ReduceOp::PremulSum:
+    case ReduceOp::WeightedAvg:
       return is_float || is_complex;
     case ReduceOp::Min:
     case ReduceOp::Max:

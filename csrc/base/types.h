@@ -39,8 +39,10 @@ enum class ReduceOp : uint8_t {
   Bor = 6,
   Bxor = 7,
   PremulSum = 8,  // each rank's contribution is multiplied by its own factor first
+  // Sum of weight * contribution over sum of weights; every rank brings its own weight.
+  WeightedAvg = 9,
 };
-inline constexpr int kReduceOpCount = 9;
+inline constexpr int kReduceOpCount = 10;
 
 // Bytes of one element.
 constexpr size_t element_bytes(DataType dtype) {

@@ -57,6 +57,9 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
   if (header.segment_bytes != part->segment_bytes || header.segment >= part->segments) {
     return rank + " cuts its data into other segments: the ranks run with different settings.";
   }
+  if (signature_.op == ReduceOp::WeightedAvg &&
+      !(header.weight >= 0 && header.weight <= kWeightMax))
+    return rank + " sent a weight of " + std::to_string(header.weight) + ".";
   found = part;
   return std::nullopt;
 }
@@ -65,6 +68,7 @@ transport::Placement CollectiveOperation::place(const FrameHeader& header) {
   const Part* expected = nullptr;
   if (header.stage != kStageDown || find_mismatch(header, expected)) return {};
   Part* part = part_of(header);
+  if (call_.keeps_inputs && part->input == part->output) return {};
   if (part->have[header.segment] || part->placed[header.segment]) return {};
   part->placed[header.segment] = true;
   return {part->output + uint64_t{header.segment} * part->segment_bytes, this};
@@ -134,15 +138,18 @@ bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload
       (stays ? std::memcpy : kernels::copy_past_cache)(target, payload.data(), payload.size());
     }
     part.have[header.segment] = true;
+    part.weight = header.weight;
     while (part.finals < part.segments && part.have[part.finals]) part.finals += 1;
     return true;
   }
   if (header.stage >= kStageExchange) {
     const auto round = static_cast<uint16_t>(header.stage - kStageExchange);
+    part.partner_weights[round] = header.weight;
     return round >= part.round && part.partner_values.emplace(round, std::move(payload)).second;
   }
   for (Child& child : part.children) {
     if (child.rank != header.source_rank) continue;
+    child.weight = header.weight;
     return header.segment >= part.combined && header.segment < child.granted &&
            child.waiting.emplace(header.segment, std::move(payload)).second;
   }

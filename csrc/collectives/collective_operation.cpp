@@ -8,6 +8,12 @@
 #include "kernels/reduce.h"
 
 namespace pccl {
+namespace {
+
+// Doubles up to here hold every integer.
+constexpr double kWholeWeightMax = 9e15;
+
+}  // namespace
 
 using transport::Collective;
 using transport::FrameHeader;
@@ -129,7 +135,10 @@ void CollectiveOperation::advance_up(Part& part) {
 void CollectiveOperation::combine(Part& part, uint32_t length) {
   const uint32_t segment = part.combined;
   const uint64_t offset = uint64_t{segment} * part.segment_bytes;
-  const bool is_scaled = call_.signature.op == ReduceOp::PremulSum;
+  const bool is_weighted = call_.signature.op == ReduceOp::WeightedAvg;
+  const bool is_scaled = call_.signature.op == ReduceOp::PremulSum || is_weighted;
+  part.weight = is_weighted ? call_.factor : 0;
+  for (const Child& child : part.children) part.weight += child.weight;
   if (part.up && part.children.empty() && !is_scaled) {
     send_segment(*part.up, data_header(part, length), part.input + offset, index_of(part));
     return;
@@ -138,47 +147,63 @@ void CollectiveOperation::combine(Part& part, uint32_t length) {
   transport::BufferPool::Buffer scaled;
   if (is_scaled) {
     scaled = group_.pool().take(length);
-    kernels::scale(scaled.bytes.get(), own, length / element_bytes_, call_.signature.dtype,
-                   call_.factor);
+    if (is_weighted && call_.factor == 0) {
+      // Nothing, even if there are infinities in what does not count.
+      std::memset(scaled.bytes.get(), 0, length);
+    } else {
+      kernels::scale(scaled.bytes.get(), own, length / element_bytes_, call_.signature.dtype,
+                     call_.factor);
+    }
     own = scaled.bytes.get();
   }
   std::vector<const void*> sources{own};
   for (const Child& child : part.children) sources.push_back(child.waiting.at(segment).data());
   if (part.up) {
     if (std::byte* room = reserve_segment(*part.up, length)) {
-      reduce_into(room, sources, length, false);
+      reduce_into(room, sources, length, false, part.weight);
       commit_segment(*part.up, data_header(part, length));
     } else {
       transport::BufferPool::Buffer buffer = group_.pool().take(length);
       std::byte* bytes = buffer.bytes.get();
-      reduce_into(bytes, sources, length, false);
+      reduce_into(bytes, sources, length, false, part.weight);
       send_segment(*part.up, data_header(part, length), bytes, index_of(part), std::move(buffer));
     }
   } else if (!part.plan->rounds.empty()) {
     part.value.resize(length);
-    reduce_into(part.value.data(), sources, length, false);
+    reduce_into(part.value.data(), sources, length, false, part.weight);
   } else {
-    reduce_into(part.output + offset, sources, length, true);
+    reduce_into(part.output + offset, sources, length, true, part.weight);
     part.finals += 1;
   }
   group_.pool().give_back(std::move(scaled));
 }
 
 void CollectiveOperation::reduce_into(std::byte* target, std::vector<const void*>& sources,
-                                      uint32_t length, bool is_final) const {
+                                      uint32_t length, bool is_final, double weight) const {
   const size_t count = length / element_bytes_;
-  const int64_t divisor = is_final ? call_.divisor : 1;
+  const bool is_weighted = is_final && call_.signature.op == ReduceOp::WeightedAvg;
+  ReduceOp op = call_.signature.op;
+  int64_t divisor = is_final ? call_.divisor : 1;
+  // Equal weights of 1 give the bytes of an average.
+  const bool is_whole = is_weighted && weight >= 1 && weight < kWholeWeightMax &&
+                        weight == static_cast<double>(static_cast<int64_t>(weight));
+  if (is_whole) {
+    op = ReduceOp::Avg;
+    divisor = static_cast<int64_t>(weight);
+  }
   // More sources than the kernel takes at once: the first ones are combined into the target, which
   // then leads the rest.
   size_t used = 0;
   while (sources.size() - used > kernels::kSourcesMax) {
     kernels::reduce(target, std::span(sources).subspan(used, kernels::kSourcesMax), count,
-                    call_.signature.dtype, call_.signature.op);
+                    call_.signature.dtype, op);
     used += kernels::kSourcesMax - 1;
     sources[used] = target;
   }
-  kernels::reduce(target, std::span(sources).subspan(used), count, call_.signature.dtype,
-                  call_.signature.op, divisor);
+  kernels::reduce(target, std::span(sources).subspan(used), count, call_.signature.dtype, op,
+                  divisor);
+  if (is_weighted && !is_whole)
+    kernels::scale(target, target, count, call_.signature.dtype, weight > 0 ? 1 / weight : 0);
 }
 
 void CollectiveOperation::advance_exchange(Part& part) {
@@ -214,7 +239,8 @@ void CollectiveOperation::advance_exchange(Part& part) {
     std::byte* target = is_last ? part.output : part.value.data();
     std::vector<const void*> sources{part.value.data(), found->second.data()};
     if (round.partner_first) std::swap(sources[0], sources[1]);
-    reduce_into(target, sources, length, is_last);
+    part.weight += part.partner_weights[static_cast<uint16_t>(part.round)];
+    reduce_into(target, sources, length, is_last, part.weight);
     part.partner_values.erase(found);
     part.round += 1;
     if (is_last) part.finals = part.segments;
@@ -273,6 +299,7 @@ FrameHeader CollectiveOperation::data_header(const Part& part, uint32_t length) 
   header.segment_bytes = part.segment_bytes;
   header.chunk = part.plan->chunk;
   header.length = length;
+  header.weight = part.weight;
   return header;
 }
 
@@ -337,6 +364,32 @@ std::string CollectiveOperation::buffer_state() const {
       break;
   }
   return "Outputs may be partly written: do not use them. Inputs are unchanged.";
+}
+
+std::vector<FinalRange> CollectiveOperation::finals() const {
+  std::vector<FinalRange> ranges;
+  for (const Part& part : parts_) {
+    const uint64_t per_segment = part.segment_bytes / element_bytes_;
+    const uint64_t count = part.bytes / element_bytes_;
+    const auto add = [&](uint32_t from, uint32_t to) {
+      const uint64_t begin = part.plan->offset + from * per_segment;
+      const uint64_t end = part.plan->offset + std::min(count, to * per_segment);
+      if (begin < end) ranges.push_back({begin, end, part.weight});
+    };
+    add(0, part.finals);
+    for (uint32_t segment = part.finals; segment < part.have.size(); ++segment) {
+      if (part.have[segment]) add(segment, segment + 1);
+    }
+  }
+  return ranges;
+}
+
+void CollectiveOperation::settle(const Error& error, int32_t source_rank) {
+  if (call_.on_end) {
+    call_.on_end(*this, error);
+  } else {
+    Operation::settle(error, source_rank);
+  }
 }
 
 void CollectiveOperation::abandon_connections() {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -19,6 +20,9 @@
 
 namespace pccl {
 
+// Weights are at most this, so that no sum of them overflows.
+inline constexpr double kWeightMax = 1e30;
+
 // Where a block lies on this rank; null where this rank has none.
 struct BlockMemory {
   const std::byte* input = nullptr;
@@ -26,14 +30,28 @@ struct BlockMemory {
   uint64_t count = 0;
 };
 
+class CollectiveOperation;
+
 struct CollectiveCall {
   transport::Signature signature;
   std::shared_ptr<const RankPlan> plan;
   std::vector<BlockMemory> blocks;
-  double factor = 1;    // PremulSum
+  double factor = 1;    // PremulSum; WeightedAvg: the weight of this rank's contribution
   int64_t divisor = 1;  // Avg: world size
   uint32_t segment_bytes = 256 << 10;
   std::vector<std::byte> scratch;  // memory that the blocks may refer to (barrier)
+  // An element of an output that is an input, too, changes only from its input to its final value:
+  // nothing is received right into it.
+  bool keeps_inputs = false;
+  // Told of the end instead of the work.
+  std::function<void(CollectiveOperation&, const Error&)> on_end;
+};
+
+// Elements of a block that are final here.
+struct FinalRange {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  double weight = 0;  // WeightedAvg: of all contributions together
 };
 
 class CollectiveOperation final : public Operation {
@@ -48,12 +66,14 @@ class CollectiveOperation final : public Operation {
   bool needs(int32_t rank) const override;
   std::string progress() const override;
   std::string buffer_state() const override;
+  std::vector<FinalRange> finals() const;
 
  private:
   struct Child {
     int32_t rank = -1;
     std::map<uint32_t, transport::Payload> waiting;  // by segment; bounded by the window
     uint32_t granted = kWindowSegments;
+    double weight = 0;
   };
   // A chunk in progress.
   struct Part {
@@ -70,6 +90,8 @@ class CollectiveOperation final : public Operation {
     uint32_t round = 0;
     uint32_t rounds_sent = 0;
     std::map<uint16_t, transport::Payload> partner_values;
+    std::map<uint16_t, double> partner_weights;
+    double weight = 0;                  // of what has been combined, then of the final value
     std::set<uint16_t> granted_rounds;  // whose value may be sent without credit
     uint32_t finals = 0;                // final segments, without gaps from the start
     std::vector<bool> have;
@@ -97,10 +119,12 @@ class CollectiveOperation final : public Operation {
   uint32_t length_of(const Part& part, uint32_t segment) const;
   uint32_t index_of(const Part& part) const { return static_cast<uint32_t>(&part - parts_.data()); }
   transport::FrameHeader data_header(const Part& part, uint32_t length) const;
+  // `weight`: of all sources together.
   void reduce_into(std::byte* target, std::vector<const void*>& sources, uint32_t length,
-                   bool is_final) const;
+                   bool is_final, double weight) const;
   void on_stream_sent(uint32_t owner_index) override;
   void abandon_connections() override;
+  void settle(const Error& error, int32_t source_rank) override;
 
   CollectiveCall call_;
   size_t element_bytes_;

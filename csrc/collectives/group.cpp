@@ -36,6 +36,24 @@ Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t gro
 
 Group::~Group() = default;
 
+void NumberSet::insert(uint64_t number) {
+  if (number < below_) return;
+  above_.insert(number);
+  while (!above_.empty() && *above_.begin() == below_) {
+    above_.erase(above_.begin());
+    below_ += 1;
+  }
+}
+
+void NumberSet::insert_all_below(uint64_t bound) {
+  below_ = std::max(below_, bound);
+  above_.erase(above_.begin(), above_.lower_bound(below_));
+  while (!above_.empty() && *above_.begin() == below_) {
+    above_.erase(above_.begin());
+    below_ += 1;
+  }
+}
+
 // --- starting ------------------------------------------------------------------------------------
 
 bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peers) {
@@ -47,7 +65,7 @@ bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peer
     Connection& connection = to(peer);
     if (connection.state == Connection::State::Idle) endpoint_.dial(connection);
     if (operation.is_finished()) return false;
-    if (connection.state == Connection::State::Closed) {
+    if (connection.state == Connection::State::Closed && observer_ == nullptr) {
       on_connection_lost(peer, connection.error);
       if (operation.is_finished()) return false;
       const Error left{ErrorKind::MemberLost, describe(peer) + " has left before this call."};
@@ -60,8 +78,8 @@ bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peer
   return true;
 }
 
-void Group::start_collective(CollectiveCall call, std::shared_ptr<Work> work) {
-  const uint64_t number = next_call_++;
+void Group::start_numbered(uint64_t number, CollectiveCall call, std::shared_ptr<Work> work) {
+  calls_.insert(number);
   const std::vector<int32_t> peers = call.plan->peers;
   auto created = std::make_unique<CollectiveOperation>(*this, std::move(call), std::move(work));
   CollectiveOperation& operation = *created;
@@ -146,6 +164,19 @@ void Group::fail(const Error& error) {
     if (is_known) tell_broken(peer);
   }
   close(error);
+  if (observer_ != nullptr) observer_->on_broken(*this, error);
+}
+
+CollectiveOperation* Group::find(uint64_t number) {
+  const auto found = collectives_.find(number);
+  return found == collectives_.end() ? nullptr : found->second.get();
+}
+
+void Group::freeze() {
+  if (is_frozen_) return;
+  is_frozen_ = true;
+  for (Operation* operation : running()) operation->discard();
+  drop_early();
 }
 
 void Group::tell_broken(int32_t peer) {
@@ -171,6 +202,10 @@ void Group::close(const Error& error) {
     const std::string here = is_told_timeout ? " Here: " + operation->progress() + "." : "";
     operation->fail({error.kind, error.message + here});
   }
+  drop_early();
+}
+
+void Group::drop_early() {
   for (const auto& [number, frames] : early_) {
     for (const EarlyFrame& frame : frames) {
       take_out_of_mailbox(frame.header);
@@ -182,6 +217,10 @@ void Group::close(const Error& error) {
 }
 
 void Group::on_connection_lost(int32_t peer, const Error& error) {
+  if (observer_ != nullptr) {
+    observer_->on_member_lost(*this, peer, error);
+    return;
+  }
   if (error) {
     const bool is_told =
         error.kind == ErrorKind::Connect || error.kind == ErrorKind::RemoteProtocol;
@@ -240,7 +279,7 @@ int32_t Group::rank_of(const Connection& connection) const {
 }
 
 transport::Placement Group::place(const FrameHeader& header) {
-  if (broken_) return {};
+  if (broken_ || is_frozen_) return {};
   if (header.type == FrameType::Message) return messages_.place(header);
   const auto found = collectives_.find(header.operation);
   return found == collectives_.end() ? transport::Placement{} : found->second->place(header);
@@ -259,7 +298,15 @@ void Group::on_frame(const FrameHeader& header, Payload payload) {
     tell_broken(header.source_rank);
     return;
   }
+  if (is_frozen_) {
+    give_credit(header);
+    return;
+  }
   if (header.type >= FrameType::Membership) {
+    if (observer_ != nullptr) {
+      observer_->on_elastic_frame(*this, header, std::move(payload));
+      return;
+    }
     fail({ErrorKind::RemoteProtocol, describe(header.source_rank) +
                                          " sent a frame that only members of an elastic run "
                                          "send."});
@@ -277,7 +324,7 @@ void Group::on_frame(const FrameHeader& header, Payload payload) {
 
 void Group::on_data(const FrameHeader& header, Payload payload) {
   const auto found = collectives_.find(header.operation);
-  if (found == collectives_.end() && header.operation >= next_call_) {
+  if (found == collectives_.end() && !calls_.contains(header.operation)) {
     if (!put_into_mailbox(header)) return;
     payload.keep();
     early_[header.operation].push_back({header, std::move(payload)});

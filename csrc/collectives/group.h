@@ -27,6 +27,34 @@ struct EarlyFrame {
   transport::Payload payload;
 };
 
+class Group;
+
+// Whoever changes the members of a run when some are lost (recovery/). With one, a lost member ends
+// no operation: they wait until the observer replaces the group, or their deadlines pass.
+class GroupObserver {
+ public:
+  virtual ~GroupObserver() = default;
+  // A frame of an elastic run: Finals or Done.
+  virtual void on_elastic_frame(Group& group, const transport::FrameHeader& header,
+                                transport::Payload payload) = 0;
+  virtual void on_member_lost(Group& group, int32_t rank, const Error& error) = 0;
+  // The group is broken, here or by another rank: a wrong call, a deadline, an abort.
+  virtual void on_broken(Group& group, const Error& error) = 0;
+};
+
+// Numbers that have been given out: all below a bound, and some above it.
+class NumberSet {
+ public:
+  bool contains(uint64_t number) const { return number < below_ || above_.contains(number); }
+  void insert(uint64_t number);
+  void insert_all_below(uint64_t bound);
+  uint64_t next() const { return above_.empty() ? below_ : *above_.rbegin() + 1; }
+
+ private:
+  uint64_t below_ = 0;
+  std::set<uint64_t> above_;
+};
+
 class Group {
  public:
   // `connections[own_rank]` is null.
@@ -35,7 +63,11 @@ class Group {
   ~Group();
 
   // Each ends through its work.
-  void start_collective(CollectiveCall call, std::shared_ptr<Work> work);
+  void start_collective(CollectiveCall call, std::shared_ptr<Work> work) {
+    start_numbered(calls_.next(), std::move(call), std::move(work));
+  }
+  // The same with a number that all ranks agree on. Requires: none was started under it.
+  void start_numbered(uint64_t number, CollectiveCall call, std::shared_ptr<Work> work);
   void start_send(int32_t destination, uint32_t tag, MessageMemory memory,
                   std::shared_ptr<Work> work);
   void start_receive(int32_t source, uint32_t tag, MessageMemory memory,
@@ -46,6 +78,14 @@ class Group {
   // Fails every operation here, tells nobody. For closing.
   void close(const Error& error);
   const Error& broken() const { return broken_; }
+
+  // --- for recovery ---
+  void observe(GroupObserver* observer) { observer_ = observer; }
+  // No operation below `bound` that has not been started will be.
+  void skip_below(uint64_t bound) { calls_.insert_all_below(bound); }
+  CollectiveOperation* find(uint64_t number);
+  // Ends every operation here without telling anybody, and takes no frame any more.
+  void freeze();
 
   // --- from the router ---
   transport::Placement place(const transport::FrameHeader& header);
@@ -83,17 +123,20 @@ class Group {
   bool ready_to_talk(Operation& operation, const std::vector<int32_t>& peers);
   void on_data(const transport::FrameHeader& header, transport::Payload payload);
   void tell_broken(int32_t peer);
+  void drop_early();
   bool is_crowded(const std::vector<int32_t>& peers);
   void on_abort(const transport::FrameHeader& header, const transport::Payload& payload);
   std::vector<Operation*> running();
 
   transport::Endpoint& endpoint_;
   std::vector<transport::Connection*> connections_;
+  GroupObserver* observer_ = nullptr;
+  bool is_frozen_ = false;
   Error broken_;
   std::set<int32_t> told_;  // peers that know that it is broken
 
   // Collectives, in the order of calls.
-  uint64_t next_call_ = 0;
+  NumberSet calls_;
   std::map<uint64_t, std::unique_ptr<CollectiveOperation>> collectives_;
   std::map<uint64_t, std::vector<EarlyFrame>> early_;  // by call
   // The latest calls that have ended, to recognise a peer that called something else.

@@ -19,20 +19,30 @@ void Operation::finish(int32_t source_rank) {
   if (is_finished_) return;
   is_finished_ = true;
   group_.on_finished(*this);
-  work_->complete({}, source_rank);
+  settle({}, source_rank);
 }
 
 void Operation::fail(const Error& error) {
   if (is_finished_) return;
   is_finished_ = true;
   const std::string state = buffer_state();
+  release();
+  settle({error.kind, describe() + " of group '" + group_.name + "', call " +
+                          std::to_string(number) + ", on rank " + std::to_string(group_.rank) +
+                          ": " + error.message + " " + state},
+         -1);
+}
+
+void Operation::discard() {
+  if (is_finished_) return;
+  is_finished_ = true;
+  release();
+}
+
+void Operation::release() {
   abandon_connections();
   for (Sending& sending : sending_) group_.pool().give_back(std::move(sending.buffer));
   group_.on_finished(*this);
-  work_->complete({error.kind, describe() + " of group '" + group_.name + "', call " +
-                                   std::to_string(number) + ", on rank " +
-                                   std::to_string(group_.rank) + ": " + error.message + " " +
-                                   state});
 }
 
 bool Operation::can_send(const OutStream& stream, uint32_t length) const {

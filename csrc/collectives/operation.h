@@ -55,6 +55,8 @@ class Operation : public transport::FrameOwner {
   // Ends it; the group destroys it later.
   void finish(int32_t source_rank = -1);
   void fail(const Error& error);
+  // Ends it without telling anybody: its group is no longer in force.
+  void discard();
   bool is_finished() const { return is_finished_; }
   std::string describe() const;
   TimePoint deadline() const { return work_->deadline; }
@@ -78,6 +80,10 @@ class Operation : public transport::FrameOwner {
   transport::FrameHeader header_for(transport::FrameType type) const;
   virtual void on_stream_sent(uint32_t owner_index) = 0;
   virtual void abandon_connections() = 0;
+  // Tells whoever wanted the result.
+  virtual void settle(const Error& error, int32_t source_rank) {
+    work_->complete(error, source_rank);
+  }
 
   Group& group_;
   const transport::Signature signature_;
@@ -90,6 +96,7 @@ class Operation : public transport::FrameOwner {
     transport::BufferPool::Buffer buffer;
   };
   void stamp(OutStream& stream, transport::FrameHeader& header);
+  void release();
 
   std::vector<Sending> sending_;  // index: cookie
   std::vector<uint32_t> free_cookies_;

@@ -178,12 +178,13 @@ double reference(ReduceOp op, double a, double b) {
 
 // Values whose results every dtype can hold exactly: 0, 1 and 2; averages come out whole.
 double small_value(ReduceOp op, DataType dtype, int32_t rank, uint64_t index, int32_t n) {
-  if (op == Avg) return static_cast<double>(index % 5) + (rank == 0 ? n : 0);
+  if (op == Avg || op == ReduceOp::WeightedAvg)
+    return static_cast<double>(index % 5) + (rank == 0 ? n : 0);
   return static_cast<double>((index + static_cast<uint64_t>(rank)) % (dtype == Bool ? 2 : 3));
 }
 
 double reduced_value(ReduceOp op, DataType dtype, uint64_t index, int32_t n) {
-  if (op == Avg) return static_cast<double>(index % 5) + 1;
+  if (op == Avg || op == ReduceOp::WeightedAvg) return static_cast<double>(index % 5) + 1;
   double result = small_value(op, dtype, 0, index, n);
   for (int32_t r = 1; r < n; ++r) {
     result = reference(op, result, small_value(op, dtype, r, index, n));

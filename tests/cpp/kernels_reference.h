@@ -143,6 +143,7 @@ T combine(ReduceOp op, T a, T b) {
     case ReduceOp::Sum:
     case ReduceOp::Avg:
     case ReduceOp::PremulSum:
+    case ReduceOp::WeightedAvg:
       return static_cast<T>(static_cast<Wide>(a) + static_cast<Wide>(b));
     default:
       break;
