@@ -5,8 +5,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "topology/planners.h"
-
 namespace pccl {
 
 using transport::Collective;
@@ -17,25 +15,6 @@ namespace {
 
 // How long close() waits for peers to take what is queued for them.
 constexpr double kGoodbyeSeconds = 3;
-// Segments: through memory both copies of one stay in a core's first caches; over TCP fewer system
-// calls count for more.
-constexpr uint32_t kMemorySegmentBytes = 32 << 10;
-constexpr uint32_t kTcpSegmentBytes = 512 << 10;
-
-uint64_t hash_name(const std::string& text) {
-  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  for (const char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
-  return hash;
-}
-
-// Only the two ends of each block know its length.
-topology::Schedule with_whole_blocks(topology::Schedule schedule) {
-  for (topology::Chunk& chunk : schedule.chunks) {
-    chunk.offset = 0;
-    chunk.count = topology::Chunk::kWholeBlock;
-  }
-  return schedule;
-}
 
 }  // namespace
 
@@ -85,11 +64,7 @@ void Context::close() {
 Communicator::Communicator(std::shared_ptr<Context> context, std::string name, int32_t rank,
                            const std::vector<std::vector<std::byte>>& addresses, double timeout,
                            std::string algorithm)
-    : timeout_seconds(timeout),
-      context_(std::move(context)),
-      name_(std::move(name)),
-      algorithm_(std::move(algorithm)),
-      rank_(rank) {
+    : timeout_seconds(timeout), context_(std::move(context)), name_(std::move(name)), rank_(rank) {
   const auto world_size = static_cast<int32_t>(addresses.size());
   if (rank < 0 || rank >= world_size) {
     throw std::invalid_argument("communicator: rank " + std::to_string(rank) + " is not in 0.." +
@@ -98,8 +73,6 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
   const MemberAddress& own = context_->endpoint_.address();
   std::vector<MemberAddress> members;
   std::vector<std::vector<transport::SocketAddress>> resolved;
-  std::vector<int32_t> hosts;
-  std::map<std::string, int32_t> host_numbers;
   std::set<transport::MemberId> seen;
   for (int32_t r = 0; r < world_size; ++r) {
     auto address = MemberAddress::decode(addresses[static_cast<size_t>(r)]);
@@ -111,10 +84,6 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
       throw ConnectError(who + " is in run '" + address->run + "', this is '" + own.run + "'");
     if (!seen.insert(address->member_id).second)
       throw std::invalid_argument(who + " is another rank, too");
-    const bool has_memory = !address->memory_name.empty();
-    const std::string host = has_memory ? address->host_key : "alone:" + std::to_string(r);
-    hosts.push_back(
-        host_numbers.emplace(host, static_cast<int32_t>(host_numbers.size())).first->second);
     resolved.push_back(r == rank ? std::vector<transport::SocketAddress>{}
                                  : transport::resolve(*address));
     members.push_back(std::move(*address));
@@ -123,12 +92,9 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
     throw std::invalid_argument("communicator '" + name_ + "': the address at rank " +
                                 std::to_string(rank) + " is not this member's own");
   }
-  links_ = topology::host_links(hosts);
-  segment_bytes_ =
-      host_numbers.size() == 1 && !own.memory_name.empty() ? kMemorySegmentBytes : kTcpSegmentBytes;
-  id_ = hash_name(own.run + "/" + name_);
-  // An unknown algorithm is refused now, not by the first call.
-  topology::choose_all_reduce(links_, 1, 1, algorithm_);
+  planner_ = std::make_unique<CollectivePlanner>(host_numbers(members), rank, std::move(algorithm));
+  segment_bytes_ = planner_->segment_bytes(!own.memory_name.empty());
+  id_ = group_id(own.run, name_);
   bool added = false;
   context_->run([&] {
     std::vector<transport::Connection*> connections;
@@ -186,63 +152,6 @@ std::string Communicator::error() {
 
 // --- planning ------------------------------------------------------------------------------------
 
-topology::Schedule Communicator::schedule(const Signature& signature,
-                                          std::span<const uint64_t> counts) const {
-  const uint64_t bytes = element_bytes(signature.dtype);
-  const int32_t n = links_.world_size;
-  const std::vector<uint64_t> ones(static_cast<size_t>(n), 1);
-  // An algorithm chosen by name is meant for all_reduce; others take it where they have one of that
-  // name.
-  const auto named = [this](std::initializer_list<std::string_view> known) {
-    return std::find(known.begin(), known.end(), algorithm_) != known.end()
-               ? std::string_view(algorithm_)
-               : "auto";
-  };
-  switch (signature.collective) {
-    case Collective::AllReduce:
-      return topology::choose_all_reduce(links_, signature.count, bytes, algorithm_);
-    case Collective::Barrier:
-      return topology::plan_all_reduce_doubling(n, 1);
-    case Collective::Broadcast:
-      return topology::choose_broadcast(links_, signature.root, signature.count, bytes,
-                                        named({"binomial", "double_binary_tree"}));
-    case Collective::Reduce:
-      return topology::choose_reduce(links_, signature.root, signature.count, bytes,
-                                     named({"binomial", "double_binary_tree"}));
-    case Collective::AllGather:
-      return topology::choose_all_gather(links_, counts, bytes, named({"ring", "direct"}));
-    case Collective::ReduceScatter:
-      return topology::choose_reduce_scatter(links_, counts, bytes, named({"ring", "direct"}));
-    case Collective::Gather:
-      return with_whole_blocks(topology::plan_gather_direct(signature.root, ones));
-    case Collective::Scatter:
-      return with_whole_blocks(topology::plan_scatter_direct(signature.root, ones));
-    case Collective::AllToAll:
-      return topology::plan_all_to_all_pairwise(n);
-    case Collective::None:
-    case Collective::SendRecv:
-      break;
-  }
-  throw std::invalid_argument("no schedule for this collective");
-}
-
-Communicator::Planned Communicator::planned(const Signature& signature,
-                                            std::span<const uint64_t> counts) {
-  std::string key(reinterpret_cast<const char*>(&signature.count), sizeof(signature.count));
-  key += static_cast<char>(signature.collective);
-  key += static_cast<char>(element_bytes(signature.dtype));
-  key.append(reinterpret_cast<const char*>(&signature.root), sizeof(signature.root));
-  key.append(reinterpret_cast<const char*>(counts.data()), counts.size_bytes());
-  std::lock_guard lock(mutex_);
-  const auto found = plans_.find(key);
-  if (found != plans_.end()) return found->second;
-  if (plans_.size() >= kPlansMax) plans_.clear();
-  const topology::Schedule made = schedule(signature, counts);
-  Planned result{std::make_shared<const RankPlan>(compile(made, rank_)), made.algorithm};
-  plans_[key] = result;
-  return result;
-}
-
 std::string Communicator::plan(Collective collective, uint64_t count, DataType dtype) {
   Signature signature{
       .collective = collective, .dtype = dtype, .op = ReduceOp::Sum, .root = -1, .count = count};
@@ -250,7 +159,7 @@ std::string Communicator::plan(Collective collective, uint64_t count, DataType d
                          collective == Collective::Gather || collective == Collective::Scatter;
   if (is_rooted) signature.root = 0;
   const std::vector<uint64_t> counts(static_cast<size_t>(world_size()), count);
-  return planned(signature, counts).algorithm;
+  return planner_->algorithm(signature, counts);
 }
 
 // --- calls ---------------------------------------------------------------------------------------
@@ -286,7 +195,7 @@ Communicator::WorkPtr Communicator::start(Signature signature, std::vector<Block
                                           CallOptions options) {
   CollectiveCall call;
   call.signature = signature;
-  call.plan = planned(signature, counts).plan;
+  call.plan = planner_->plan(signature, counts);
   call.blocks = std::move(blocks);
   call.factor = factor;
   call.divisor = signature.op == ReduceOp::Avg ? world_size() : 1;

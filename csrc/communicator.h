@@ -14,7 +14,6 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -24,10 +23,9 @@
 #include "base/clock.h"
 #include "base/errors.h"
 #include "base/types.h"
+#include "collective_planner.h"
 #include "collectives/router.h"
 #include "collectives/work.h"
-#include "topology/cost_model.h"
-#include "topology/schedule.h"
 #include "transport/endpoint.h"
 
 namespace pccl {
@@ -122,17 +120,10 @@ class Communicator {
   std::string plan(transport::Collective collective, uint64_t count, DataType dtype);
 
   int32_t rank() const { return rank_; }
-  int32_t world_size() const { return links_.world_size; }
+  int32_t world_size() const { return planner_->world_size(); }
   double timeout_seconds;
 
  private:
-  struct Planned {
-    std::shared_ptr<const RankPlan> plan;
-    std::string algorithm;
-  };
-  Planned planned(const transport::Signature& signature, std::span<const uint64_t> block_counts);
-  topology::Schedule schedule(const transport::Signature& signature,
-                              std::span<const uint64_t> block_counts) const;
   WorkPtr start(transport::Signature signature, std::vector<BlockMemory> blocks,
                 std::span<const uint64_t> block_counts, double factor, CallOptions options);
   WorkPtr make_work(const char* name, CallOptions& options);
@@ -141,18 +132,14 @@ class Communicator {
 
   std::shared_ptr<Context> context_;
   const std::string name_;
-  const std::string algorithm_;
   const int32_t rank_;
   uint64_t id_ = 0;
-  topology::Links links_;
+  std::unique_ptr<CollectivePlanner> planner_;
   uint32_t segment_bytes_ = 0;
 
   std::atomic<uint32_t> monitored_barriers_{0};
   std::mutex mutex_;
-  // Guarded by mutex_. Bounded: emptied when it has kPlansMax entries.
-  static constexpr size_t kPlansMax = 256;
-  std::map<std::string, Planned> plans_;
-  bool is_closed_ = false;
+  bool is_closed_ = false;  // guarded by mutex_
 };
 
 }  // namespace pccl

@@ -37,9 +37,10 @@ class Reductions(GroupBase):
 
         Args:
             tensor: shape [...], contiguous; same shape and dtype on every rank.
-            op: "sum", "avg", "min", "max", "product", "band", "bor" or "bxor"; "premul_sum" multiplies
-                each rank's contribution by its own `factor` first, "weighted_avg" also divides the
-                sum by the sum of all factors (0 or more; if all are 0 the result is 0).
+            op: "sum", "avg", "min", "max", "product", "band", "bor" or "bxor"; "premul_sum"
+                multiplies each rank's contribution by its own `factor` first, "weighted_avg" also
+                divides the sum by the sum of all factors (0 or more; if all are 0, so is the
+                result).
 
         Raises:
             ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.

@@ -25,16 +25,22 @@ constexpr int kDialedToTell = 64;
 
 }  // namespace
 
-Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t group_id,
+Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t its_id,
              int32_t own_rank, std::vector<Connection*> connections)
     : name(std::move(group_name)),
-      id(group_id),
+      id(its_id),
       rank(own_rank),
       endpoint_(endpoint),
       connections_(std::move(connections)),
       messages_(*this) {}
 
 Group::~Group() = default;
+
+uint64_t group_id(const std::string& run, const std::string& name) {
+  uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const char c : run + "/" + name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  return hash;
+}
 
 void NumberSet::insert(uint64_t number) {
   if (number < below_) return;

@@ -21,6 +21,9 @@
 
 namespace pccl {
 
+// What frames carry instead of a group's name.
+uint64_t group_id(const std::string& run, const std::string& name);
+
 // A frame that came before its operation was started here.
 struct EarlyFrame {
   transport::FrameHeader header;
@@ -48,6 +51,8 @@ class NumberSet {
   bool contains(uint64_t number) const { return number < below_ || above_.contains(number); }
   void insert(uint64_t number);
   void insert_all_below(uint64_t bound);
+  // All numbers below are in it.
+  uint64_t below() const { return below_; }
   uint64_t next() const { return above_.empty() ? below_ : *above_.rbegin() + 1; }
 
  private:
@@ -58,7 +63,7 @@ class NumberSet {
 class Group {
  public:
   // `connections[own_rank]` is null.
-  Group(transport::Endpoint& endpoint, std::string group_name, uint64_t group_id, int32_t own_rank,
+  Group(transport::Endpoint& endpoint, std::string group_name, uint64_t its_id, int32_t own_rank,
         std::vector<transport::Connection*> connections);
   ~Group();
 

@@ -7,14 +7,25 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/errors.h"
+#include "transport/address.h"
 #include "transport/engine.h"
 
 namespace pccl {
 
 class Work;
+
+// Elements [begin, end) of a result, and whose contributions they sum up.
+struct Contribution {
+  uint64_t begin = 0;
+  uint64_t end = 0;
+  std::vector<transport::MemberId> members;
+  double weight = 0;  // of all together; their number where contributions have no weight
+};
 
 // Works on which notify() was called, in order of completion. Any thread.
 class CompletionQueue {
@@ -49,10 +60,16 @@ class Work : public std::enable_shared_from_this<Work> {
   // Requires: is_completed().
   const Error& error() const { return error_; }
   int source_rank() const { return source_rank_; }
+  // Of a reduction in an elastic run; else empty.
+  const std::vector<Contribution>& contributions() const { return contributions_; }
   void notify();
 
   // By the operation, on the driver.
   void complete(Error error, int source_rank = -1);
+  // Requires: not complete.
+  void set_contributions(std::vector<Contribution> contributions) {
+    contributions_ = std::move(contributions);
+  }
 
   const std::string operation;
   const TimePoint deadline;
@@ -64,6 +81,7 @@ class Work : public std::enable_shared_from_this<Work> {
   std::atomic<bool> done_{false};
   Error error_;
   int source_rank_ = -1;
+  std::vector<Contribution> contributions_;
   bool wants_notice_ = false;  // guarded by completions_->mutex_
 };
 

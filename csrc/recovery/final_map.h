@@ -19,8 +19,8 @@ class FinalMap {
     double weight = 0;
     bool operator==(const Range&) const = default;
   };
-  // Bounds what bytes from the network can make us hold: 16 MiB of finals in 512 KiB of ranges.
-  static constexpr size_t kRangesMax = 16 << 10;
+  // Bounds what bytes from the network can make us hold: a map fits into one frame.
+  static constexpr size_t kRangesMax = 16000;
 
   // What is final already stays as it is: only the rest of the range is added.
   void add(const Range& range);

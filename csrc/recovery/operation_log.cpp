@@ -1,0 +1,388 @@
+#include "recovery/operation_log.h"
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <utility>
+
+namespace pccl::recovery {
+
+using transport::Collective;
+using transport::FrameHeader;
+using transport::FrameType;
+
+namespace {
+
+// Results up to this size are copied for others, so that their callers need not wait for anybody;
+// above, waiting for one message costs less than the copy does.
+constexpr uint64_t kCopyBytesMax = 64 << 10;
+constexpr uint64_t kKeptBytesMax = 4 << 20;
+// Others let go of what they keep when they hear that it is here. One word for so many operations,
+// or bytes, or after so long.
+constexpr uint64_t kAnnounceOperations = 64;
+constexpr uint64_t kAnnounceBytes = 1 << 20;
+constexpr double kAnnounceSeconds = 0.05;
+
+}  // namespace
+
+OperationLog::OperationLog(transport::Endpoint& endpoint, Router& router, std::string run,
+                           MemberId own, Host host)
+    : endpoint_(endpoint),
+      router_(router),
+      run_(std::move(run)),
+      own_(own),
+      host_(std::move(host)) {}
+
+// --- small questions -----------------------------------------------------------------------------
+
+bool OperationLog::is_recoverable(const Record& record) {
+  const Collective collective = record.call.signature.collective;
+  return collective == Collective::AllReduce || collective == Collective::Barrier ||
+         collective == Collective::Broadcast;
+}
+
+// Operations that end everywhere or nowhere count as one element.
+uint64_t OperationLog::element_count(const Record& record) {
+  return is_recoverable(record) ? record.call.signature.count : 1;
+}
+
+OperationLog::Layer& OperationLog::layer_of(uint64_t number) {
+  for (auto layer = layers_.rbegin(); layer != layers_.rend(); ++layer) {
+    if (layer->first <= number) return *layer;
+  }
+  return layers_.front();
+}
+
+std::vector<int32_t> OperationLog::participants(const RunQuorum& quorum, uint64_t number) {
+  std::vector<int32_t> ranks;
+  for (size_t rank = 0; rank < quorum.members.size(); ++rank) {
+    if (quorum.joined_at[rank] <= number) ranks.push_back(static_cast<int32_t>(rank));
+  }
+  return ranks;
+}
+
+const RunQuorum* OperationLog::home_of(uint64_t number) const {
+  for (auto past = history_.rbegin(); past != history_.rend(); ++past) {
+    if (past->first <= number) return &past->quorum;
+  }
+  return nullptr;
+}
+
+const std::byte* OperationLog::input_of(const Record& record) const {
+  if (!record.scratch.empty()) return record.scratch.data();
+  return record.input.empty() ? record.call.blocks[0].input : record.input.data();
+}
+
+std::byte* OperationLog::result_of(Record& record) const {
+  if (!record.scratch.empty()) return record.scratch.data();
+  return record.copy.empty() ? record.call.blocks[0].output : record.copy.data();
+}
+
+OperationLog::Progress OperationLog::progress() const { return {launched_, completed_.below()}; }
+
+// --- starting ------------------------------------------------------------------------------------
+
+void OperationLog::start(RunCall call, std::shared_ptr<Work> work) {
+  if (broken_) {
+    work->complete({broken_.kind,
+                    work->operation + ": the run was broken before this call: " + broken_.message});
+    return;
+  }
+  const uint64_t number = next_number_++;
+  Record& record = records_[number];
+  record.number = number;
+  record.deadline = work->deadline;
+  record.call = std::move(call);
+  record.work = std::move(work);
+  if (record.call.signature.collective == Collective::Barrier) record.scratch.resize(1);
+  endpoint_.engine().wake_at(record.deadline);
+  if (!is_held_) launch_waiting();
+}
+
+void OperationLog::launch_waiting() {
+  while (!is_held_ && !broken_ && launched_ < next_number_) {
+    const auto found = records_.find(launched_++);
+    // One whose deadline passed while the run was held has been failed, and with it the run.
+    if (found != records_.end()) launch(found->second);
+  }
+}
+
+void OperationLog::launch(Record& record) {
+  if (record.call.is_uniform && record.call.blocks[0].input == record.call.blocks[0].output) {
+    const BlockMemory& block = record.call.blocks[0];
+    const size_t bytes = block.count * element_bytes(record.call.signature.dtype);
+    record.input.assign(block.input, block.input + bytes);
+  }
+  if (record.number < recover_end_) {
+    begin_recovery(record);
+    return;
+  }
+  Layer& layer = layer_of(record.number);
+  const auto world_size = static_cast<int32_t>(layer.quorum.members.size());
+  if (record.call.world_size != 0 && record.call.world_size != world_size) {
+    settle(record, {ErrorKind::MemberLost,
+                    record.call.signature.describe() + ": its outputs are made for " +
+                        std::to_string(record.call.world_size) + " ranks, and quorum " +
+                        std::to_string(layer.quorum.quorum_id) + " has " +
+                        std::to_string(world_size) + ". Nothing was sent; call it again."});
+    completed_.insert(record.number);
+    records_.erase(record.number);
+    return;
+  }
+  record.state = State::Running;
+  record.quorum_id = layer.quorum.quorum_id;
+  layer.group->start_numbered(record.number, call_of(record, layer), record.work);
+}
+
+CollectiveCall OperationLog::call_of(Record& record, const Layer& layer) {
+  CollectiveCall call;
+  call.signature = record.call.signature;
+  call.plan = layer.quorum.plans->plan(record.call.signature, record.call.block_counts);
+  call.blocks = record.call.blocks;
+  if (!record.input.empty()) call.blocks[0].input = record.input.data();
+  if (!record.scratch.empty())
+    call.blocks = {{record.scratch.data(), record.scratch.data(), record.scratch.size()}};
+  call.factor = record.call.factor;
+  const auto members = static_cast<int64_t>(layer.quorum.members.size());
+  call.divisor = record.call.signature.op == ReduceOp::Avg ? members : 1;
+  call.segment_bytes = layer.quorum.segment_bytes;
+  call.keeps_inputs = call.signature.collective == Collective::AllReduce;
+  call.on_end = [this, number = record.number](CollectiveOperation& operation, const Error& error) {
+    on_attempt_end(number, operation, error);
+  };
+  return call;
+}
+
+// --- ending --------------------------------------------------------------------------------------
+
+void OperationLog::take_finals(Record& record, const CollectiveOperation& operation,
+                               const Layer& layer) {
+  if (!is_recoverable(record)) return;
+  // What moved here was final before, in another quorum.
+  FinalMap fresh;
+  const bool is_weighted = record.call.signature.op == ReduceOp::WeightedAvg;
+  const auto contributors = static_cast<double>(participants(layer.quorum, record.number).size());
+  for (const FinalRange& range : operation.finals()) {
+    fresh.add({range.begin, range.end, layer.quorum.quorum_id,
+               is_weighted ? range.weight : contributors});
+  }
+  for (const FinalMap::Range& origin : record.origin.ranges()) {
+    for (const FinalMap::Range& range : fresh.ranges()) {
+      FinalMap::Range both = origin;
+      both.begin = std::max(origin.begin, range.begin);
+      both.end = std::min(origin.end, range.end);
+      if (both.begin < both.end) record.finals.add(both);
+    }
+  }
+  for (const FinalMap::Range& range : fresh.ranges()) record.finals.add(range);
+}
+
+void OperationLog::on_attempt_end(uint64_t number, CollectiveOperation& operation,
+                                  const Error& error) {
+  const auto found = records_.find(number);
+  if (found == records_.end()) return;
+  Record& record = found->second;
+  if (error) {
+    settle(record, error);
+    completed_.insert(number);
+    records_.erase(found);
+    return;
+  }
+  for (const Layer& layer : layers_) {
+    if (layer.quorum.quorum_id == record.quorum_id) take_finals(record, operation, layer);
+  }
+  complete(record);
+}
+
+void OperationLog::complete(Record& record) {
+  record.state = State::Complete;
+  record.is_helping = false;
+  const uint64_t number = record.number;
+  if (!is_recoverable(record)) record.finals.add({0, 1, record.quorum_id, 1});
+  completed_.insert(number);
+  if (record.work && can_keep_copy(record)) {
+    const uint64_t bytes = element_count(record) * element_bytes(record.call.signature.dtype);
+    if (record.scratch.empty() && bytes > 0) {
+      record.copy.assign(record.call.blocks[0].output, record.call.blocks[0].output + bytes);
+    }
+    kept_bytes_ += record.copy.size();
+    unannounced_bytes_ += record.copy.size();
+    settle(record, {});
+    const bool is_due = completed_.below() - announced_ >= kAnnounceOperations ||
+                        unannounced_bytes_ >= kAnnounceBytes;
+    if (is_due) {
+      announce();
+    } else if (announce_at_ == TimePoint::max()) {
+      announce_at_ = after(Clock::now(), kAnnounceSeconds);
+      endpoint_.engine().wake_at(announce_at_);
+    }
+  } else {
+    announce();
+  }
+  release_known();
+}
+
+bool OperationLog::can_keep_copy(const Record& record) const {
+  if (!is_recoverable(record)) return false;
+  const uint64_t bytes = element_count(record) * element_bytes(record.call.signature.dtype);
+  return bytes <= kCopyBytesMax && kept_bytes_ + bytes <= kKeptBytesMax;
+}
+
+void OperationLog::settle(Record& record, const Error& error) {
+  if (!record.work) return;
+  const std::shared_ptr<Work> work = std::move(record.work);
+  record.work = nullptr;
+  if (!error) work->set_contributions(contributions(record));
+  work->complete(error);
+}
+
+std::vector<Contribution> OperationLog::contributions(const Record& record) const {
+  std::vector<Contribution> all;
+  if (record.call.signature.collective != Collective::AllReduce) return all;
+  for (const FinalMap::Range& range : record.finals.ranges()) {
+    Contribution contribution{range.begin, range.end, {}, range.weight};
+    for (const Past& past : history_) {
+      if (past.quorum.quorum_id != range.quorum_id) continue;
+      for (const int32_t rank : participants(past.quorum, record.number))
+        contribution.members.push_back(past.quorum.members[static_cast<size_t>(rank)]);
+    }
+    all.push_back(std::move(contribution));
+  }
+  return all;
+}
+
+// Lets go of results that everybody has.
+void OperationLog::release_known() {
+  if (layers_.empty()) return;
+  const RunQuorum& quorum = layers_.back().quorum;
+  while (!records_.empty()) {
+    Record& record = records_.begin()->second;
+    if (record.state != State::Complete || record.is_helping) break;
+    bool is_known = true;
+    for (size_t rank = 0; rank < quorum.members.size() && is_known; ++rank) {
+      const MemberId& member = quorum.members[rank];
+      if (member == own_ || quorum.joined_at[rank] > record.number) continue;
+      const auto done = done_.find(member);
+      is_known = done != done_.end() && done->second > record.number;
+    }
+    if (!is_known) break;
+    kept_bytes_ -= record.copy.size();
+    settle(record, {});
+    records_.erase(records_.begin());
+  }
+}
+
+// Quorums that nothing runs in any more. Not from inside their groups.
+void OperationLog::remove_old_layers() {
+  const uint64_t first = records_.empty() ? completed_.below() : records_.begin()->first;
+  while (layers_.size() > 1 && layers_[1].first <= first) {
+    router_.remove(layers_.front().group->id, {ErrorKind::Aborted, "the quorum has changed."});
+    layers_.erase(layers_.begin());
+  }
+}
+
+// --- telling -------------------------------------------------------------------------------------
+
+void OperationLog::send_to(Layer& layer, int32_t rank, transport::OutFrame frame) {
+  transport::Connection* connection = layer.quorum.connections[static_cast<size_t>(rank)];
+  if (connection->state == transport::Connection::State::Idle) endpoint_.dial(*connection);
+  if (connection->state == transport::Connection::State::Closed) return;
+  frame.header.group = layer.group->id;
+  frame.header.source_rank = layer.quorum.rank;
+  frame.header.length = static_cast<uint32_t>(frame.owned.size());
+  connection->send_control(std::move(frame));
+  endpoint_.mark_unsent(*connection);
+}
+
+void OperationLog::announce() {
+  announce_at_ = TimePoint::max();
+  unannounced_bytes_ = 0;
+  if (layers_.empty() || completed_.below() == announced_) return;
+  announced_ = completed_.below();
+  Layer& layer = layers_.back();
+  for (size_t rank = 0; rank < layer.quorum.members.size(); ++rank) {
+    if (layer.quorum.members[rank] == own_ || layer.quorum.joined_at[rank] >= announced_) continue;
+    transport::OutFrame frame;
+    frame.header.type = FrameType::Done;
+    frame.header.count = announced_;
+    send_to(layer, static_cast<int32_t>(rank), std::move(frame));
+  }
+}
+
+void OperationLog::on_elastic_frame(Group& group, const FrameHeader& header,
+                                    transport::Payload payload) {
+  for (const Layer& layer : layers_) {
+    if (layer.group != &group) continue;
+    const MemberId from = layer.quorum.members[static_cast<size_t>(header.source_rank)];
+    if (header.type == FrameType::Done) {
+      uint64_t& done = done_[from];
+      done = std::max(done, header.count);
+      release_known();
+    } else if (header.type == FrameType::Finals && &layer == &layer_of(header.operation)) {
+      on_finals(from, header, {payload.data(), payload.size()});
+    }
+    return;
+  }
+}
+
+void OperationLog::on_member_lost(Group& group, int32_t rank, const Error& error) {
+  for (const Layer& layer : layers_) {
+    if (layer.group == &group)
+      host_.on_link_lost(layer.quorum.members[static_cast<size_t>(rank)], error);
+  }
+}
+
+// --- breaking ------------------------------------------------------------------------------------
+
+void OperationLog::on_broken(Group& /*group*/, const Error& error) { fail(error); }
+
+void OperationLog::fail(const Error& error) {
+  if (broken_) return;
+  close(error);
+  if (!layers_.empty()) layers_.back().group->fail(error);
+  host_.on_broken(error);
+}
+
+void OperationLog::close(const Error& error) {
+  if (broken_) return;
+  broken_ = error;
+  for (Layer& layer : layers_) {
+    if (&layer != &layers_.back()) layer.group->close(error);
+  }
+  std::map<uint64_t, Record> records = std::move(records_);
+  records_.clear();
+  kept_bytes_ = 0;
+  for (auto& [number, record] : records) {
+    settle(record,
+           {error.kind, record.call.signature.describe() + ", operation " + std::to_string(number) +
+                            " of run '" + run_ + "': " + error.message});
+  }
+}
+
+TimePoint OperationLog::on_time(TimePoint now) {
+  remove_old_layers();
+  TimePoint next = announce_at_;
+  if (now >= announce_at_) {
+    announce();
+    next = announce_at_;
+  }
+  for (const auto& [number, record] : records_) {
+    // What runs in a group has its deadline there.
+    if (!record.work || record.state == State::Running) continue;
+    if (now < record.deadline) {
+      next = std::min(next, record.deadline);
+      continue;
+    }
+    const char* const phase = record.state == State::Waiting ? "waiting for the quorum to change"
+                              : record.state == State::Collecting
+                                  ? "waiting for what the other survivors hold of it"
+                                  : "complete here, waiting for the others to have all of it, too";
+    fail({ErrorKind::Timeout, record.call.signature.describe() + ", operation " +
+                                  std::to_string(number) +
+                                  ", was not done before its deadline: " + phase + "."});
+    break;
+  }
+  return next;
+}
+
+}  // namespace pccl::recovery

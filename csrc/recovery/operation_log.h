@@ -1,0 +1,190 @@
+// The operations of a run, numbered, over all the quorums that it goes through. Driver only.
+//
+// Every quorum is one Group; the log starts each operation in the group of the quorum in force.
+// When members are lost it takes down what is final here, and runs the rest again in the next
+// quorum's group (recovery/plan.h). A result is kept until everybody is known to have it, because a
+// survivor may need it: small ones as a copy, so that the caller goes on at once; the caller of a
+// larger one waits for the others' word (Done), which takes one message more.
+//
+// Who is in is decided elsewhere (membership/): hold() and enter() are told.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/errors.h"
+#include "collectives/group.h"
+#include "collectives/router.h"
+#include "collectives/work.h"
+#include "recovery/final_map.h"
+#include "recovery/plan.h"
+
+namespace pccl::recovery {
+
+using transport::MemberId;
+
+// Chooses the schedules of one quorum.
+class PlanSource {
+ public:
+  virtual ~PlanSource() = default;
+  virtual std::shared_ptr<const RankPlan> plan(const transport::Signature& signature,
+                                               std::span<const uint64_t> block_counts) = 0;
+};
+
+struct RunQuorum {
+  uint64_t quorum_id = 0;
+  int32_t rank = 0;
+  std::vector<MemberId> members;    // by rank
+  std::vector<uint64_t> joined_at;  // by rank: the first operation that it takes part in
+  std::vector<transport::Connection*> connections;  // by rank; null at the own one
+  topology::Links links;
+  uint32_t segment_bytes = 0;
+  std::shared_ptr<PlanSource> plans;
+};
+
+struct RunCall {
+  transport::Signature signature;
+  std::vector<BlockMemory> blocks;
+  std::vector<uint64_t> block_counts;  // for the planner, where blocks differ
+  double factor = 1;
+  int32_t world_size = 0;   // what the caller's blocks are made for; 0: any
+  bool is_uniform = false;  // one contributor set for the whole tensor
+};
+
+class OperationLog final : public GroupObserver {
+ public:
+  // The floor above. Calls come from inside the log: they must not call back into it.
+  struct Host {
+    std::function<void(const MemberId&, const Error&)> on_link_lost;
+    std::function<void(const Error&)> on_broken;
+  };
+  struct Progress {
+    uint64_t started = 0;
+    uint64_t completed = 0;  // all below are complete here
+  };
+
+  OperationLog(transport::Endpoint& endpoint, Router& router, std::string run, MemberId own,
+               Host host);
+
+  // Ends through its work. Operations are numbered in the order of these calls.
+  void start(RunCall call, std::shared_ptr<Work> work);
+  // Starts nothing more until enter(); if `freezes`, what runs stands still for good.
+  Progress hold(bool freezes);
+  // See docs/decisions/0005-membership.md. Requires: hold() came before, unless it is the first.
+  void enter(RunQuorum quorum, uint64_t first_operation, uint64_t recover_from, bool drops);
+  Progress progress() const;
+  // Ends every operation with `error`, here and at the others.
+  void fail(const Error& error);
+  // Here only.
+  void close(const Error& error);
+  const Error& broken() const { return broken_; }
+  // Bytes of results that are kept for others.
+  uint64_t kept_bytes() const { return kept_bytes_; }
+  TimePoint on_time(TimePoint now);
+
+  void on_elastic_frame(Group& group, const transport::FrameHeader& header,
+                        transport::Payload payload) override;
+  void on_member_lost(Group& group, int32_t rank, const Error& error) override;
+  void on_broken(Group& group, const Error& error) override;
+
+ private:
+  enum class State : uint8_t {
+    Waiting,     // the run is held
+    Running,     // in the group of a quorum
+    Collecting,  // members were lost: waits for what the other survivors hold
+    Complete,    // here; kept for the others
+  };
+  struct Record {
+    uint64_t number = 0;
+    RunCall call;
+    std::shared_ptr<Work> work;  // null: the caller has its result
+    TimePoint deadline{};
+    State state = State::Waiting;
+    uint64_t quorum_id = 0;  // in which it runs or is recovered
+    FinalMap finals;
+    FinalMap origin;                    // Running a recovery: of what others had final
+    std::map<MemberId, FinalMap> told;  // Collecting, Complete: by the other survivors
+    bool is_recovering = false;         // told is being gathered in quorum_id
+    bool is_helping = false;            // Complete, and being sent to others from here
+    std::vector<std::byte> copy;        // of the result, once the caller has its own
+    std::vector<std::byte> input;       // is_uniform, in place: the input
+    std::vector<std::byte> scratch;     // barrier
+  };
+  // A quorum and the operations from `first` on, until the next one's.
+  struct Layer {
+    RunQuorum quorum;
+    Group* group = nullptr;
+    uint64_t first = 0;
+  };
+
+  // Which operations a survivor can complete although members are lost: the others end everywhere
+  // or nowhere.
+  static bool is_recoverable(const Record& record);
+  static uint64_t element_count(const Record& record);
+  Layer& layer_of(uint64_t number);
+  // Those of `quorum` that take part in operation `number`, by rank.
+  static std::vector<int32_t> participants(const RunQuorum& quorum, uint64_t number);
+  // The quorum that operation `number` belonged to before anybody was lost; null: forgotten.
+  const RunQuorum* home_of(uint64_t number) const;
+  const std::byte* input_of(const Record& record) const;
+  std::byte* result_of(Record& record) const;
+
+  void launch(Record& record);
+  void launch_waiting();
+  CollectiveCall call_of(Record& record, const Layer& layer);
+  void on_attempt_end(uint64_t number, CollectiveOperation& operation, const Error& error);
+  void take_finals(Record& record, const CollectiveOperation& operation, const Layer& layer);
+  void complete(Record& record);
+  bool can_keep_copy(const Record& record) const;
+  void settle(Record& record, const Error& error);
+  std::vector<Contribution> contributions(const Record& record) const;
+  void release_known();
+  void remove_old_layers();
+
+  void begin_recovery(Record& record);
+  void send_finals(Record& record);
+  void on_finals(const MemberId& from, const transport::FrameHeader& header,
+                 std::span<const std::byte> bytes);
+  void maybe_recover(Record& record);
+  void recover(Record& record, const std::vector<int32_t>& ranks);
+  void end_whole(Record& record);
+  void announce();
+  void send_to(Layer& layer, int32_t rank, transport::OutFrame frame);
+
+  transport::Endpoint& endpoint_;
+  Router& router_;
+  const std::string run_;
+  const MemberId own_;
+  const Host host_;
+  Error broken_;
+
+  std::map<uint64_t, Record> records_;
+  uint64_t next_number_ = 0;
+  uint64_t launched_ = 0;  // all below have been started
+  NumberSet completed_;
+  uint64_t announced_ = 0;  // what the others have been told of completed_
+  uint64_t kept_bytes_ = 0;
+  uint64_t unannounced_bytes_ = 0;
+  TimePoint announce_at_ = TimePoint::max();
+  std::map<MemberId, uint64_t> done_;  // what the others have told
+
+  std::vector<Layer> layers_;  // ascending; the last one is the quorum in force
+  // The latest quorums, for the names of contributors and the roots of operations.
+  struct Past {
+    uint64_t first = 0;
+    RunQuorum quorum;
+  };
+  std::vector<Past> history_;
+  bool is_held_ = true;
+  uint64_t recover_from_ = 0;
+  uint64_t recover_end_ = 0;
+  std::map<uint64_t, std::map<MemberId, std::vector<std::byte>>> early_finals_;
+};
+
+}  // namespace pccl::recovery
