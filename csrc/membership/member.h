@@ -1,11 +1,16 @@
 // One member's side of the protocol: a pure state machine. No sockets, clocks or threads.
 //
 // The driver (csrc/run_member.h, or the simulator) hands in what happened and performs the actions
-// in their order.
+// in their order. docs/membership.md draws the states.
 #pragma once
 
 #include <cstdint>
+#include <deque>
+#include <map>
+#include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -43,12 +48,15 @@ struct Enter {
 struct Evicted {
   std::string reason;
 };
-// The coordinator stays away and this member is the one to replace it: start one with this in its
-// database, and tell the others of it.
+// The coordinator stays away and this member is the one to replace it: start one with
+// durable_from(report(true), term), without CoordinatorOptions::has_database, and tell the others.
 struct TakeOver {
   uint64_t term = 0;
 };
 using MemberAction = std::variant<SendToCoordinator, Hold, Enter, Evicted, TakeOver>;
+
+enum class MemberState : uint8_t { Joining, Running, Holding, Held, Out };
+std::string_view state_name(MemberState state);
 
 class Member {
  public:
@@ -65,16 +73,69 @@ class Member {
   void on_link_lost(const MemberId& peer, bool has_ended, const std::string& reason, TimePoint now);
   void on_link_back(const MemberId& peer, TimePoint now);
   void leave(TimePoint now);
+  // Does what is due; returns when it wants to be called next.
   TimePoint on_time(TimePoint now);
   std::vector<MemberAction> take_actions();
 
   // Of the shared state, as the coordinator last said: committed, so on its disk.
-  uint64_t committed_revision() const;
-  const Digest& committed_digest() const;
+  uint64_t committed_revision() const { return committed_revision_; }
+  const Digest& committed_digest() const { return committed_digest_; }
 
-  uint64_t term() const;
-  const Quorum& quorum() const;
+  MemberState state() const { return state_; }
+  uint64_t term() const { return report_.term; }
+  const Quorum& quorum() const { return quorum_; }
+  // What it would say now.
+  Report report(bool with_quorum) const;
   double round_trip_seconds() const;  // to the coordinator, smallest of the last ones; 0: unknown
+
+ private:
+  void on(const Report&, TimePoint) {}  // members don't report to members
+  void on(const Accept&, TimePoint) {}
+  void on(const Status& status, TimePoint now);
+  void on(const Propose& propose, TimePoint now);
+  void on(const Commit& commit, TimePoint now);
+  void on(const Refuse& refuse, TimePoint now);
+  // After a pause of this process, silence is not held against the coordinator.
+  void notice_pause(TimePoint now);
+  bool obeys_home(TimePoint now) const;
+  bool may_accept(const Proposal& proposal) const;
+  void accept();
+  void send_accept();
+  void send(const Message& message);
+  void send_report(TimePoint now);
+  TimePoint takeover_at() const;
+
+  MemberOptions options_;
+  MemberState state_ = MemberState::Joining;
+  std::vector<MemberAction> actions_;
+  Report report_;  // all but quorum and suspects is kept here
+  Quorum quorum_;
+  std::map<MemberId, Suspect> suspects_;  // seats of quorum_
+  std::optional<Proposal> pending_;       // Hold is out, or will be once the one before is answered
+  std::optional<Hold> unanswered_;
+
+  bool is_connected_ = false;
+  bool wants_quorum_ = false;
+  bool has_taken_over_ = false;  // since it last heard of a coordinator
+  double heartbeat_seconds_ = 0.5;
+  double takeover_seconds_ = 0;
+  TimePoint now_;
+  TimePoint reported_at_;
+  TimePoint heard_at_;                      // of any coordinator; pauses of this process left out
+  std::optional<TimePoint> heard_home_at_;  // of one with the run's database
+  std::deque<uint32_t> round_trips_us_;
+  uint64_t committed_revision_ = 0;
+  Digest committed_digest_{};
 };
+
+// The states and what leads from one to the other: the page docs/membership.md is made from it, and
+// the simulator checks that it sees each of them and no other.
+struct MemberTransition {
+  MemberState from;
+  std::string_view event;
+  MemberState to;
+  std::string_view action;
+};
+std::span<const MemberTransition> member_transitions();
 
 }  // namespace pccl::membership

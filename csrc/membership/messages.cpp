@@ -311,7 +311,7 @@ void describe(std::ostream& out, const Quorum& quorum) {
 
 void describe(std::ostream& out, const Proposal& proposal) {
   describe(out, proposal.quorum);
-  out << " (term " << proposal.term << ", ballot " << proposal.ballot
+  out << " (term " << term_text(proposal.term) << ", ballot " << proposal.ballot
       << (proposal.freezes ? ", freezes)" : ")");
 }
 
@@ -320,8 +320,8 @@ void describe(std::ostream& out, const Progress& progress) {
 }
 
 void describe(std::ostream& out, const Report& report) {
-  out << "Report of " << transport::to_text(report.seat.member_id) << ": term " << report.term
-      << ", quorum " << report.quorum_id << ", ";
+  out << "Report of " << transport::to_text(report.seat.member_id) << ": term "
+      << term_text(report.term) << ", quorum " << report.quorum_id << ", ";
   describe(out, report.progress);
   if (report.accepted) {
     out << ", accepted ";
@@ -335,8 +335,8 @@ void describe(std::ostream& out, const Report& report) {
 }
 
 void describe(std::ostream& out, const Status& status) {
-  out << "Status: term " << status.term << ", quorum " << status.quorum_id << ", revision "
-      << status.revision << (status.wants_quorum ? ", wants the quorum" : "");
+  out << "Status: term " << term_text(status.term) << ", quorum " << status.quorum_id
+      << ", revision " << status.revision << (status.wants_quorum ? ", wants the quorum" : "");
 }
 
 void describe(std::ostream& out, const Propose& propose) {
@@ -345,15 +345,19 @@ void describe(std::ostream& out, const Propose& propose) {
 }
 
 void describe(std::ostream& out, const Accept& accept) {
-  out << "Accept quorum " << accept.quorum_id << " (term " << accept.term << ", ballot "
+  out << "Accept quorum " << accept.quorum_id << " (term " << term_text(accept.term) << ", ballot "
       << accept.ballot << "): ";
   describe(out, accept.progress);
 }
 
 void describe(std::ostream& out, const Commit& commit) {
-  out << "Commit quorum " << commit.quorum_id << " (term " << commit.term << ", ballot "
-      << commit.ballot << "): first operation " << commit.first_operation << ", recover from "
-      << commit.recover_from;
+  out << "Commit quorum " << commit.quorum_id << " (term " << term_text(commit.term) << ", ballot "
+      << commit.ballot << "): first operation " << commit.first_operation << ", recover from ";
+  if (commit.recover_from == kNothingToRecover) {
+    out << "nothing";
+  } else {
+    out << commit.recover_from;
+  }
 }
 
 void describe(std::ostream& out, const Refuse& refuse) {

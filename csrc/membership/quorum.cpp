@@ -1,5 +1,8 @@
 #include "membership/quorum.h"
 
+#include <algorithm>
+#include <cstring>
+
 namespace pccl::membership {
 
 int32_t Quorum::rank_of(const MemberId& id) const {
@@ -7,6 +10,23 @@ int32_t Quorum::rank_of(const MemberId& id) const {
     if (seats[rank].member_id == id) return static_cast<int32_t>(rank);
   }
   return -1;
+}
+
+uint64_t next_term(uint64_t largest) { return ((largest >> 32) + 1) << 32; }
+
+uint64_t next_term(uint64_t largest, const MemberId& member) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, member.data(), sizeof(bits));
+  return next_term(largest) | std::max<uint32_t>(bits, 1);
+}
+
+std::string term_text(uint64_t term) {
+  std::string text = std::to_string(term >> 32);
+  const auto bits = static_cast<uint32_t>(term);
+  if (bits == 0) return text;
+  MemberId member{};
+  std::memcpy(member.data(), &bits, sizeof(bits));
+  return text + "/" + transport::to_text(member);
 }
 
 size_t encoded_bytes(const Quorum& quorum) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "transport/address.h"
@@ -18,6 +19,9 @@ inline constexpr size_t kQuorumBytesMax = 232 << 10;
 
 // `joined_at` of a newcomer in a proposal: the Commit's first_operation takes its place.
 inline constexpr uint64_t kJoinsNow = UINT64_MAX;
+
+// `recover_from` of a quorum for which nothing was frozen.
+inline constexpr uint64_t kNothingToRecover = UINT64_MAX;
 
 struct Seat {
   MemberId member_id{};
@@ -35,6 +39,12 @@ struct Quorum {
 };
 
 size_t encoded_bytes(const Quorum& quorum);  // on the wire
+
+// A term: how many reigns there were, times 2^32, plus 32 bits of the member that took over (the
+// run's own coordinator: 0), so that no two coordinators ever have the same one.
+uint64_t next_term(uint64_t largest);                          // the run's own coordinator
+uint64_t next_term(uint64_t largest, const MemberId& member);  // one that takes over
+std::string term_text(uint64_t term);                          // "7", "7/1a2b3c4d"
 
 struct Proposal {
   uint64_t term = 0;

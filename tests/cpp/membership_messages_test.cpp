@@ -32,7 +32,7 @@ Quorum quorum_of(uint64_t quorum_id, std::initializer_list<uint8_t> members) {
 
 Report full_report() {
   Report report;
-  report.term = 7;
+  report.term = 7ull << 32;
   report.seat = seat_of(1);
   report.quorum_id = 4;
   report.quorum_term = 6;
@@ -40,7 +40,7 @@ Report full_report() {
   report.first_operation = 100;
   report.recover_from = 98;
   report.quorum = quorum_of(4, {1, 2, 3});
-  report.accepted = Proposal{7, 3, true, quorum_of(5, {1, 3}), {id_of(2)}};
+  report.accepted = Proposal{7ull << 32, 3, true, quorum_of(5, {1, 3}), {id_of(2)}};
   report.progress = {120, 118};
   report.suspects = {{id_of(2), true, "closed its socket"}, {id_of(3), false, ""}};
   report.revision = 12;
@@ -188,8 +188,8 @@ TEST_CASE("a message is described in one line") {
         "Report of 01010101: term 7, quorum 4, started 120, completed 118, accepted quorum 5 "
         "[01010101 03030303] (term 7, ballot 3, freezes), suspects 02020202 (closed its socket), "
         "suspects 03030303 (), revision 12, leaving");
-  CHECK(describe(Commit{7, 3, 5, 120, 118}) ==
-        "Commit quorum 5 (term 7, ballot 3): first operation 120, recover from 118");
+  CHECK(describe(Commit{next_term(6ull << 32, id_of(1)), 3, 5, 120, 118}) ==
+        "Commit quorum 5 (term 7/01010101, ballot 3): first operation 120, recover from 118");
   CHECK(describe(Refuse{7, RefuseKind::Full, "64 of 64 seats are taken"}) ==
         "Refuse (full): 64 of 64 seats are taken");
 }
