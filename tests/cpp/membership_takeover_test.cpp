@@ -1,0 +1,138 @@
+// What a coordinator may do that came after another one: terms, promises, majorities.
+#include <string>
+
+#include "membership_scene.h"
+
+using namespace scene;
+
+namespace {
+
+CoordinatorOptions at_least(int32_t world_size_min) {
+  CoordinatorOptions options;
+  options.world_size_min = world_size_min;
+  return options;
+}
+
+}  // namespace
+
+TEST_CASE(
+    "half of a quorum may go on with the run's own coordinator, with another one it may not") {
+  for (const bool has_database : {true, false}) {
+    CAPTURE(has_database);
+    Scene scene(at_least(1));
+    scene.join("ab");
+    scene.crash_coordinator();
+    scene.options().has_database = has_database;
+    Durable durable = scene.disk();
+    durable.term = next_term(durable.term, id_of("a"));
+    scene.set_disk(durable);
+    scene.start_coordinator();
+    scene.reconnect("a");
+    scene.run(30);
+    CHECK(scene.seats("a") == (has_database ? "a" : "ab"));
+  }
+}
+
+TEST_CASE("who is seen to be dead does not count; who is only silent does") {
+  Scene scene(at_least(1));
+  scene.join("abcd");
+  scene["a"].holds_by_itself = false;
+  scene.kill("bcd");
+  scene.held("a");
+  CHECK(scene.seats("a") == "a");
+}
+
+TEST_CASE("a death that was seen after the promise had run out proves nothing") {
+  Scene scene(at_least(1));
+  scene.join("abc");
+  scene["b"].is_connected = false;  // its network is gone, the sockets stand
+  scene["c"].is_connected = false;
+  scene.run(9.9);
+  scene.run(0.3);
+  scene.coordinator().on_disconnected(id_of("b"), true, "reset", scene.now());
+  scene.coordinator().on_disconnected(id_of("c"), true, "reset", scene.now());
+  scene.settle();
+  scene.run(5);
+  CHECK(scene.seats("a") == "abc");
+  CHECK(scene.coordinator().state() == CoordinatorState::Waiting);
+}
+
+TEST_CASE("another one takes over with more than half, and gives the run back") {
+  Scene scene(at_least(1));
+  scene.join("abc");
+  const Durable home_disk = scene.disk();
+  scene.crash_coordinator();
+  scene.run(9.5);
+  CHECK_FALSE(scene["a"].takes_over);
+  scene.run(1);
+  REQUIRE(scene["a"].takes_over);
+  CHECK_FALSE(scene["b"].takes_over);
+
+  scene.options().has_database = false;
+  const Durable durable =
+      durable_from(scene["a"].member->report(true), scene["a"].takes_over->term);
+  scene.set_disk(durable);
+  scene.start_coordinator();
+  scene.reconnect("ab");
+  scene.run(11);
+  CHECK(scene.seats("a") == "ab");
+  CHECK(scene["b"].member->term() == durable.term);
+
+  scene.crash_coordinator();
+  scene.options().has_database = true;
+  scene.set_disk(home_disk);
+  scene.start_coordinator();
+  CHECK(scene.coordinator().durable().term < durable.term);
+  scene.reconnect("abc");
+  CHECK(scene.coordinator().durable().term > durable.term);
+  CHECK(scene.coordinator().durable().quorum == scene["a"].member->quorum());
+  CHECK(scene["a"].member->term() == scene.coordinator().durable().term);
+  CHECK_FALSE(scene["c"].evicted.empty());
+}
+
+TEST_CASE("one that took over and hears of a higher term does nothing any more") {
+  Scene scene(at_least(1));
+  scene.join("abc");
+  scene.crash_coordinator();
+  scene.options().has_database = false;
+  Durable durable = scene.disk();
+  durable.term = next_term(durable.term, id_of("a"));
+  Coordinator other(scene.options(), durable, scene.now());
+  Report report = scene["b"].member->report(true);
+  report.term = next_term(durable.term);
+  other.on_message(id_of("b"), report, scene.now());
+  CHECK(other.has_retired());
+  other.take_actions();
+  other.on_message(id_of("b"), report, scene.now());
+  other.on_time(pccl::after(scene.now(), 100));
+  CHECK(other.take_actions().empty());
+}
+
+TEST_CASE("who obeys the run's own coordinator obeys no other one until its promise is over") {
+  Scene scene(at_least(1));
+  scene.join("abc");
+  Member& member = *scene["b"].member;
+  const uint64_t term = member.term();
+  Status status;
+  status.term = next_term(term, id_of("a"));
+  status.has_database = false;
+  member.on_message(status, pccl::after(scene.now(), 9.9));
+  CHECK(member.term() == term);
+  member.on_message(status, pccl::after(scene.now(), 10.1));
+  CHECK(member.term() == status.term);
+}
+
+TEST_CASE("a database that was lost makes its coordinator one that took over") {
+  Scene scene(at_least(1));
+  scene.join("ab");
+  scene.crash_coordinator();
+  scene.set_disk({});
+  scene.start_coordinator();
+  scene.reconnect("a");
+  scene.run(30);
+  CHECK(scene.seats("a") == "ab");
+  CHECK(scene.coordinator().state() == CoordinatorState::Waiting);
+  CHECK(scene.disk().quorum.quorum_id == 0);
+  scene.reconnect("b");
+  CHECK(scene.coordinator().state() == CoordinatorState::Steady);
+}
