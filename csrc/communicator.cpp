@@ -15,6 +15,8 @@ namespace {
 
 // How long close() waits for peers to take what is queued for them.
 constexpr double kGoodbyeSeconds = 3;
+// Tags of monitored barriers; callers' tags are below.
+constexpr uint32_t kBarrierTag = 0x80000000;
 
 }  // namespace
 
@@ -190,7 +192,8 @@ void Communicator::submit(std::function<void(Group&)> task, const WorkPtr& work,
   if (!is_accepted) throw Aborted(work->operation + ": the context is closed");
 }
 
-Communicator::WorkPtr Communicator::start(Signature signature, std::vector<BlockMemory> blocks,
+Communicator::WorkPtr Communicator::start(const Place& /*place*/, Signature signature,
+                                          std::vector<BlockMemory> blocks,
                                           std::span<const uint64_t> counts, double factor,
                                           CallOptions options) {
   CollectiveCall call;
@@ -210,6 +213,69 @@ Communicator::WorkPtr Communicator::start(Signature signature, std::vector<Block
           work](Group& group) { group.start_collective(std::move(*shared), work); },
          work, options.is_urgent);
   return work;
+}
+
+Communicator::WorkPtr Communicator::start_message(const Place& /*place*/, const MessageCall& call,
+                                                  CallOptions options) {
+  WorkPtr work = make_work(call.is_send ? "send" : "recv", options);
+  submit(
+      [=](Group& group) {
+        call.is_send ? group.start_send(call.peer, call.tag, call.memory, work)
+                     : group.start_receive(call.peer, call.tag, call.memory, work);
+      },
+      work, options.is_urgent);
+  return work;
+}
+
+void Communicator::monitored_barrier(double timeout, bool wait_all_ranks,
+                                     const std::function<void()>& meanwhile) {
+  const uint32_t tag = kBarrierTag | (monitored_barriers_.fetch_add(1) & ~kBarrierTag);
+  const auto shared = std::make_shared<std::byte>();
+  const double seconds = timeout > 0 ? timeout : timeout_seconds;
+  const CallOptions options{.timeout_seconds = seconds, .is_urgent = true, .keep = shared};
+  const std::string limit = std::to_string(static_cast<int64_t>(seconds * 1000)) + " ms";
+  const TimePoint deadline =
+      after(Clock::now(), seconds + 5);  // the works' own deadlines come first
+  const auto wait = [&deadline, &meanwhile](const WorkPtr& work) {
+    while (!work->wait(std::min(deadline, after(Clock::now(), 0.2)))) {
+      if (Clock::now() >= deadline) return false;
+      if (meanwhile) meanwhile();
+    }
+    return !work->error();
+  };
+  if (rank_ != 0) {
+    const WorkPtr sent = send(shared.get(), 1, DataType::UInt8, 0, tag, options);
+    const WorkPtr answer = recv(shared.get(), 1, DataType::UInt8, 0, tag, options);
+    if (wait(sent) && wait(answer)) return;
+    const WorkPtr& failed = sent->is_completed() && !sent->error() ? answer : sent;
+    throw CollectiveTimeout("[Rank " + std::to_string(rank_) +
+                            "]: Rank 0 failed to pass monitoredBarrier in " + limit + " (" +
+                            (failed->is_completed() ? failed->error().message : "no answer") + ")");
+  }
+  std::vector<WorkPtr> arrivals(static_cast<size_t>(world_size()));
+  for (int32_t r = 1; r < world_size(); ++r) {
+    arrivals[static_cast<size_t>(r)] = recv(shared.get(), 1, DataType::UInt8, r, tag, options);
+  }
+  std::string missing;
+  int missing_count = 0;
+  for (int32_t r = 1; r < world_size(); ++r) {
+    if (wait(arrivals[static_cast<size_t>(r)])) continue;
+    missing += (missing_count++ > 0 ? ", " : "") + std::to_string(r);
+    if (!wait_all_ranks) break;
+  }
+  if (missing_count > 0) {
+    throw CollectiveTimeout("[Rank 0]: " + std::string(wait_all_ranks ? "Ranks " : "Rank ") +
+                            missing + " failed to pass monitoredBarrier in " + limit);
+  }
+  for (int32_t r = 1; r < world_size(); ++r) {
+    arrivals[static_cast<size_t>(r)] = send(shared.get(), 1, DataType::UInt8, r, tag, options);
+  }
+  for (int32_t r = 1; r < world_size(); ++r) {
+    const WorkPtr& work = arrivals[static_cast<size_t>(r)];
+    if (!wait(work))
+      throw_error(work->is_completed() ? work->error()
+                                       : Error{ErrorKind::Timeout, "monitored_barrier"});
+  }
 }
 
 }  // namespace pccl

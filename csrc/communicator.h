@@ -23,6 +23,7 @@
 #include "base/clock.h"
 #include "base/errors.h"
 #include "base/types.h"
+#include "collective_calls.h"
 #include "collective_planner.h"
 #include "collectives/router.h"
 #include "collectives/work.h"
@@ -59,19 +60,7 @@ class Context {
   bool is_closed_ = false;  // guarded by close_mutex_
 };
 
-// Memory of one block: `count` elements at `data`.
-struct Block {
-  std::byte* data = nullptr;
-  uint64_t count = 0;
-};
-
-struct CallOptions {
-  double timeout_seconds = 0;  // 0: the communicator's
-  bool is_urgent = true;       // false: the caller wait()s at once, so no other thread is woken
-  std::shared_ptr<void> keep;  // released when the operation has ended
-};
-
-class Communicator {
+class Communicator final : public CollectiveCalls {
  public:
   // `addresses[r]` is what rank r's Context::address() gave. Resolves host names, connects to
   // nobody yet. Throws std::invalid_argument; ConnectError where an address is of another version
@@ -79,38 +68,14 @@ class Communicator {
   Communicator(std::shared_ptr<Context> context, std::string name, int32_t rank,
                const std::vector<std::vector<std::byte>>& addresses, double timeout_seconds,
                std::string algorithm);
-  ~Communicator();
+  ~Communicator() override;
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
 
-  using WorkPtr = std::shared_ptr<Work>;
-  // Steps and bytes of each algorithm: topology/planners.h. `factor` is PremulSum's.
-  WorkPtr all_reduce(const std::byte* source, std::byte* target, uint64_t count, DataType dtype,
-                     ReduceOp op, double factor, CallOptions options);
-  WorkPtr reduce(const std::byte* source, std::byte* target, uint64_t count, DataType dtype,
-                 ReduceOp op, double factor, int32_t root, CallOptions options);
-  WorkPtr broadcast(std::byte* tensor, uint64_t count, DataType dtype, int32_t root,
-                    CallOptions options);
-  WorkPtr all_gather(Block source, std::span<const Block> targets, DataType dtype,
-                     CallOptions options);
-  WorkPtr reduce_scatter(std::span<const Block> sources, Block target, DataType dtype, ReduceOp op,
-                         double factor, CallOptions options);
-  WorkPtr gather(Block source, std::span<const Block> targets, DataType dtype, int32_t root,
-                 CallOptions options);
-  WorkPtr scatter(std::span<const Block> sources, Block target, DataType dtype, int32_t root,
-                  CallOptions options);
-  WorkPtr all_to_all(std::span<const Block> sources, std::span<const Block> targets, DataType dtype,
-                     CallOptions options);
-  WorkPtr barrier(CallOptions options);
   // Blocks. Rank 0 names the first missing rank, or all with `wait_all_ranks`; the group stays
   // usable. `meanwhile` is called from time to time and ends the wait by throwing.
   void monitored_barrier(double timeout_seconds, bool wait_all_ranks,
                          const std::function<void()>& meanwhile = {});
-  WorkPtr send(const std::byte* tensor, uint64_t count, DataType dtype, int32_t destination,
-               uint32_t tag, CallOptions options);
-  WorkPtr recv(std::byte* tensor, uint64_t count, DataType dtype, int32_t source, uint32_t tag,
-               CallOptions options);
-
   // Breaks the group here and at every other member that is connected.
   void abort(const std::string& reason);
   // Ends the group here only; its name is not used again.
@@ -119,16 +84,16 @@ class Communicator {
   // Name of the algorithm that a call of this size takes.
   std::string plan(transport::Collective collective, uint64_t count, DataType dtype);
 
-  int32_t rank() const { return rank_; }
-  int32_t world_size() const { return planner_->world_size(); }
+  Place here() const override { return {rank_, planner_->world_size(), 0}; }
   double timeout_seconds;
 
  private:
-  WorkPtr start(transport::Signature signature, std::vector<BlockMemory> blocks,
-                std::span<const uint64_t> block_counts, double factor, CallOptions options);
+  WorkPtr start(const Place& place, transport::Signature signature, std::vector<BlockMemory> blocks,
+                std::span<const uint64_t> block_counts, double factor,
+                CallOptions options) override;
+  WorkPtr start_message(const Place& place, const MessageCall& call, CallOptions options) override;
   WorkPtr make_work(const char* name, CallOptions& options);
   void submit(std::function<void(Group&)> task, const WorkPtr& work, bool is_urgent);
-  void check_root(int32_t root, const char* operation) const;
 
   std::shared_ptr<Context> context_;
   const std::string name_;

@@ -181,6 +181,10 @@ CollectiveOperation* Group::find(uint64_t number) {
 void Group::freeze() {
   if (is_frozen_) return;
   is_frozen_ = true;
+  for (Operation* operation : messages_.running()) {
+    operation->fail({ErrorKind::MemberLost,
+                     "the quorum changed before it was complete: " + operation->progress() + "."});
+  }
   for (Operation* operation : running()) operation->discard();
   drop_early();
 }

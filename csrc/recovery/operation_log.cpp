@@ -118,20 +118,37 @@ void OperationLog::launch(Record& record) {
     return;
   }
   Layer& layer = layer_of(record.number);
-  const auto world_size = static_cast<int32_t>(layer.quorum.members.size());
-  if (record.call.world_size != 0 && record.call.world_size != world_size) {
-    settle(record, {ErrorKind::MemberLost,
-                    record.call.signature.describe() + ": its outputs are made for " +
-                        std::to_string(record.call.world_size) + " ranks, and quorum " +
-                        std::to_string(layer.quorum.quorum_id) + " has " +
-                        std::to_string(world_size) + ". Nothing was sent; call it again."});
-    completed_.insert(record.number);
-    records_.erase(record.number);
+  const auto refused = refused_.find(record.number);
+  if (refused != refused_.end()) {
+    const std::string who = std::move(refused->second);
+    refused_.erase(refused);
+    end_refused(record.number, who);
+    return;
+  }
+  if (is_stale(record, layer)) {
+    refuse(record);
     return;
   }
   record.state = State::Running;
   record.quorum_id = layer.quorum.quorum_id;
   layer.group->start_numbered(record.number, call_of(record, layer), record.work);
+}
+
+bool OperationLog::is_stale(const Record& record, const Layer& layer) const {
+  const uint64_t meant = record.call.quorum_id;
+  const Collective collective = record.call.signature.collective;
+  if (meant == 0 || meant == layer.quorum.quorum_id || collective == Collective::AllReduce ||
+      collective == Collective::Barrier)
+    return false;
+  if (collective != Collective::Broadcast) return true;
+  // Newcomers come last, so a root mostly keeps its rank.
+  const auto root = static_cast<size_t>(record.call.signature.root);
+  for (const Past& past : history_) {
+    if (past.quorum.quorum_id != meant) continue;
+    return root >= past.quorum.members.size() || root >= layer.quorum.members.size() ||
+           past.quorum.members[root] != layer.quorum.members[root];
+  }
+  return true;
 }
 
 CollectiveCall OperationLog::call_of(Record& record, const Layer& layer) {
@@ -151,6 +168,26 @@ CollectiveCall OperationLog::call_of(Record& record, const Layer& layer) {
     on_attempt_end(number, operation, error);
   };
   return call;
+}
+
+void OperationLog::run_message(std::function<void(Group&)> start) {
+  if (is_held_ && !broken_) {
+    held_messages_.push_back(std::move(start));
+  } else {
+    start(*layers_.back().group);
+  }
+}
+
+void OperationLog::start_send(int32_t destination, uint32_t tag, MessageMemory memory,
+                              std::shared_ptr<Work> work) {
+  const auto start = [=](Group& group) { group.start_send(destination, tag, memory, work); };
+  run_message(start);
+}
+
+void OperationLog::start_receive(int32_t source, uint32_t tag, MessageMemory memory,
+                                 std::shared_ptr<Work> work) {
+  const auto start = [=](Group& group) { group.start_receive(source, tag, memory, work); };
+  run_message(start);
 }
 
 // --- ending --------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ struct RunCall {
   std::vector<BlockMemory> blocks;
   std::vector<uint64_t> block_counts;  // for the planner, where blocks differ
   double factor = 1;
-  int32_t world_size = 0;   // what the caller's blocks are made for; 0: any
+  uint64_t quorum_id = 0;   // whose ranks the caller meant; 0: any
   bool is_uniform = false;  // one contributor set for the whole tensor
 };
 
@@ -74,6 +74,11 @@ class OperationLog final : public GroupObserver {
 
   // Ends through its work. Operations are numbered in the order of these calls.
   void start(RunCall call, std::shared_ptr<Work> work);
+  // A message to or from a rank of the quorum in force; it ends with that quorum.
+  void start_send(int32_t destination, uint32_t tag, MessageMemory memory,
+                  std::shared_ptr<Work> work);
+  void start_receive(int32_t source, uint32_t tag, MessageMemory memory,
+                     std::shared_ptr<Work> work);
   // Starts nothing more until enter(); if `freezes`, what runs stands still for good.
   Progress hold(bool freezes);
   // See docs/decisions/0005-membership.md. Requires: hold() came before, unless it is the first.
@@ -135,7 +140,12 @@ class OperationLog final : public GroupObserver {
   const std::byte* input_of(const Record& record) const;
   std::byte* result_of(Record& record) const;
 
+  void run_message(std::function<void(Group&)> start);
   void launch(Record& record);
+  bool is_stale(const Record& record, const Layer& layer) const;
+  // Its caller meant another quorum: ends it here and at the others.
+  void refuse(Record& record);
+  void end_refused(uint64_t number, const std::string& who);
   void launch_waiting();
   CollectiveCall call_of(Record& record, const Layer& layer);
   void on_attempt_end(uint64_t number, CollectiveOperation& operation, const Error& error);
@@ -185,6 +195,8 @@ class OperationLog final : public GroupObserver {
   uint64_t recover_from_ = 0;
   uint64_t recover_end_ = 0;
   std::map<uint64_t, std::map<MemberId, std::vector<std::byte>>> early_finals_;
+  std::map<uint64_t, std::string> refused_;  // calls not made here yet, and by whom
+  std::vector<std::function<void(Group&)>> held_messages_;
 };
 
 }  // namespace pccl::recovery

@@ -12,7 +12,10 @@ using transport::FrameType;
 
 namespace {
 
+// Quorums whose members may still be asked for: an operation rarely outlives two.
 constexpr size_t kHistoryMax = 64;
+// Calls that others have refused before they were made here; more than anybody has in flight.
+constexpr size_t kRefusedMax = 4096;
 
 }  // namespace
 
@@ -79,6 +82,7 @@ void OperationLog::enter(RunQuorum quorum, uint64_t first_operation, uint64_t re
   release_known();
   // Frames of the others may be waiting for this group.
   router_.add(std::move(group));
+  for (const auto& start : std::exchange(held_messages_, {})) start(*layers_.back().group);
   launch_waiting();
 }
 
@@ -124,6 +128,15 @@ void OperationLog::send_finals(Record& record) {
 
 void OperationLog::on_finals(const MemberId& from, const FrameHeader& header,
                              std::span<const std::byte> bytes) {
+  if ((header.flags & transport::kFlagRefused) != 0) {
+    const std::string who = "member " + transport::to_text(from);
+    if (header.operation < launched_) {
+      end_refused(header.operation, who);
+    } else if (refused_.size() < kRefusedMax) {
+      refused_[header.operation] = who;
+    }
+    return;
+  }
   const auto found = records_.find(header.operation);
   const bool has_begun = found != records_.end() && header.operation < launched_;
   if (!has_begun) {
@@ -246,6 +259,43 @@ void OperationLog::end_whole(Record& record) {
               "them. Inputs are unchanged. Call it again with outputs for the new world."});
   completed_.insert(number);
   records_.erase(number);
+  announce();
+}
+
+// --- calls for another quorum ---
+
+void OperationLog::refuse(Record& record) {
+  Layer& layer = layer_of(record.number);
+  for (const int32_t rank : participants(layer.quorum, record.number)) {
+    if (rank == layer.quorum.rank) continue;
+    transport::OutFrame frame;
+    frame.header.type = FrameType::Finals;
+    frame.header.operation = record.number;
+    frame.header.flags = transport::kFlagRefused;
+    frame.header.set_signature(record.call.signature);
+    frame.owned = FinalMap().encode();
+    send_to(layer, rank, std::move(frame));
+  }
+  end_refused(record.number, "this member");
+}
+
+void OperationLog::end_refused(uint64_t number, const std::string& who) {
+  const auto found = records_.find(number);
+  if (found == records_.end()) return;
+  Record& record = found->second;
+  const Layer& layer = layer_of(number);
+  if (CollectiveOperation* operation = layer.group->find(number)) operation->discard();
+  settle(record, {ErrorKind::MemberLost,
+                  record.call.signature.describe() + ", operation " + std::to_string(number) +
+                      " of run '" + run_ + "': " + who +
+                      " called it for an older quorum; quorum " +
+                      std::to_string(layer.quorum.quorum_id) + " has " +
+                      std::to_string(layer.quorum.members.size()) +
+                      " members. It ends so on every one of them. Outputs may be partly written: "
+                      "do not use them. Inputs are unchanged. Call it again."});
+  kept_bytes_ -= record.copy.size();
+  completed_.insert(number);
+  records_.erase(found);
   announce();
 }
 
