@@ -138,7 +138,7 @@ bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload
       (stays ? std::memcpy : kernels::copy_past_cache)(target, payload.data(), payload.size());
     }
     part.have[header.segment] = true;
-    part.weight = header.weight;
+    part.final_weight = header.weight;
     while (part.finals < part.segments && part.have[part.finals]) part.finals += 1;
     return true;
   }

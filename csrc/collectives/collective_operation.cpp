@@ -173,6 +173,7 @@ void CollectiveOperation::combine(Part& part, uint32_t length) {
     reduce_into(part.value.data(), sources, length, false, part.weight);
   } else {
     reduce_into(part.output + offset, sources, length, true, part.weight);
+    part.final_weight = part.weight;
     part.finals += 1;
   }
   group_.pool().give_back(std::move(scaled));
@@ -243,7 +244,10 @@ void CollectiveOperation::advance_exchange(Part& part) {
     reduce_into(target, sources, length, is_last, part.weight);
     part.partner_values.erase(found);
     part.round += 1;
-    if (is_last) part.finals = part.segments;
+    if (is_last) {
+      part.finals = part.segments;
+      part.final_weight = part.weight;
+    }
   }
 }
 
@@ -254,7 +258,9 @@ void CollectiveOperation::pump_down(Part& part) {
       const uint32_t length = length_of(part, stream.next);
       if (!can_send(stream, length)) break;
       const uint64_t offset = uint64_t{stream.next} * part.segment_bytes;
-      send_segment(stream, data_header(part, length), source + offset, index_of(part));
+      FrameHeader header = data_header(part, length);
+      header.weight = part.final_weight;
+      send_segment(stream, header, source + offset, index_of(part));
     }
   }
 }
@@ -374,7 +380,7 @@ std::vector<FinalRange> CollectiveOperation::finals() const {
     const auto add = [&](uint32_t from, uint32_t to) {
       const uint64_t begin = part.plan->offset + from * per_segment;
       const uint64_t end = part.plan->offset + std::min(count, to * per_segment);
-      if (begin < end) ranges.push_back({begin, end, part.weight});
+      if (begin < end) ranges.push_back({begin, end, part.final_weight});
     };
     add(0, part.finals);
     for (uint32_t segment = part.finals; segment < part.have.size(); ++segment) {

@@ -287,8 +287,7 @@ void OperationLog::end_refused(uint64_t number, const std::string& who) {
   if (CollectiveOperation* operation = layer.group->find(number)) operation->discard();
   settle(record, {ErrorKind::MemberLost,
                   record.call.signature.describe() + ", operation " + std::to_string(number) +
-                      " of run '" + run_ + "': " + who +
-                      " called it for an older quorum; quorum " +
+                      " of run '" + run_ + "': " + who + " called it for an older quorum; quorum " +
                       std::to_string(layer.quorum.quorum_id) + " has " +
                       std::to_string(layer.quorum.members.size()) +
                       " members. It ends so on every one of them. Outputs may be partly written: "

@@ -1,10 +1,10 @@
 // Recovery with real connections: members as threads, and the test decides who is in.
-#include "recovery/operation_log.h"
-
 #include <doctest/doctest.h>
 
 #include <atomic>
+#include <cmath>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <random>
 #include <set>
@@ -12,185 +12,10 @@
 #include <thread>
 #include <vector>
 
-#include "cluster.h"
-#include "collective_planner.h"
+#include "operation_log_run.h"
 
 namespace pccl::recovery {
 namespace {
-
-using transport::Collective;
-using transport::MemberAddress;
-
-class Member {
- public:
-  explicit Member(const Way& way)
-      : endpoint_({.run = "test",
-                   .bind_host = "127.0.0.1",
-                   .sockets = way.sockets,
-                   .shared_memory = way.shared_memory},
-                  router_),
-        log_(endpoint_, router_, "test", endpoint_.address().member_id,
-             {[](const MemberId&, const Error&) {}, [](const Error&) {}}) {
-    endpoint_.start();
-  }
-  ~Member() { close(); }
-  void close() {
-    if (std::exchange(is_closed_, true)) return;
-    run([this] { log_.close({ErrorKind::Aborted, "closed"}); });
-    run([this] { router_.close({ErrorKind::Aborted, "closed"}); });
-    endpoint_.close(after(Clock::now(), 1));
-  }
-
-  // On the driver, as everything in the log must be.
-  void run(const std::function<void()>& task) {
-    std::atomic<bool> done{false};
-    endpoint_.engine().submit(
-        [&] {
-          task();
-          done.store(true);
-          endpoint_.engine().notify_waiters();
-        },
-        true);
-    endpoint_.engine().wait(done, after(Clock::now(), kSoonSeconds));
-    REQUIRE(done.load());
-  }
-  const MemberAddress& address() const { return endpoint_.address(); }
-
-  OperationLog::Progress hold(bool freezes) {
-    OperationLog::Progress progress;
-    run([&] { progress = log_.hold(freezes); });
-    return progress;
-  }
-  void enter(uint64_t quorum_id, const std::vector<Member*>& members,
-             const std::vector<uint64_t>& joined_at, uint64_t first_operation,
-             uint64_t recover_from, bool drops) {
-    run([&] {
-      RunQuorum quorum{.quorum_id = quorum_id, .joined_at = joined_at};
-      std::vector<MemberAddress> addresses;
-      for (Member* member : members) {
-        const bool is_own = member == this;
-        if (is_own) quorum.rank = static_cast<int32_t>(addresses.size());
-        addresses.push_back(member->address());
-        quorum.members.push_back(member->address().member_id);
-        quorum.connections.push_back(
-            is_own
-                ? nullptr
-                : &endpoint_.connection(member->address(), transport::resolve(member->address())));
-      }
-      auto planner =
-          std::make_shared<CollectivePlanner>(host_numbers(addresses), quorum.rank, "auto");
-      quorum.links = planner->links();
-      quorum.segment_bytes = 4 << 10;  // many, also of small tensors
-      quorum.plans = planner;
-      log_.enter(std::move(quorum), first_operation, recover_from, drops);
-    });
-  }
-  std::shared_ptr<Work> start(RunCall call, double seconds = kSoonSeconds) {
-    auto work = std::make_shared<Work>(endpoint_.engine(), completions_, "test",
-                                       after(Clock::now(), seconds), nullptr);
-    endpoint_.engine().submit(
-        [this, work, shared = std::make_shared<RunCall>(std::move(call))] {
-          log_.start(std::move(*shared), work);
-        },
-        true);
-    return work;
-  }
-  uint64_t kept_bytes() {
-    uint64_t bytes = 0;
-    run([&] { bytes = log_.kept_bytes(); });
-    return bytes;
-  }
-
- private:
-  Router router_;
-  transport::Endpoint endpoint_;
-  std::shared_ptr<CompletionQueue> completions_ = std::make_shared<CompletionQueue>();
-  OperationLog log_;
-  bool is_closed_ = false;
-};
-
-RunCall all_reduce(std::vector<int64_t>& tensor, bool is_uniform = false) {
-  auto* data = reinterpret_cast<std::byte*>(tensor.data());
-  RunCall call;
-  call.signature = {Collective::AllReduce, DataType::Int64, ReduceOp::Sum, -1, tensor.size()};
-  call.blocks = {{data, data, tensor.size()}};
-  call.is_uniform = is_uniform;
-  return call;
-}
-
-// Eight bits for each member: a sum shows who is in it, and how often.
-int64_t contribution(size_t member) { return int64_t{1} << (8 * member); }
-int64_t sum_of(const std::set<size_t>& members) {
-  int64_t sum = 0;
-  for (const size_t member : members) sum += contribution(member);
-  return sum;
-}
-
-struct Run {
-  explicit Run(size_t count, const Way& way) {
-    for (size_t i = 0; i < count; ++i) members.push_back(std::make_unique<Member>(way));
-    for (size_t i = 0; i < count; ++i) alive.insert(i);
-    change({}, {});
-  }
-  // The coordinator's part: drops these, or lets these in.
-  void change(const std::set<size_t>& dropped, const std::set<size_t>& added) {
-    for (const size_t i : dropped) alive.erase(i);
-    uint64_t first = 0;
-    uint64_t from = UINT64_MAX;
-    for (const size_t i : alive) {
-      if (added.contains(i)) continue;
-      const OperationLog::Progress progress = members[i]->hold(!dropped.empty());
-      first = std::max(first, progress.started);
-      from = std::min(from, progress.completed);
-    }
-    for (const size_t i : added) {
-      alive.insert(i);
-      joined_at[i] = first;
-    }
-    quorum_id += 1;
-    std::vector<Member*> in;
-    std::vector<uint64_t> joined;
-    for (const size_t i : alive) {
-      in.push_back(members[i].get());
-      joined.push_back(joined_at[i]);
-    }
-    for (const size_t i : alive)
-      members[i]->enter(quorum_id, in, joined, first, std::min(from, first), !dropped.empty());
-  }
-
-  std::vector<std::unique_ptr<Member>> members;
-  std::map<MemberId, size_t> index_of() const {
-    std::map<MemberId, size_t> all;
-    for (size_t i = 0; i < members.size(); ++i) all[members[i]->address().member_id] = i;
-    return all;
-  }
-  std::set<size_t> alive;
-  std::map<size_t, uint64_t> joined_at;
-  uint64_t quorum_id = 0;
-};
-
-void wait_well(const std::shared_ptr<Work>& work) {
-  REQUIRE(work->wait(after(Clock::now(), 2 * kSoonSeconds)));
-  REQUIRE_MESSAGE(!work->error(), work->error().message);
-}
-
-// Whether each element sums up exactly those that the work names, without gaps.
-void check_contributions(const Work& work, const std::vector<int64_t>& tensor,
-                         const std::map<MemberId, size_t>& index_of) {
-  uint64_t covered = 0;
-  for (const Contribution& range : work.contributions()) {
-    REQUIRE(range.begin == covered);
-    covered = range.end;
-    std::set<size_t> members;
-    for (const MemberId& id : range.members) members.insert(index_of.at(id));
-    REQUIRE(range.weight == static_cast<double>(members.size()));
-    const int64_t expected = sum_of(members);
-    REQUIRE(std::all_of(tensor.begin() + static_cast<std::ptrdiff_t>(range.begin),
-                        tensor.begin() + static_cast<std::ptrdiff_t>(range.end),
-                        [expected](int64_t value) { return value == expected; }));
-  }
-  REQUIRE(covered == tensor.size());
-}
 
 TEST_CASE("survivors complete an all_reduce in place although members stop in the middle") {
   int mixed = 0;
@@ -319,6 +144,183 @@ TEST_CASE("operations go on through losses, losses during recoveries, and newcom
       for (auto& member : run.members) member->close();
     }
   }
+}
+
+RunCall broadcast(std::vector<int64_t>& tensor, int32_t root) {
+  RunCall call = all_reduce(tensor);
+  call.signature = {Collective::Broadcast, DataType::Int64, ReduceOp::Sum, root, tensor.size()};
+  return call;
+}
+
+TEST_CASE("a broadcast goes on when others are lost, and ends on all survivors when its root is") {
+  int ended = 0;
+  for (const Way& way : {kWays[0], kWays[2]}) {
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      CAPTURE(way.name);
+      CAPTURE(seed);
+      std::mt19937_64 random(seed);
+      Run run(4, way);
+      const size_t count = 1 + random() % 1'000'000;
+      const size_t root = random() % 4;
+      const size_t late = random() % 5;
+      std::vector<std::vector<int64_t>> tensors(4);
+      std::vector<std::shared_ptr<Work>> works(4);
+      const auto begin = [&](size_t i) {
+        tensors[i].assign(count, contribution(i));
+        works[i] = run.members[i]->start(broadcast(tensors[i], static_cast<int32_t>(root)));
+      };
+      for (size_t i = 0; i < 4; ++i) {
+        if (i != late) begin(i);
+      }
+      const size_t lost = random() % 4;
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
+      run.members[lost]->hold(true);
+      run.change({lost}, {});
+      if (late < 4 && late != lost) begin(late);
+      const Error first = outcome(works[*run.alive.begin()]);
+      for (const size_t i : run.alive) {
+        const Error error = outcome(works[i]);
+        CHECK(error.kind == first.kind);
+        if (error) {
+          CHECK(error.kind == ErrorKind::MemberLost);
+          CHECK(lost == root);
+        } else {
+          CHECK(tensors[i] == std::vector<int64_t>(count, contribution(root)));
+        }
+      }
+      if (first) ended += 1;
+      for (auto& member : run.members) member->close();
+    }
+  }
+  CHECK(ended > 0);
+}
+
+TEST_CASE("a collective whose shape depends on the world ends alike on every survivor") {
+  int ended = 0;
+  int well = 0;
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    Run run(3, kWays[2]);
+    constexpr uint64_t kCount = 50'000;
+    std::vector<std::vector<int64_t>> inputs(3);
+    std::vector<std::vector<int64_t>> outputs(3);
+    std::vector<std::shared_ptr<Work>> works(3);
+    for (size_t i = 0; i < 3; ++i) {
+      inputs[i].assign(kCount, contribution(i));
+      outputs[i].assign(3 * kCount, 0);
+      RunCall call;
+      call.signature = {Collective::AllGather, DataType::Int64, ReduceOp::Sum, -1, kCount};
+      for (size_t r = 0; r < 3; ++r) {
+        auto* output = reinterpret_cast<std::byte*>(outputs[i].data() + r * kCount);
+        call.blocks.push_back({nullptr, output, kCount});
+        call.block_counts.push_back(kCount);
+      }
+      call.blocks[i].input = reinterpret_cast<const std::byte*>(inputs[i].data());
+      call.quorum_id = run.quorum_id;
+      works[i] = run.members[i]->start(std::move(call));
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+    run.members[2]->hold(true);
+    run.change({2}, {});
+    const Error first = outcome(works[0]);
+    const Error second = outcome(works[1]);
+    CHECK(first.kind == second.kind);
+    if (first) {
+      CHECK(first.kind == ErrorKind::MemberLost);
+      ended += 1;
+    } else {
+      CHECK(outputs[0] == outputs[1]);
+      well += 1;
+    }
+    // The run goes on.
+    std::vector<int64_t> tensor(10, contribution(0));
+    std::vector<int64_t> other(10, contribution(1));
+    const auto work = run.members[0]->start(all_reduce(tensor));
+    wait_well(run.members[1]->start(all_reduce(other)));
+    wait_well(work);
+    CHECK(tensor == std::vector<int64_t>(10, sum_of({0, 1})));
+    for (auto& member : run.members) member->close();
+  }
+  CHECK(ended > 0);
+  CHECK(well > 0);
+}
+
+TEST_CASE("a call that was meant for an older quorum ends on every member, and the run goes on") {
+  Run run(2, kWays[2]);
+  const uint64_t old = run.quorum_id;
+  run.members.push_back(std::make_unique<Member>(kWays[2]));
+  run.change({}, {2});
+  std::vector<std::vector<int64_t>> tensors(3, std::vector<int64_t>(5, 1));
+  std::vector<std::shared_ptr<Work>> works(3);
+  for (size_t i = 0; i < 3; ++i) {
+    auto* data = reinterpret_cast<std::byte*>(tensors[i].data());
+    RunCall call;
+    call.signature = {Collective::Reduce, DataType::Int64, ReduceOp::Sum, 0, 5};
+    call.blocks = {{data, data, 5}};
+    call.quorum_id = i == 1 ? old : run.quorum_id;
+    works[i] = run.members[i]->start(std::move(call));
+  }
+  for (const auto& work : works) CHECK(outcome(work).kind == ErrorKind::MemberLost);
+  for (size_t i = 0; i < 3; ++i) {
+    tensors[i].assign(5, contribution(i));
+    works[i] = run.members[i]->start(all_reduce(tensors[i]));
+  }
+  for (const auto& work : works) wait_well(work);
+  CHECK(tensors[0] == std::vector<int64_t>(5, sum_of({0, 1, 2})));
+  for (auto& member : run.members) member->close();
+}
+
+TEST_CASE("weights are those of the members that contributed") {
+  for (uint64_t seed = 0; seed < 12; ++seed) {
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    Run run(3, kWays[2]);
+    const size_t count = 1 + random() % 300'000;
+    std::vector<std::vector<double>> tensors(3);
+    std::vector<std::shared_ptr<Work>> works(3);
+    const double weights[] = {0.5, 0, 3};
+    for (size_t i = 0; i < 3; ++i) {
+      // A contribution of no weight may be anything.
+      tensors[i].assign(count, i == 1 ? NAN : static_cast<double>(i + 1));
+      auto* data = reinterpret_cast<std::byte*>(tensors[i].data());
+      RunCall call;
+      call.signature = {Collective::AllReduce, DataType::Float64, ReduceOp::WeightedAvg, -1, count};
+      call.blocks = {{data, data, count}};
+      call.factor = weights[i];
+      works[i] = run.members[i]->start(std::move(call));
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 2000));
+    run.members[2]->hold(true);
+    run.change({2}, {});
+    wait_well(works[0]);
+    wait_well(works[1]);
+    CHECK(std::memcmp(tensors[0].data(), tensors[1].data(), count * sizeof(double)) == 0);
+    for (const Contribution& range : works[0]->contributions()) {
+      const bool has_all = range.members.size() == 3;
+      CHECK(range.weight == (has_all ? 3.5 : 0.5));
+      const double expected = has_all ? (0.5 * 1 + 3 * 3) / 3.5 : 1.0;
+      for (uint64_t e = range.begin; e < range.end; ++e)
+        REQUIRE(tensors[0][e] == doctest::Approx(expected));
+    }
+    for (auto& member : run.members) member->close();
+  }
+}
+
+TEST_CASE("copies of results are let go when everybody has them") {
+  Run run(3, kWays[2]);
+  std::vector<std::vector<int64_t>> tensors(3, std::vector<int64_t>(1000, 1));
+  for (int op = 0; op < 300; ++op) {
+    std::vector<std::shared_ptr<Work>> works;
+    for (size_t i = 0; i < 3; ++i) works.push_back(run.members[i]->start(all_reduce(tensors[i])));
+    for (const auto& work : works) wait_well(work);
+    for (auto& tensor : tensors) tensor.assign(1000, 1);
+    CHECK(run.members[0]->kept_bytes() <= 4 << 20);
+  }
+  const TimePoint until = after(Clock::now(), kSoonSeconds);
+  while (run.members[0]->kept_bytes() > 0 && Clock::now() < until) std::this_thread::yield();
+  CHECK(run.members[0]->kept_bytes() == 0);
+  for (auto& member : run.members) member->close();
 }
 
 }  // namespace
