@@ -91,8 +91,8 @@ class CollectiveOperation final : public Operation {
     uint32_t rounds_sent = 0;
     std::map<uint16_t, transport::Payload> partner_values;
     std::map<uint16_t, double> partner_weights;
-    double weight = 0;        // of the partial result that was combined last
-    double final_weight = 0;  // of the final value
+    double weight = 0;                  // of the partial result that was combined last
+    double final_weight = 0;            // of the final value
     std::set<uint16_t> granted_rounds;  // whose value may be sent without credit
     uint32_t finals = 0;                // final segments, without gaps from the start
     std::vector<bool> have;
