@@ -165,8 +165,8 @@ void Group::fail(const Error& error) {
     const int32_t peer = (rank + step) % world_size();
     Connection& connection = to(peer);
     if (connection.state == Connection::State::Idle && to_dial-- > 0) endpoint_.dial(connection);
-    const bool is_known =
-        connection.state == Connection::State::Up || connection.state == Connection::State::Dialing;
+    const bool is_known = connection.state != Connection::State::Idle &&
+                          connection.state != Connection::State::Closed;
     if (is_known) tell_broken(peer);
   }
   close(error);

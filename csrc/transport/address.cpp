@@ -77,6 +77,7 @@ std::optional<MemberAddress> MemberAddress::decode(std::span<const std::byte> by
 
 std::string MemberAddress::describe() const {
   const std::string host = hosts.empty() ? "?" : hosts.front();
+  if (port == 0) return host;
   const bool is_v6 = host.find(':') != std::string::npos;
   return (is_v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
@@ -89,6 +90,30 @@ std::string SocketAddress::describe() const {
                                   : reinterpret_cast<const sockaddr_in6*>(address)->sin6_port);
   const std::string host = socket_host(address, length);
   return (address->sa_family == AF_INET6 ? "[" + host + "]" : host) + ":" + std::to_string(port);
+}
+
+bool SocketAddress::operator==(const SocketAddress& other) const {
+  return length == other.length && std::memcmp(&storage, &other.storage, length) == 0;
+}
+
+bool SocketAddress::has_host(const std::string& host) const {
+  if (storage.ss_family == AF_INET) {
+    in_addr number{};
+    const auto* own = reinterpret_cast<const sockaddr_in*>(&storage);
+    return inet_pton(AF_INET, host.c_str(), &number) == 1 && number.s_addr == own->sin_addr.s_addr;
+  }
+  in6_addr number{};
+  const auto* own = reinterpret_cast<const sockaddr_in6*>(&storage);
+  return storage.ss_family == AF_INET6 && inet_pton(AF_INET6, host.c_str(), &number) == 1 &&
+         std::memcmp(&number, &own->sin6_addr, sizeof(number)) == 0;
+}
+
+void SocketAddress::set_port(uint16_t port) {
+  if (storage.ss_family == AF_INET) {
+    reinterpret_cast<sockaddr_in*>(&storage)->sin_port = htons(port);
+  } else {
+    reinterpret_cast<sockaddr_in6*>(&storage)->sin6_port = htons(port);
+  }
 }
 
 std::vector<SocketAddress> resolve(const std::string& host, uint16_t port) {

@@ -33,13 +33,17 @@ struct MemberAddress {
   std::vector<std::byte> encode() const;
   // nullopt where the bytes are no address of this protocol version.
   static std::optional<MemberAddress> decode(std::span<const std::byte> bytes);
-  std::string describe() const;  // "10.0.0.7:4123"
+  std::string describe() const;  // "10.0.0.7:4123"; of port 0 the host alone
 };
 
 struct SocketAddress {
   sockaddr_storage storage{};
   socklen_t length = 0;
   std::string describe() const;  // "[::1]:4123"
+  bool operator==(const SocketAddress& other) const;
+  // Whether its host is `host`, a number; names are nobody's.
+  bool has_host(const std::string& host) const;
+  void set_port(uint16_t port);
 };
 
 // All socket addresses behind `address`, best first; asks DNS, so it may block. Empty if no name

@@ -52,6 +52,11 @@ OutFrame Connection::pop_frame() {
   return frame;
 }
 
+void Connection::prove(const SocketAddress& address) {
+  const bool is_known = std::find(proven.begin(), proven.end(), address) != proven.end();
+  if (!is_known && proven.size() < kHostsMax) proven.push_back(address);
+}
+
 void Connection::note_ungranted_consumed(uint32_t length) {
   ungranted_consumed_ += cost(length);
   if (ungranted_consumed_ < kUngrantedBytesMax / 8) return;

@@ -81,6 +81,8 @@ class Link {
   virtual bool has_unsent() const = 0;
   virtual bool shares_memory() const { return false; }
   virtual void shutdown_writing() = 0;
+  // Takes part in nothing any more; destroyed later.
+  virtual void cut() = 0;
 };
 
 struct Traffic {
@@ -102,7 +104,8 @@ class Connection {
   // smallest buffer. Counted, so that empty messages are bounded as well.
   static constexpr uint64_t kWaitingFrameBytes = 512;
 
-  enum class State : uint8_t { Idle, Dialing, Up, Closed };
+  // Suspended: its last link broke; what is sent waits until it is known whether the peer is there.
+  enum class State : uint8_t { Idle, Dialing, Up, Suspended, Closed };
 
   explicit Connection(MemberAddress address) : peer(std::move(address)) {}
 
@@ -154,14 +157,27 @@ class Connection {
   // Gives the sender credit back, in portions.
   void note_ungranted_consumed(uint32_t length);
 
+  void prove(const SocketAddress& address);
+
   const MemberAddress peer;
   State state = State::Idle;
-  Error error;                // why Closed, if not politely
+  Error error;                // why Closed, if not politely; why Suspended
+  bool has_ended = false;     // the peer's process is gone, for certain: set before on_lost()
   bool said_goodbye = false;  // by us
   bool goodbye = false;       // by the peer
   uint64_t nonce = 0;         // of the dial that made it
   TimePoint dial_deadline{};  // while Dialing
   bool is_marked = false;     // for Endpoint::mark_unsent()
+  // --- for the endpoint ---
+  std::vector<SocketAddress> resolved;  // where to dial
+  // Where the peer's own listener is, for certain: a dial was welcome there, or it called from
+  // there.
+  std::vector<SocketAddress> proven;
+  bool shared_memory = false;     // its link is, or was
+  bool is_called = false;         // by Endpoint::call()
+  size_t links_ended = 0;         // end of stream, without an error
+  TimePoint suspended_until{};    // while Suspended
+  double round_trip_seconds = 0;  // 0: not measured
   Traffic traffic;
 
  private:

@@ -20,6 +20,15 @@ namespace {
 // One address gets this long before the next is tried; a handshake likewise.
 constexpr auto kCandidateTimeout = std::chrono::seconds(5);
 constexpr auto kRetryPause = std::chrono::milliseconds(100);
+// After a break. Most are over at once, and a process that dies may close its listener some
+// microseconds after its sockets; one that lasts is not to be asked more often than this.
+constexpr auto kRedialPauseMin = std::chrono::milliseconds(1);
+constexpr auto kRedialPauseMax = std::chrono::milliseconds(250);
+// Round trips that an address gets after a break, at least kRedialTimeoutMin: the kernel repeats a
+// lost SYN after a second, and a new dial does so as well.
+constexpr double kRedialRoundTrips = 8;
+constexpr double kRedialSecondsMin = 1;
+constexpr double kRedialSecondsMax = 5;
 // If every address of a member refuses or declines this many times, its process is gone: its
 // listener was there before its address was published.
 constexpr int kFinalRoundsMax = 3;
@@ -34,25 +43,30 @@ bool is_loopback(const SocketAddress& address) {
 
 // --- Dialer --------------------------------------------------------------------------------------
 
-Dialer::Dialer(Endpoint& endpoint, Connection& connection, uint16_t socket_index,
-               TimePoint deadline)
-    : endpoint_(endpoint),
-      connection_(connection),
-      socket_index_(socket_index),
-      deadline_(deadline) {
+Dialer::Dialer(Endpoint& endpoint, Connection& connection, const Options& options)
+    : endpoint_(endpoint), connection_(connection), options_(options) {
   const MemberAddress& own = endpoint.address();
   const MemberAddress& peer = connection.peer;
   const bool same_host = !own.host_key.empty() && own.host_key == peer.host_key;
-  memory_pending_ =
-      same_host && socket_index == 0 && !own.memory_name.empty() && !peer.memory_name.empty();
-  candidates_ = endpoint.resolved(connection);
-  std::stable_partition(
-      candidates_.begin(), candidates_.end(),
-      [same_host](const SocketAddress& address) { return is_loopback(address) == same_host; });
+  const bool is_open = options.intent == Intent::Open;
+  pause_ = is_open ? kRetryPause : kRedialPauseMin;
+  if (is_open) {
+    has_memory_ = same_host && options.socket_index == 0 && !own.memory_name.empty() &&
+                  !peer.memory_name.empty();
+    candidates_ = connection.resolved;
+    std::stable_partition(
+        candidates_.begin(), candidates_.end(),
+        [same_host](const SocketAddress& address) { return is_loopback(address) == same_host; });
+  } else {
+    has_memory_ = connection.shared_memory;
+    if (!has_memory_) candidates_ = connection.proven;
+  }
+  memory_pending_ = has_memory_;
   hello_.from = own;
   hello_.to = peer.member_id;
   hello_.nonce = connection.nonce;
-  hello_.socket_index = socket_index;
+  hello_.socket_index = options.socket_index;
+  hello_.intent = options.intent;
 }
 
 Dialer::~Dialer() {
@@ -71,12 +85,20 @@ void Dialer::finish() {
   finished_ = true;
 }
 
+void Dialer::rest(TimePoint now) {
+  stage_ = Stage::Resting;
+  retry_at_ = now + pause_;
+  if (options_.intent != Intent::Open)
+    pause_ = std::min<Clock::duration>(2 * pause_, kRedialPauseMax);
+  endpoint_.engine().wake_at(retry_at_);
+}
+
 void Dialer::try_next(TimePoint now) {
+  const bool is_open = options_.intent == Intent::Open;
   while (!finished_) {
-    if (now >= deadline_ || (rounds_ >= kFinalRoundsMax && all_final_)) {
+    if (now >= options_.deadline || (is_open && rounds_ >= kFinalRoundsMax && all_final_)) {
       finish();
-      const std::string reason = last_reason_.empty() ? "no answer" : last_reason_;
-      endpoint_.on_dial_failed(connection_, reason);
+      endpoint_.on_dial_failed(connection_, last_reason_.empty() ? "no answer" : last_reason_);
       return;
     }
     if (memory_pending_) {
@@ -87,27 +109,38 @@ void Dialer::try_next(TimePoint now) {
     if (next_ == candidates_.size()) {
       next_ = 0;
       rounds_ += 1;
-      if (candidates_.empty())
+      memory_pending_ = has_memory_ && !is_open;
+      if (candidates_.empty() && is_open)
         last_reason_ = "its host name does not resolve, or it told no address";
-      stage_ = Stage::Resting;
-      retry_at_ = now + kRetryPause;
-      endpoint_.engine().wake_at(retry_at_);
+      rest(now);
       return;
     }
     std::string error;
     socket_ = begin_connect(candidates_[next_], error);
     if (!socket_) {
       last_reason_ = candidates_[next_].describe() + ": " + error;
+      if (!is_open && error == std::strerror(ECONNREFUSED)) {
+        finish();
+        endpoint_.on_peer_ended(connection_);
+        return;
+      }
       all_final_ = false;
       next_ += 1;
       continue;
     }
     stage_ = Stage::Connecting;
-    candidate_deadline_ = std::min(deadline_, now + kCandidateTimeout);
+    candidate_deadline_ = std::min(options_.deadline, now + candidate_timeout());
     endpoint_.engine().wake_at(candidate_deadline_);
     endpoint_.engine().add(socket_.get(), this);
     return;
   }
+}
+
+Clock::duration Dialer::candidate_timeout() const {
+  if (options_.intent == Intent::Open) return kCandidateTimeout;
+  const double seconds = std::clamp(kRedialRoundTrips * connection_.round_trip_seconds,
+                                    kRedialSecondsMin, kRedialSecondsMax);
+  return after({}, seconds) - TimePoint{};
 }
 
 bool Dialer::try_memory() {
@@ -115,9 +148,22 @@ bool Dialer::try_memory() {
   socket_ = connect_memory(connection_.peer.memory_name, error);
   if (!socket_) {
     last_reason_ = "shared memory: " + error;
-    return false;
+    const bool is_gone = error == std::strerror(ECONNREFUSED);
+    if (options_.intent == Intent::Open || !is_gone) return false;
+    finish();
+    endpoint_.on_peer_ended(connection_);
+    return true;
   }
   descriptors_.clear();
+  if (options_.intent == Intent::Open && !make_memory()) return false;
+  endpoint_.engine().add(socket_.get(), this);
+  candidate_deadline_ = std::min(options_.deadline, Clock::now() + candidate_timeout());
+  endpoint_.engine().wake_at(candidate_deadline_);
+  ask(Road::Memory);
+  return !finished_;
+}
+
+bool Dialer::make_memory() {
   try {
     descriptors_.push_back(SharedRings::create());
   } catch (const std::exception& failure) {
@@ -127,11 +173,7 @@ bool Dialer::try_memory() {
     return false;
   }
   for (int i = 0; i < 2; ++i) descriptors_.emplace_back(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  endpoint_.engine().add(socket_.get(), this);
-  candidate_deadline_ = std::min(deadline_, Clock::now() + kCandidateTimeout);
-  endpoint_.engine().wake_at(candidate_deadline_);
-  ask(Road::Memory);
-  return !finished_;
+  return true;
 }
 
 void Dialer::ask(Road road) {
@@ -163,8 +205,14 @@ void Dialer::on_events(uint32_t epoll_events) {
   if (stage_ == Stage::Connecting) {
     if ((epoll_events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) == 0) return;
     const std::string error = connect_error(socket_.get());
+    const bool is_refused = error == std::strerror(ECONNREFUSED);
+    if (is_refused && options_.intent != Intent::Open) {
+      finish();
+      endpoint_.on_peer_ended(connection_);
+      return;
+    }
     if (!error.empty()) {
-      fail_candidate(error, error == std::strerror(ECONNREFUSED));
+      fail_candidate(error, is_refused);
       return;
     }
     set_stream_options(socket_.get());
@@ -198,18 +246,44 @@ void Dialer::read_reply() {
   const auto reply = decode_reply(received_);
   if (!reply) {
     fail_candidate("malformed answer to the handshake");
-  } else if (reply->answer == Answer::Refused) {
-    // It may be somebody else, who has an address that the member has in another network.
-    fail_candidate("it declined: " + reply->reason, true);
-  } else if (reply->answer == Answer::Duplicate) {
-    finish();  // the peer's own dial stands; the endpoint watches the deadline
   } else {
-    endpoint_.engine().remove(socket_.get(), this);
-    FileDescriptor socket = std::move(socket_);
-    finished_ = true;
-    endpoint_.adopt(connection_, std::move(socket), hello_, std::move(descriptors_), 0);
-    if (socket_index_ == 0 && hello_.road == Road::Tcp) endpoint_.dial_more(connection_);
+    take_reply(*reply);
   }
+}
+
+void Dialer::take_reply(const Reply& reply) {
+  switch (reply.answer) {
+    case Answer::Refused:
+      // It may be somebody else, who has an address that the member has in another network.
+      fail_candidate("it declined: " + reply.reason, true);
+      return;
+    case Answer::Duplicate:
+      finish();  // the peer's own dial stands; the endpoint watches the deadline
+      return;
+    case Answer::Stranger:
+      // Of two processes only one can listen at an address, and there this one has.
+      finish();
+      endpoint_.on_peer_ended(connection_);
+      return;
+    case Answer::Alive:
+    case Answer::Over:
+      finish();
+      endpoint_.on_peer_alive(connection_);
+      return;
+    case Answer::Welcome:
+      break;
+  }
+  if (options_.intent == Intent::Probe) {
+    fail_candidate("it gave no answer to the question whether it is there");
+    return;
+  }
+  if (hello_.road == Road::Tcp) connection_.prove(candidates_[next_]);
+  endpoint_.engine().remove(socket_.get(), this);
+  FileDescriptor socket = std::move(socket_);
+  finished_ = true;
+  endpoint_.adopt(connection_, std::move(socket), hello_, std::move(descriptors_), 0);
+  const bool is_first = options_.socket_index == 0 && options_.intent == Intent::Open;
+  if (is_first && hello_.road == Road::Tcp) endpoint_.dial_more(connection_);
 }
 
 TimePoint Dialer::on_time(TimePoint now) {
@@ -220,8 +294,8 @@ TimePoint Dialer::on_time(TimePoint now) {
     fail_candidate(
         "no answer within " +
         std::to_string(
-            std::chrono::duration_cast<std::chrono::seconds>(kCandidateTimeout).count()) +
-        " s");
+            std::chrono::duration_cast<std::chrono::milliseconds>(candidate_timeout()).count()) +
+        " ms");
     try_next(now);
   }
   if (finished_) return TimePoint::max();
@@ -281,8 +355,10 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
   if (finished_) return;
   const auto hello = decode_hello(received_);
   if (!hello || (hello->road == Road::Memory) != is_memory_ ||
+      (is_memory_ && peer_user(socket_.get()) != geteuid()) ||
+      (is_memory_ && hello->intent == Intent::Resume) ||
       (is_memory_ &&
-       (descriptors_.size() != kDescriptorsMax || peer_user(socket_.get()) != geteuid()))) {
+       descriptors_.size() != (hello->intent == Intent::Open ? kDescriptorsMax : 0))) {
     refuse(Answer::Refused, "malformed handshake");
     return;
   }
@@ -296,10 +372,23 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
     finish();
     return;
   }
+  if (!is_memory_) prove(*hello, *connection);
   endpoint_.engine().remove(socket_.get(), this);
   FileDescriptor socket = std::move(socket_);
   finished_ = true;
   endpoint_.adopt(*connection, std::move(socket), *hello, std::move(descriptors_), 1);
+}
+
+// The caller's listener is where its call comes from, if it says that it is to be reached there.
+void Greeter::prove(const Hello& hello, Connection& connection) {
+  SocketAddress source = remote_address(socket_.get());
+  source.set_port(hello.from.port);
+  const bool is_published =
+      std::any_of(hello.from.hosts.begin(), hello.from.hosts.end(),
+                  [&source](const std::string& host) { return source.has_host(host); }) ||
+      std::any_of(connection.resolved.begin(), connection.resolved.end(),
+                  [&source](const SocketAddress& address) { return address == source; });
+  if (is_published) connection.prove(source);
 }
 
 TimePoint Greeter::on_time(TimePoint now) {

@@ -17,10 +17,16 @@ namespace pccl::transport {
 class Endpoint;
 
 // Tries the roads to one member in turn (memory, then each address) until one answers or the
-// deadline passes.
+// deadline passes. After a break only those that led to it before, again and again: a refusal there
+// says that its process is gone.
 class Dialer final : public Pollable {
  public:
-  Dialer(Endpoint& endpoint, Connection& connection, uint16_t socket_index, TimePoint deadline);
+  struct Options {
+    Intent intent = Intent::Open;
+    uint16_t socket_index = 0;
+    TimePoint deadline;
+  };
+  Dialer(Endpoint& endpoint, Connection& connection, const Options& options);
   ~Dialer() override;
 
   void begin(TimePoint now);
@@ -29,6 +35,7 @@ class Dialer final : public Pollable {
   TimePoint on_time(TimePoint now);
   bool finished() const { return finished_; }
   Connection& connection() const { return connection_; }
+  uint16_t socket_index() const { return options_.socket_index; }
   bool is_asking() const { return stage_ == Stage::Asking; }
   bool is_resting() const { return stage_ == Stage::Resting; }
   void cancel();
@@ -38,19 +45,24 @@ class Dialer final : public Pollable {
 
   void try_next(TimePoint now);
   bool try_memory();
+  bool make_memory();
+  Clock::duration candidate_timeout() const;
+  void rest(TimePoint now);
   void ask(Road road);
   void read_reply();
+  void take_reply(const Reply& reply);
   // `is_final`: trying again will not help.
   void fail_candidate(const std::string& reason, bool is_final = false);
   void finish();
 
   Endpoint& endpoint_;
   Connection& connection_;
-  const uint16_t socket_index_;
-  const TimePoint deadline_;
+  const Options options_;
   TimePoint candidate_deadline_{};
   TimePoint retry_at_{};
+  Clock::duration pause_;
   std::vector<SocketAddress> candidates_;
+  bool has_memory_ = false;
   bool memory_pending_ = false;
   size_t next_ = 0;
   int rounds_ = 0;
@@ -81,6 +93,7 @@ class Greeter final : public Pollable {
 
  private:
   void refuse(Answer answer, const std::string& reason);
+  void prove(const Hello& hello, Connection& connection);
   void finish();
 
   Endpoint& endpoint_;

@@ -1,12 +1,12 @@
 #include "transport/endpoint.h"
 
-#include <sys/random.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <stdexcept>
 
+#include "base/random.h"
 #include "transport/dialer.h"
 #include "transport/socket.h"
 #include "transport/socket_link.h"
@@ -21,15 +21,6 @@ constexpr size_t kGreetersMax = 256;
 // Callers accepted before others get their turn.
 constexpr int kAcceptsPerTurn = 64;
 constexpr auto kIdleTick = std::chrono::seconds(1);
-
-template <typename T>
-T random_value() {
-  T value{};
-  if (getrandom(&value, sizeof(value), 0) != static_cast<ssize_t>(sizeof(value))) {
-    throw ConnectError("endpoint: the kernel gives no random numbers");
-  }
-  return value;
-}
 
 std::string hex(const MemberId& id) {
   std::string text;
@@ -113,159 +104,15 @@ void Endpoint::make_room_for_greeter() {
   (*std::find_if(greeters_.begin(), greeters_.end(), is_waiting))->give_way();
 }
 
-Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
-  if (hello.from.run != options_.run) {
-    return {Answer::Refused, "wrong run: this member is in '" + options_.run +
-                                 "', the caller in '" + hello.from.run +
-                                 "' (a process of another or an earlier job?)"};
-  }
-  if (hello.to != address_.member_id) {
-    return {Answer::Refused, "wrong member: the caller wants " + to_text(hello.to) + ", this is " +
-                                 to_text(address_.member_id) +
-                                 " (an address of a process that is gone?)"};
-  }
-  if (hello.from.member_id == address_.member_id)
-    return {Answer::Refused, "a member can't connect to itself"};
-  connection = &this->connection(hello.from, {});
-  // Unless there is something left to tell the caller.
-  if (is_closing_ && !connection->has_unsent()) return {Answer::Refused, "this member is leaving"};
-  switch (connection->state) {
-    case Connection::State::Idle:
-      return {};
-    case Connection::State::Dialing:
-      // Both sides dial. The smaller id's dial stands once its Hello is on the way. Until then it
-      // may be one that never gets through, to a member behind NAT, so the other's is taken.
-      for (const auto& dialer : dialers_) {
-        const bool is_ours = &dialer->connection() == connection && !dialer->finished();
-        if (is_ours && dialer->is_asking() && address_.member_id < hello.from.member_id)
-          return {Answer::Duplicate, "already dialing you"};
-      }
-      for (auto& dialer : dialers_) {
-        if (&dialer->connection() == connection) dialer->cancel();
-      }
-      return {};
-    case Connection::State::Up:
-      if (hello.nonce == connection->nonce && hello.socket_index > 0 &&
-          connection->link_count() < kSocketsMax)
-        return {};
-      return {Answer::Duplicate, "already connected"};
-    case Connection::State::Closed:
-      break;
-  }
-  return {Answer::Refused, "the connection between these members was closed"};
-}
-
-// --- connecting ----------------------------------------------------------------------------------
-
-Connection& Endpoint::connection(const MemberAddress& peer,
-                                 const std::vector<SocketAddress>& resolved) {
-  Known& known = known_[peer.member_id];
-  if (!known.connection) known.connection = std::make_unique<Connection>(peer);
-  if (known.resolved.empty()) known.resolved = resolved;
-  return *known.connection;
-}
-
-void Endpoint::dial(Connection& connection) {
-  if (connection.state != Connection::State::Idle) return;
-  connection.state = Connection::State::Dialing;
-  connection.nonce = random_value<uint64_t>();
-  const TimePoint now = Clock::now();
-  const TimePoint deadline = after(now, options_.connect_timeout_seconds);
-  connection.dial_deadline = deadline;
-  engine_.wake_at(deadline);
-  dialers_.push_back(std::make_unique<Dialer>(*this, connection, 0, deadline));
-  dialers_.back()->begin(now);
-}
-
-void Endpoint::dial_more(Connection& connection) {
-  const TimePoint now = Clock::now();
-  for (int index = 1; index < options_.sockets; ++index) {
-    dialers_.push_back(std::make_unique<Dialer>(*this, connection, static_cast<uint16_t>(index),
-                                                after(now, options_.connect_timeout_seconds)));
-    dialers_.back()->begin(now);
-  }
-}
-
-void Endpoint::adopt(Connection& connection, FileDescriptor socket, const Hello& hello,
-                     std::vector<FileDescriptor> descriptors, int side) {
-  if (connection.state == Connection::State::Closed) return;
-  if (side == 1) connection.nonce = hello.nonce;
-  if (hello.road == Road::Memory) {
-    std::shared_ptr<SharedRings> rings;
-    try {
-      rings = std::make_shared<SharedRings>(descriptors[0].get());
-    } catch (const std::exception& error) {
-      on_dial_failed(connection, error.what());
-      return;
-    }
-    // The dialing side listens to descriptor 1, the other to descriptor 2.
-    FileDescriptor own = std::move(descriptors[side == 0 ? 1 : 2]);
-    FileDescriptor peer = std::move(descriptors[side == 0 ? 2 : 1]);
-    auto link = std::make_unique<MemoryLink>(*this, connection, std::move(socket), std::move(rings),
-                                             side, std::move(own), std::move(peer));
-    memory_links_.push_back(link.get());
-    connection.state = Connection::State::Up;
-    connection.add_link(std::move(link));
-  } else {
-    connection.state = Connection::State::Up;
-    connection.add_link(std::make_unique<SocketLink>(*this, connection, std::move(socket)));
-  }
-  mark_unsent(connection);
-  if (is_closing_ && !connection.said_goodbye) say_goodbye(connection);
-}
-
-void Endpoint::on_dial_failed(Connection& connection, const std::string& reason) {
-  // A stripe that can't be had is no loss of the connection.
-  if (connection.state == Connection::State::Up) return;
-  end_connection(connection,
-                 {ErrorKind::Connect, connection.peer.describe() + " can't be reached: " + reason});
-}
-
-// --- ending --------------------------------------------------------------------------------------
-
-void Endpoint::on_link_down(Connection& connection, const Error& error) {
-  if (connection.state != Connection::State::Up) return;
-  Known& known = known_[connection.peer.member_id];
-  if (!error) {
-    known.links_ended += 1;
-    if (known.links_ended < connection.link_count()) return;
-  }
-  // An error after a goodbye only says that one side was faster with closing than the other with
-  // writing.
-  const bool is_over = connection.goodbye || connection.said_goodbye;
-  end_connection(connection, is_over ? Error{} : error);
-}
-
-void Endpoint::end_connection(Connection& connection, const Error& error) {
-  if (connection.state == Connection::State::Closed) return;
-  connection.state = Connection::State::Closed;
-  connection.error = error;
-  // The end of the stream is also the answer to our own goodbye.
-  if (!error && !connection.goodbye && !connection.said_goodbye) {
-    connection.error = {ErrorKind::MemberLost,
-                        "its connection was closed without a goodbye: the process is gone"};
-  }
-  const uint64_t sent = connection.traffic.bytes_sent;
-  (connection.shares_memory() ? ended_.bytes_sent_memory : ended_.bytes_sent_tcp) += sent;
-  (connection.shares_memory() ? ended_.bytes_received_memory : ended_.bytes_received_tcp) +=
-      connection.traffic.bytes_received;
-  connection.traffic = {};
-  for (auto& link : connection.take_links()) {
-    std::erase(memory_links_, dynamic_cast<MemoryLink*>(link.get()));
-    graveyard_.push_back(std::move(link));
-  }
-  sink_.on_lost(connection, connection.error);
-}
-
-void Endpoint::on_bad_frame(Connection& connection, const std::string& fault) {
-  connection.error = {ErrorKind::RemoteProtocol, fault};
-}
+// --- closing -------------------------------------------------------------------------------------
 
 bool Endpoint::is_finished() const {
-  return std::all_of(known_.begin(), known_.end(),
-                     [](const auto& entry) {
-                       return entry.second.connection->state != Connection::State::Up;
-                     }) &&
+  const std::vector<Connection*> all = connections();
+  return std::none_of(all.begin(), all.end(),
+                      [](const Connection* connection) {
+                        return connection->state == Connection::State::Up ||
+                               connection->state == Connection::State::Suspended;
+                      }) &&
          std::all_of(dialers_.begin(), dialers_.end(),
                      [](const auto& dialer) { return dialer->finished(); });
 }
@@ -290,8 +137,10 @@ void Endpoint::close(TimePoint deadline) {
           // hear why this member leaves.
           if (!dialer->is_asking() && !dialer->connection().has_unsent()) dialer->cancel();
         }
-        for (auto& [id, known] : known_) {
-          if (known.connection->state == Connection::State::Up) say_goodbye(*known.connection);
+        for (Connection* connection : connections()) {
+          if (connection->state == Connection::State::Up) say_goodbye(*connection);
+          if (connection->state == Connection::State::Suspended)
+            end_connection(*connection, connection->error);
         }
         begun.store(true);
       },
@@ -305,13 +154,15 @@ void Endpoint::close(TimePoint deadline) {
   }
   engine_.stop();
   is_closed_ = true;
-  for (auto& [id, known] : known_) {
-    if (known.connection->state == Connection::State::Up)
-      end_connection(*known.connection, {ErrorKind::Aborted, "closed"});
+  for (Connection* connection : connections()) {
+    if (connection->state == Connection::State::Up ||
+        connection->state == Connection::State::Suspended)
+      end_connection(*connection, {ErrorKind::Aborted, "closed"});
   }
   dialers_.clear();
   greeters_.clear();
   graveyard_.clear();
+  forgotten_.clear();
   tcp_listener_.reset();
   memory_listener_.reset();
 }
@@ -321,14 +172,12 @@ Statistics Endpoint::statistics() {
   std::atomic<bool> done{false};
   const auto add = [this, &sum, &done] {
     sum = ended_;
-    for (const auto& [id, known] : known_) {
-      const Connection& connection = *known.connection;
-      if (connection.state != Connection::State::Up) continue;
+    for (const Connection* connection : connections()) {
+      const bool is_alive = connection->state == Connection::State::Up ||
+                            connection->state == Connection::State::Suspended;
+      if (!is_alive) continue;
       sum.connections += 1;
-      (connection.shares_memory() ? sum.bytes_sent_memory : sum.bytes_sent_tcp) +=
-          connection.traffic.bytes_sent;
-      (connection.shares_memory() ? sum.bytes_received_memory : sum.bytes_received_tcp) +=
-          connection.traffic.bytes_received;
+      add_traffic(sum, *connection);
     }
     done.store(true);
     engine_.notify_waiters();
@@ -366,10 +215,9 @@ void Endpoint::flush() {
 }
 
 void Endpoint::end_streams() {
-  for (auto& [id, known] : known_) {
-    Connection& connection = *known.connection;
-    const bool is_over = connection.said_goodbye && connection.state == Connection::State::Up;
-    if (is_over && !connection.has_unsent()) connection.shutdown_writing();
+  for (Connection* connection : connections()) {
+    const bool is_over = connection->said_goodbye && connection->state == Connection::State::Up;
+    if (is_over && !connection->has_unsent()) connection->shutdown_writing();
   }
 }
 
@@ -383,6 +231,7 @@ bool Endpoint::before_sleep() {
   }
   std::erase_if(dialers_, [](const auto& dialer) { return dialer->finished(); });
   std::erase_if(greeters_, [](const auto& greeter) { return greeter->finished(); });
+  forgotten_.clear();
   // Links also send when their socket has room again, so no single place sees the last byte leave.
   if (is_closing_) end_streams();
   bool has_work = false;
@@ -400,16 +249,8 @@ TimePoint Endpoint::on_time(TimePoint now) {
   if (memory_listener_) memory_listener_->on_turn();
   for (size_t i = 0; i < dialers_.size(); ++i) next = std::min(next, dialers_[i]->on_time(now));
   for (size_t i = 0; i < greeters_.size(); ++i) next = std::min(next, greeters_[i]->on_time(now));
-  for (auto& [id, known] : known_) {
-    Connection& connection = *known.connection;
-    if (connection.state != Connection::State::Dialing) continue;
-    if (now >= connection.dial_deadline) {
-      on_dial_failed(connection,
-                     "no answer within " + std::to_string(options_.connect_timeout_seconds) + " s");
-    } else {
-      next = std::min(next, connection.dial_deadline);
-    }
-  }
+  // Who is told of a loss may forget the connection, which then lives until the driver sleeps.
+  for (Connection* connection : connections()) next = std::min(next, watch(*connection, now));
   return next;
 }
 

@@ -33,6 +33,9 @@ struct EndpointOptions {
   int sockets = 1;                           // TCP sockets per connection, 1..kSocketsMax
   bool shared_memory = true;
   double connect_timeout_seconds = 30;
+  // A coordinator's: takes callers of every run, those that do not know its member id, and members
+  // whose last connection has ended.
+  bool accepts_any_run = false;
 };
 inline constexpr int kSocketsMax = 64;
 
@@ -66,6 +69,12 @@ class Endpoint final : public LinkHost, public Periodic {
 
   // The connection to that member, made if unknown (Idle). `resolved`: where to dial.
   Connection& connection(const MemberAddress& peer, const std::vector<SocketAddress>& resolved);
+  // A new connection, dialed at once, to whoever answers there as a coordinator: one TCP socket.
+  // `label` names it in errors.
+  Connection& call(const std::string& label, std::vector<SocketAddress> resolved);
+  // Gives a Closed (or Idle) connection back; nobody may use it any more. A member of which nothing
+  // is known any more may call again.
+  void forget(Connection& connection);
   // Starts dialing an Idle connection.
   void dial(Connection& connection);
   // connection.flush() before the driver sleeps.
@@ -81,13 +90,12 @@ class Endpoint final : public LinkHost, public Periodic {
 
   // --- for Dialer and Greeter ---
   const EndpointOptions& options() const { return options_; }
-  const std::vector<SocketAddress>& resolved(const Connection& connection) {
-    return known_[connection.peer.member_id].resolved;
-  }
   void adopt(Connection& connection, FileDescriptor socket, const Hello& hello,
              std::vector<FileDescriptor> descriptors, int side);
   void on_dial_failed(Connection& connection, const std::string& reason);
-  void dial_more(Connection& connection);  // the other stripes
+  void on_peer_ended(Connection& connection);  // nobody listens where its process did
+  void on_peer_alive(Connection& connection);  // but the connection is not to be had again
+  void dial_more(Connection& connection);      // the other stripes
   Reply judge(const Hello& hello, Connection*& connection);
   void count_refused() { refused_ += 1; }
 
@@ -104,13 +112,16 @@ class Endpoint final : public LinkHost, public Periodic {
     Endpoint& endpoint_;
     bool is_memory_;
   };
-  struct Known {
-    std::unique_ptr<Connection> connection;
-    std::vector<SocketAddress> resolved;
-    size_t links_ended = 0;  // end of stream, without an error
-  };
 
+  std::vector<Connection*> connections() const;
+  Reply judge_open(const Hello& hello, Connection& connection);
+  Connection& make_way(Connection& connection);
+  void suspend(Connection& connection, const Error& error);
+  void cancel_dials(const Connection& connection);
+  void bury_links(Connection& connection);
+  static void add_traffic(Statistics& sum, const Connection& connection);
   void end_connection(Connection& connection, const Error& error);
+  TimePoint watch(Connection& connection, TimePoint now);
   void end_streams();  // closing: of connections that have nothing left to send
   void make_room_for_greeter();
   void say_goodbye(Connection& connection);
@@ -123,7 +134,9 @@ class Endpoint final : public LinkHost, public Periodic {
   Engine engine_;
   std::unique_ptr<Listener> tcp_listener_;
   std::unique_ptr<Listener> memory_listener_;
-  std::map<MemberId, Known> known_;
+  std::map<MemberId, std::unique_ptr<Connection>> known_;
+  std::vector<std::unique_ptr<Connection>> others_;     // called, or followed by a newer one
+  std::vector<std::unique_ptr<Connection>> forgotten_;  // destroyed as the graveyard is
   std::vector<std::unique_ptr<Dialer>> dialers_;
   std::vector<std::unique_ptr<Greeter>> greeters_;
   std::vector<Connection*> unsent_;

@@ -25,6 +25,10 @@ std::vector<std::byte> Hello::encode() const {
   body.put(nonce);
   body.put(socket_index);
   body.put(static_cast<uint8_t>(road));
+  body.put(static_cast<uint8_t>(intent));
+  body.put(static_cast<uint8_t>(resumes));
+  body.put(attempt);
+  body.put(consumed);
   return with_prefix(kHelloMagic, body.bytes());
 }
 
@@ -32,6 +36,8 @@ std::vector<std::byte> Reply::encode() const {
   ByteWriter body;
   body.put(static_cast<uint8_t>(answer));
   body.put_text(std::string_view(reason).substr(0, 1024));
+  body.put(static_cast<uint8_t>(resumes));
+  body.put(consumed);
   return with_prefix(kReplyMagic, body.bytes());
 }
 
@@ -70,8 +76,14 @@ std::optional<Hello> decode_hello(std::span<const std::byte> bytes) {
   hello.nonce = in.get<uint64_t>();
   hello.socket_index = in.get<uint16_t>();
   const auto road = in.get<uint8_t>();
-  if (!in.ok() || !in.at_end() || road > 1) return std::nullopt;
+  const auto intent = in.get<uint8_t>();
+  const auto resumes = in.get<uint8_t>();
+  hello.attempt = in.get<uint32_t>();
+  hello.consumed = in.get<uint32_t>();
+  if (!in.ok() || !in.at_end() || road > 1 || intent > 2 || resumes > 1) return std::nullopt;
   hello.road = static_cast<Road>(road);
+  hello.intent = static_cast<Intent>(intent);
+  hello.resumes = resumes != 0;
   return hello;
 }
 
@@ -80,7 +92,10 @@ std::optional<Reply> decode_reply(std::span<const std::byte> bytes) {
   Reply reply;
   const auto answer = in.get<uint8_t>();
   reply.reason = in.get_text(1024);
-  if (!in.ok() || !in.at_end() || answer > 2) return std::nullopt;
+  const auto resumes = in.get<uint8_t>();
+  reply.consumed = in.get<uint32_t>();
+  if (!in.ok() || !in.at_end() || answer > kAnswerMax || resumes > 1) return std::nullopt;
+  reply.resumes = resumes != 0;
   reply.answer = static_cast<Answer>(answer);
   return reply;
 }

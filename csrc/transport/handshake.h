@@ -20,12 +20,22 @@ inline constexpr size_t kHandshakeBytesMax = kHandshakePrefixBytes + kAddressByt
 
 enum class Road : uint8_t { Tcp = 0, Memory = 1 };
 
+enum class Intent : uint8_t {
+  Open = 0,    // a new connection, or a further socket of one that is being made
+  Resume = 1,  // a socket in place of one that broke
+  Probe = 2,   // only to hear whether the process is there
+};
+
 struct Hello {
   MemberAddress from;
-  MemberId to{};
+  MemberId to{};       // all zero: whoever answers, if it is a coordinator
   uint64_t nonce = 0;  // the same for all sockets of one connection
   uint16_t socket_index = 0;
   Road road = Road::Tcp;
+  Intent intent = Intent::Open;
+  bool resumes = false;   // the caller numbers its frames and would resume this connection
+  uint32_t attempt = 0;   // counts the caller's dials for this connection: no Hello counts twice
+  uint32_t consumed = 0;  // Resume: frames of this connection below it have been consumed
 
   std::vector<std::byte> encode() const;
 };
@@ -34,11 +44,17 @@ enum class Answer : uint8_t {
   Welcome = 0,
   Refused = 1,
   Duplicate = 2,  // the other side is dialing us, or has: wait for its connection
+  Alive = 3,      // to a Probe: it is the wanted member
+  Over = 4,       // to a Resume: it is the wanted member, and has ended that connection for good
+  Stranger = 5,   // to a Probe or Resume: it is another member
 };
+inline constexpr uint8_t kAnswerMax = 5;
 
 struct Reply {
   Answer answer = Answer::Welcome;
   std::string reason;
+  bool resumes = false;   // both do: frames are numbered
+  uint32_t consumed = 0;  // as in Hello
 
   std::vector<std::byte> encode() const;
 };

@@ -146,9 +146,7 @@ MemoryLink::MemoryLink(LinkHost& host, Connection& connection, FileDescriptor so
 
 MemoryLink::~MemoryLink() {
   reader_->link_is_up = false;
-  if (is_down_) return;
-  host_.engine().remove(socket_.get(), this);
-  host_.engine().remove(own_eventfd_.get(), this);
+  cut();
 }
 
 void MemoryLink::wake(const FileDescriptor& eventfd) {
@@ -252,11 +250,16 @@ void MemoryLink::after_sleep() {
   if (!is_down_) reader_->control.reader_sleeps.store(0, std::memory_order_relaxed);
 }
 
-void MemoryLink::stop(const Error& error) {
+void MemoryLink::cut() {
   if (is_down_) return;
   is_down_ = true;
   host_.engine().remove(socket_.get(), this);
   host_.engine().remove(own_eventfd_.get(), this);
+}
+
+void MemoryLink::stop(const Error& error) {
+  if (is_down_) return;
+  cut();
   host_.on_link_down(connection_, error);
 }
 

@@ -113,6 +113,7 @@ class MemoryLink final : public Link, public Pollable {
   bool has_unsent() const override { return false; }
   bool shares_memory() const override { return true; }
   void shutdown_writing() override;
+  void cut() override;
 
   void on_events(uint32_t epoll_events) override;
   void on_turn() override;

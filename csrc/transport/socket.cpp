@@ -119,6 +119,23 @@ uint16_t local_port(int socket) {
                    : reinterpret_cast<sockaddr_in6*>(&address.storage)->sin6_port);
 }
 
+SocketAddress remote_address(int socket) {
+  SocketAddress address;
+  address.length = sizeof(address.storage);
+  if (getpeername(socket, reinterpret_cast<sockaddr*>(&address.storage), &address.length) != 0)
+    return {};
+  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(&address.storage);
+  if (address.storage.ss_family != AF_INET6 || IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr) == 0)
+    return address;
+  SocketAddress mapped;
+  mapped.length = sizeof(sockaddr_in);
+  auto* v4 = reinterpret_cast<sockaddr_in*>(&mapped.storage);
+  v4->sin_family = AF_INET;
+  v4->sin_port = v6->sin6_port;
+  std::memcpy(&v4->sin_addr, v6->sin6_addr.s6_addr + 12, sizeof(v4->sin_addr));
+  return mapped;
+}
+
 FileDescriptor begin_connect(const SocketAddress& address, std::string& error) {
   FileDescriptor socket(
       ::socket(address.storage.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));

@@ -17,6 +17,8 @@ FileDescriptor listen_tcp(const std::string& host, uint16_t port);
 // Listens on an abstract UNIX socket, which vanishes with the process. Throws ConnectError.
 FileDescriptor listen_memory(const std::string& name);
 uint16_t local_port(int socket);
+// The other end of a connected socket; IPv4 as such also where it came through an IPv6 listener.
+SocketAddress remote_address(int socket);
 
 // Starts a connection; connected() tells when EPOLLOUT comes. Empty and `error` on failure.
 FileDescriptor begin_connect(const SocketAddress& address, std::string& error);

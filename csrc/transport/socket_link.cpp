@@ -17,14 +17,17 @@ SocketLink::SocketLink(LinkHost& host, Connection& connection, FileDescriptor so
   host_.engine().add(socket_.get(), this);
 }
 
-SocketLink::~SocketLink() {
-  if (!is_down_) host_.engine().remove(socket_.get(), this);
+SocketLink::~SocketLink() { cut(); }
+
+void SocketLink::cut() {
+  if (is_down_) return;
+  is_down_ = true;
+  host_.engine().remove(socket_.get(), this);
 }
 
 void SocketLink::stop(const Error& error) {
   if (is_down_) return;
-  is_down_ = true;
-  host_.engine().remove(socket_.get(), this);
+  cut();
   host_.on_link_down(connection_, error);
 }
 

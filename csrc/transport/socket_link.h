@@ -27,6 +27,7 @@ class SocketLink final : public Link, public Pollable {
   void abandon(const FrameOwner* owner) override;
   bool has_unsent() const override { return !sending_.empty(); }
   void shutdown_writing() override;
+  void cut() override;
 
   void on_events(uint32_t epoll_events) override;
   void on_turn() override;

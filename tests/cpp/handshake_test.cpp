@@ -33,6 +33,10 @@ Hello hello() {
   hello.nonce = 0x0102030405060708;
   hello.socket_index = 3;
   hello.road = Road::Memory;
+  hello.intent = Intent::Resume;
+  hello.resumes = true;
+  hello.attempt = 0x11121314;
+  hello.consumed = 0xFFFFFFFE;
   return hello;
 }
 
@@ -60,17 +64,24 @@ TEST_CASE("a Hello comes out as it went in") {
   CHECK(got->nonce == sent.nonce);
   CHECK(got->socket_index == 3);
   CHECK(got->road == Road::Memory);
+  CHECK(got->intent == Intent::Resume);
+  CHECK(got->resumes);
+  CHECK(got->attempt == 0x11121314);
+  CHECK(got->consumed == 0xFFFFFFFE);
 }
 
 TEST_CASE("a Reply comes out as it went in, a long reason is cut at 1024 characters") {
-  for (const Answer answer : {Answer::Welcome, Answer::Refused, Answer::Duplicate}) {
-    const Bytes bytes = Reply{answer, "because"}.encode();
+  for (const Answer answer : {Answer::Welcome, Answer::Refused, Answer::Duplicate, Answer::Alive,
+                              Answer::Over, Answer::Stranger}) {
+    const Bytes bytes = Reply{answer, "because", true, 0xFFFFFFFD}.encode();
     std::string fault;
     CHECK(handshake_bytes(bytes, kReplyMagic, fault) == bytes.size());
     const auto got = decode_reply(bytes);
     REQUIRE(got);
     CHECK(got->answer == answer);
     CHECK(got->reason == "because");
+    CHECK(got->resumes);
+    CHECK(got->consumed == 0xFFFFFFFD);
   }
   const auto cut = decode_reply(Reply{Answer::Refused, std::string(5000, 'x')}.encode());
   REQUIRE(cut);
@@ -130,12 +141,18 @@ TEST_CASE("a Hello or Reply with bytes missing or left over is malformed") {
   CHECK_FALSE(decode_reply(longer));
 }
 
-TEST_CASE("an unknown road or answer is malformed") {
-  Bytes bytes = hello().encode();
-  bytes.back() = std::byte{2};
-  CHECK_FALSE(decode_hello(bytes));
+TEST_CASE("an unknown road, intent, answer or truth value is malformed") {
+  // From the end: consumed and attempt, four bytes each, then these.
+  for (const size_t from_end : {9, 10, 11}) {
+    Bytes bytes = hello().encode();
+    bytes[bytes.size() - from_end] = std::byte{3};
+    CHECK_FALSE(decode_hello(bytes));
+  }
+  Bytes bytes = Reply{}.encode();
+  bytes[kHandshakePrefixBytes] = std::byte{kAnswerMax + 1};
+  CHECK_FALSE(decode_reply(bytes));
   bytes = Reply{}.encode();
-  bytes[kHandshakePrefixBytes] = std::byte{3};
+  bytes[bytes.size() - 5] = std::byte{2};
   CHECK_FALSE(decode_reply(bytes));
 }
 

@@ -53,6 +53,7 @@ struct Received {
 struct Lost {
   MemberId member_id;
   Error error;
+  bool has_ended = false;
 };
 
 // One member. What it records is touched by its driver only: look at it in run() and wait_for().
@@ -125,7 +126,7 @@ class Node final : public FrameSink, public FrameOwner {
     if (awaited_) awaited_();
   }
   void on_lost(Connection& connection, const Error& error) override {
-    lost.push_back({connection.peer.member_id, error});
+    lost.push_back({connection.peer.member_id, error, connection.has_ended});
     if (awaited_) awaited_();
   }
   TimePoint on_time(TimePoint /*now*/) override { return TimePoint::max(); }

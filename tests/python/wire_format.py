@@ -41,7 +41,8 @@ def member_of(address: bytes) -> bytes:
 
 
 def hello(caller: Address, wanted: bytes, *, nonce: int = 7, version: int = VERSION) -> bytes:
-    body = text(caller.encode()) + wanted + struct.pack("<QHB", nonce, 0, 0)
+    # Socket 0 over TCP; a new connection that its caller would not resume.
+    body = text(caller.encode()) + wanted + struct.pack("<QHBBBII", nonce, 0, 0, 0, 0, 0, 0)
     return HELLO + struct.pack("<HH", version, len(body)) + body
 
 
@@ -97,7 +98,8 @@ def read_reply(connection: socket.socket) -> tuple[int, str]:
     if len(prefix) < 8 or prefix[:4] != REPLY:
         return -1, ""
     body = read_exactly(connection, struct.unpack("<H", prefix[6:])[0])
-    return body[0], body[3:].decode()
+    length = struct.unpack("<H", body[1:3])[0]
+    return body[0], body[3 : 3 + length].decode()
 
 
 def read_exactly(connection: socket.socket, count: int) -> bytes:
