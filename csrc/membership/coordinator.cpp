@@ -71,11 +71,11 @@ Coordinator::Coordinator(CoordinatorOptions options, Durable durable, TimePoint 
     : options_(std::move(options)),
       durable_(std::move(durable)),
       on_disk_(durable_),
-      is_authoritative_(options_.has_database),
+      is_authoritative_(options_.has_database && !options_.has_taken_over),
       now_(now) {
   set_quorum(durable_.quorum);
   started_max_ = durable_.first_operation;
-  if (options_.has_database) durable_.term = next_term(durable_.term);
+  if (!options_.has_taken_over) durable_.term = next_term(durable_.term);
   persist();
   note("coordinator of '" + options_.run + "' starts with term " + term_text(durable_.term) +
        " and quorum " + std::to_string(durable_.quorum.quorum_id));
@@ -103,7 +103,7 @@ void Coordinator::set_quorum(Quorum quorum) {
 // it has been agreed on anew: until then a restart must find it as doubtful as it is.
 void Coordinator::persist() {
   on_disk_.term = durable_.term;
-  if (is_authoritative_ || !options_.has_database) on_disk_ = durable_;
+  if (is_authoritative_ || !options_.has_database || options_.has_taken_over) on_disk_ = durable_;
   actions_.emplace_back(Persist{on_disk_});
 }
 
@@ -178,6 +178,7 @@ void Coordinator::on(const MemberId& from, const Report& report, TimePoint now) 
   if (refuse(from, report)) return;
   const bool is_new = known_.find(from) == known_.end();
   Known& known = known_[from];
+  if (report.clock < known.report.clock) return;  // overtaken on its way
   if (is_new) known.arrival = ++arrivals_;
   note_suspects(known, report, now);
   known.report = report;
@@ -203,7 +204,7 @@ void Coordinator::on(const MemberId& from, const Report& report, TimePoint now) 
 // Returns whether this coordinator goes on.
 bool Coordinator::take_term(uint64_t term, TimePoint /*now*/) {
   if (term <= durable_.term) return true;
-  if (!options_.has_database) {
+  if (options_.has_taken_over) {
     state_ = Retired;
     outstanding_.reset();
     note("retires: a coordinator with the higher term " + term_text(term) + " is at work");
@@ -288,7 +289,7 @@ void Coordinator::answer(const MemberId& from, const Report& report, TimePoint n
   status.coordinator_clock = microseconds(now);
   status.heartbeat_ms = milliseconds(options_.heartbeat_seconds);
   status.takeover_ms = milliseconds(options_.takeover_seconds);
-  status.has_database = options_.has_database;
+  status.has_taken_over = options_.has_taken_over;
   status.revision = durable_.revision;
   status.digest = durable_.digest;
   status.wants_quorum = report.quorum_id > durable_.quorum.quorum_id && !report.quorum;
@@ -326,7 +327,7 @@ void Coordinator::catch_up(const MemberId& from, const Report& report, TimePoint
       if (report.accepted && report.accepted->term == proposal.term &&
           report.accepted->ballot == proposal.ballot) {
         outstanding_->accepted[from] = report.progress;
-      } else if (proposal.quorum.contains(from)) {
+      } else if (proposal.quorum.contains(from) || has_seat) {
         send_proposal(from, now);
       }
     }
@@ -359,7 +360,6 @@ void Coordinator::on(const MemberId& from, const Accept& accept, TimePoint now) 
   const auto at = known_.find(from);
   if (at == known_.end() || accept.term != durable_.term) return;
   if (outstanding_ && accept.ballot == outstanding_->proposal.ballot) {
-    if (!outstanding_->proposal.quorum.contains(from)) return;
     outstanding_->accepted[from] = accept.progress;
     started_max_ = std::max(started_max_, accept.progress.started);
     decide(now);

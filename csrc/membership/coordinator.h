@@ -29,7 +29,10 @@ struct CoordinatorOptions {
   double silence_seconds = 10;     // who says nothing for so long is out
   double link_grace_seconds = 10;  // two members that can't reach each other
   double takeover_seconds = 10;    // members look for another one after so long; see MemberOptions
-  bool has_database = true;        // false: it took over and may know less than the run's own
+  // The run's own coordinator has all that it ever agreed to on its disk. One whose disk was lost,
+  // or that took over (then has_taken_over), may know less and needs more than half of the members.
+  bool has_database = true;
+  bool has_taken_over = false;  // retires when it hears of a higher term
 };
 
 // What a coordinator must find again after a crash.
@@ -144,6 +147,7 @@ class Coordinator {
   void judge_links(TimePoint now);
   std::pair<size_t, size_t> count_alive(const std::vector<Seat>& seats) const;
   bool may_follow(const std::vector<Seat>& seats) const;
+  std::vector<Seat> witnesses(TimePoint now) const;
   void wait_for_more(const std::vector<Seat>& seats);
   void propose_next(TimePoint now);
   void propose_first(TimePoint now);

@@ -129,6 +129,19 @@ bool Coordinator::may_follow(const std::vector<Seat>& seats) const {
   return is_authoritative_ ? 2 * here >= alive : 2 * here > alive;
 }
 
+// Seats that have to go, but can still say that they agree: they count for what may follow.
+std::vector<Seat> Coordinator::witnesses(TimePoint now) const {
+  std::vector<Seat> seats;
+  for (const auto& [id, reason] : lost_) {
+    const Known& known = known_.at(id);
+    const bool is_silent = seconds_between(known.heard_at, now) >= silence_seconds(known);
+    if (is_silent || known.is_gone || !known.is_connected || !known.obeys) continue;
+    if (known.report.quorum_id != durable_.quorum.quorum_id) continue;
+    seats.push_back(durable_.quorum.seats[static_cast<size_t>(ranks_.at(id))]);
+  }
+  return seats;
+}
+
 void Coordinator::wait_for_more(const std::vector<Seat>& seats) {
   const auto [alive, here] = count_alive(seats);
   std::string details;
@@ -180,7 +193,9 @@ void Coordinator::propose_next(TimePoint now) {
     do_all_obey = do_all_obey && known.obeys && known.report.quorum_id == durable_.quorum.quorum_id;
     survivors.push_back(seat);
   }
-  if (!may_follow(survivors)) return wait_for_more(survivors);
+  std::vector<Seat> voters = survivors;
+  for (Seat& seat : witnesses(now)) voters.push_back(std::move(seat));
+  if (!may_follow(voters)) return wait_for_more(voters);
   if (!do_all_obey) {
     state_ = Gathering;
     return;
@@ -269,6 +284,7 @@ void Coordinator::propose(Outstanding next, TimePoint now) {
     if (is_new) known->second.heard_at = now;
     send_proposal(seat.member_id, now);
   }
+  for (const Seat& seat : durable_.quorum.seats) send_proposal(seat.member_id, now);
 }
 
 // --- agreeing ------------------------------------------------------------------------------------
@@ -286,14 +302,20 @@ bool Coordinator::settle_outstanding(TimePoint now) {
     }
     is_whole = is_whole && !is_lost(seat.member_id, now);
   }
-  const bool is_enough = durable_.quorum.quorum_id == 0 || may_follow(accepted);
+  std::vector<Seat> voters = accepted;
+  for (const Seat& seat : durable_.quorum.seats) {
+    const bool is_witness = outstanding_->accepted.count(seat.member_id) != 0 &&
+                            !outstanding_->proposal.quorum.contains(seat.member_id);
+    if (is_witness) voters.push_back(seat);
+  }
+  const bool is_enough = durable_.quorum.quorum_id == 0 || may_follow(voters);
   const bool is_settled = is_whole || outstanding_->repeats;
   if (is_complete && is_enough && is_settled && !accepted.empty()) {
     commit();
     return true;
   }
   state_ = Proposing;
-  if (is_complete && !is_whole && outstanding_->repeats) wait_for_more(accepted);
+  if (is_complete && !is_enough && !is_whole) wait_for_more(voters);
   if (is_settled) return true;
   outstanding_.reset();
   return false;
@@ -306,12 +328,24 @@ void Coordinator::commit() {
   uint64_t recover_from = kNothingToRecover;
   bool goes_on = false;  // with anybody of the quorum before
   for (const auto& [id, progress] : agreed.accepted) {
-    if (ranks_.find(id) == ranks_.end()) continue;
+    if (ranks_.find(id) == ranks_.end() || !agreed.proposal.quorum.contains(id)) continue;
     goes_on = true;
     first_operation = std::max(first_operation, progress.started);
     recover_from = std::min(recover_from, progress.completed);
   }
+  // Seats that may still be there and have not answered: what they have told must fit, so that they
+  // can be let in late.
+  for (const Seat& seat : before.seats) {
+    const Known& known = known_.at(seat.member_id);
+    const bool is_missing = agreed.proposal.quorum.contains(seat.member_id) &&
+                            agreed.accepted.count(seat.member_id) == 0;
+    if (!is_missing || known.report.quorum_id != before.quorum_id) continue;
+    first_operation = std::max(first_operation, known.report.progress.started);
+    recover_from = std::min(recover_from, known.report.progress.completed);
+  }
   if (!goes_on && before.quorum_id != 0) first_operation = started_max_;
+  // Never back, even when all that had started an operation are dead: it is recovered already.
+  first_operation = std::max(first_operation, durable_.first_operation);
   if (!agreed.proposal.freezes) recover_from = kNothingToRecover;
 
   if (out_reasons_.size() > kReasonsKept) out_reasons_.clear();
@@ -331,9 +365,10 @@ void Coordinator::commit() {
   durable_.first_operation = first_operation;
   durable_.recover_from = recover_from;
   set_quorum(std::move(quorum));
-  is_authoritative_ = options_.has_database;
+  is_authoritative_ = options_.has_database && !options_.has_taken_over;
   persist();
   for (const auto& [id, progress] : agreed.accepted) {
+    if (!agreed.proposal.quorum.contains(id)) continue;
     send_commit(id, agreed.proposal.term, agreed.proposal.ballot);
   }
   announce(before, names);

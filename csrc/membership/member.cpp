@@ -96,12 +96,12 @@ void Member::on_message(const Message& message, TimePoint now) {
 
 void Member::on(const Status& status, TimePoint now) {
   if (status.term < report_.term) return;  // the next report tells it of the higher one
-  if (status.term > report_.term && !status.has_database && obeys_home(now)) return;
+  if (status.term > report_.term && status.has_taken_over && obeys_home(now)) return;
   const bool is_new_term = status.term > report_.term;
   report_.term = status.term;
   report_.heard_clock = status.coordinator_clock;
   heard_at_ = now;
-  if (status.has_database) heard_home_at_ = now;
+  if (!status.has_taken_over) heard_home_at_ = now;
   has_taken_over_ = false;
   heartbeat_seconds_ = std::clamp(status.heartbeat_ms * 1e-3, 0.01, 60.0);
   takeover_seconds_ = std::max(options_.takeover_seconds, status.takeover_ms * 1e-3);
@@ -123,7 +123,6 @@ bool Member::may_accept(const Proposal& proposal) const {
   const uint64_t quorum_id = proposal.quorum.quorum_id;
   if (proposal.term != report_.term || report_.is_leaving) return false;
   if (quorum_.quorum_id != 0 && quorum_id != quorum_.quorum_id + 1) return false;
-  if (!proposal.quorum.contains(options_.seat.member_id)) return false;
   const auto is_newer = [&](const std::optional<Proposal>& other) {
     return !other ||
            std::pair(proposal.term, proposal.ballot) > std::pair(other->term, other->ballot);
@@ -181,7 +180,8 @@ void Member::send_accept() {
 
 void Member::on(const Commit& commit, TimePoint now) {
   const std::optional<Proposal>& accepted = report_.accepted;
-  if (!accepted || accepted->term != commit.term || accepted->ballot != commit.ballot ||
+  if (!accepted || !accepted->quorum.contains(options_.seat.member_id)) return;
+  if (accepted->term != commit.term || accepted->ballot != commit.ballot ||
       accepted->quorum.quorum_id != commit.quorum_id) {
     return;
   }
@@ -202,6 +202,7 @@ void Member::on(const Commit& commit, TimePoint now) {
   report_.accepted.reset();
   pending_.reset();
   unanswered_.reset();
+  stillness_ = Stillness::None;
   std::erase_if(suspects_, [&](const auto& suspect) { return !quorum_.contains(suspect.first); });
   state_ = Running;
   actions_.emplace_back(std::move(enter));

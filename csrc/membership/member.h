@@ -49,7 +49,7 @@ struct Evicted {
   std::string reason;
 };
 // The coordinator stays away and this member is the one to replace it: start one with
-// durable_from(report(true), term), without CoordinatorOptions::has_database, and tell the others.
+// durable_from(report(true), term) and CoordinatorOptions::has_taken_over, and tell the others.
 struct TakeOver {
   uint64_t term = 0;
 };
@@ -111,7 +111,10 @@ class Member {
   Report report_;  // all but quorum and suspects is kept here
   Quorum quorum_;
   std::map<MemberId, Suspect> suspects_;  // seats of quorum_
-  std::optional<Proposal> pending_;       // Hold is out, or will be once the one before is answered
+  // What Hold has brought about since the last Enter.
+  enum class Stillness : uint8_t { None, Held, Frozen };
+  Stillness stillness_ = Stillness::None;
+  std::optional<Proposal> pending_;  // Hold is out, or will be once the one before is answered
   std::optional<Hold> unanswered_;
 
   bool is_connected_ = false;
@@ -122,7 +125,7 @@ class Member {
   TimePoint now_;
   TimePoint reported_at_;
   TimePoint heard_at_;                      // of any coordinator; pauses of this process left out
-  std::optional<TimePoint> heard_home_at_;  // of one with the run's database
+  std::optional<TimePoint> heard_home_at_;  // of the run's own one
   std::deque<uint32_t> round_trips_us_;
   uint64_t committed_revision_ = 0;
   Digest committed_digest_{};

@@ -83,7 +83,7 @@ void put(ByteWriter& out, const Status& status) {
   out.put(status.coordinator_clock);
   out.put(status.heartbeat_ms);
   out.put(status.takeover_ms);
-  out.put(static_cast<uint8_t>(status.has_database));
+  out.put(static_cast<uint8_t>(status.has_taken_over));
   out.put(status.revision);
   out.put(status.digest);
   out.put(static_cast<uint8_t>(status.wants_quorum));
@@ -256,7 +256,7 @@ class Decoder {
     status.coordinator_clock = get<uint64_t>();
     status.heartbeat_ms = get<uint32_t>();
     status.takeover_ms = get<uint32_t>();
-    status.has_database = flag();
+    status.has_taken_over = flag();
     status.revision = get<uint64_t>();
     status.digest = get<Digest>();
     status.wants_quorum = flag();

@@ -59,11 +59,11 @@ struct Status {
   uint64_t clock = 0;              // of the Report that it answers
   uint64_t coordinator_clock = 0;  // microseconds; comes back in Report
   uint32_t heartbeat_ms = 0;
-  // For so long after this answer was sent, the member obeys nobody but coordinators with the
-  // run's database.
+  // For so long after this answer was sent, the member obeys nobody but the run's own
+  // coordinator.
   uint32_t takeover_ms = 0;
-  bool has_database = true;  // false: it took over
-  uint64_t revision = 0;     // of the shared state, committed
+  bool has_taken_over = false;  // it is not the run's own coordinator
+  uint64_t revision = 0;        // of the shared state, committed
   Digest digest{};
   bool wants_quorum = false;  // the next report must hold the whole quorum
   bool operator==(const Status&) const = default;

@@ -22,7 +22,7 @@ TEST_CASE(
     Scene scene(at_least(1));
     scene.join("ab");
     scene.crash_coordinator();
-    scene.options().has_database = has_database;
+    scene.options().has_taken_over = !has_database;
     Durable durable = scene.disk();
     durable.term = next_term(durable.term, id_of("a"));
     scene.set_disk(durable);
@@ -68,7 +68,7 @@ TEST_CASE("another one takes over with more than half, and gives the run back") 
   REQUIRE(scene["a"].takes_over);
   CHECK_FALSE(scene["b"].takes_over);
 
-  scene.options().has_database = false;
+  scene.options().has_taken_over = true;
   const Durable durable =
       durable_from(scene["a"].member->report(true), scene["a"].takes_over->term);
   scene.set_disk(durable);
@@ -79,7 +79,7 @@ TEST_CASE("another one takes over with more than half, and gives the run back") 
   CHECK(scene["b"].member->term() == durable.term);
 
   scene.crash_coordinator();
-  scene.options().has_database = true;
+  scene.options().has_taken_over = false;
   scene.set_disk(home_disk);
   scene.start_coordinator();
   CHECK(scene.coordinator().durable().term < durable.term);
@@ -94,7 +94,7 @@ TEST_CASE("one that took over and hears of a higher term does nothing any more")
   Scene scene(at_least(1));
   scene.join("abc");
   scene.crash_coordinator();
-  scene.options().has_database = false;
+  scene.options().has_taken_over = true;
   Durable durable = scene.disk();
   durable.term = next_term(durable.term, id_of("a"));
   Coordinator other(scene.options(), durable, scene.now());
@@ -115,7 +115,7 @@ TEST_CASE("who obeys the run's own coordinator obeys no other one until its prom
   const uint64_t term = member.term();
   Status status;
   status.term = next_term(term, id_of("a"));
-  status.has_database = false;
+  status.has_taken_over = true;
   member.on_message(status, pccl::after(scene.now(), 9.9));
   CHECK(member.term() == term);
   member.on_message(status, pccl::after(scene.now(), 10.1));

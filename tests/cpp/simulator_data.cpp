@@ -1,0 +1,425 @@
+#include "simulator_data.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "topology/planners.h"
+
+namespace simulator {
+
+namespace recovery = pccl::recovery;
+namespace topology = pccl::topology;
+using pccl::membership::Seat;
+
+namespace {
+
+constexpr uint64_t kSegmentElements = 3;
+constexpr uint16_t kUp = 0;
+constexpr uint16_t kDown = 1;
+constexpr uint16_t kExchange = 2;
+
+// All ranks plan alike: from the operation's number and the quorum's size. Plans are kept, because
+// every member asks for the same ones.
+std::shared_ptr<const Schedule> plan(uint64_t operation, int32_t world_size, uint64_t count) {
+  thread_local std::map<std::tuple<int32_t, uint64_t, uint64_t>, std::shared_ptr<const Schedule>>
+      plans;
+  constexpr size_t kPlansKept = 4096;
+  const uint64_t kind = world_size > 64 ? 4 : mix(operation) % 5;
+  auto& kept = plans[{world_size, kind, count}];
+  if (kept) return kept;
+  std::vector<int32_t> order(static_cast<size_t>(world_size));
+  std::iota(order.begin(), order.end(), 0);
+  Schedule schedule;
+  switch (kind) {
+    case 0:
+      schedule = topology::plan_all_reduce_ring(order, count);
+      break;
+    case 1:
+      schedule = topology::plan_all_reduce_direct(world_size, count);
+      break;
+    case 2:
+      schedule = topology::plan_all_reduce_doubling(world_size, count);
+      break;
+    case 3:
+      schedule = topology::plan_all_reduce_halving_doubling(world_size, count);
+      break;
+    default:
+      schedule = topology::plan_all_reduce_double_binary_tree(world_size, count);
+      break;
+  }
+  auto made = std::make_shared<const Schedule>(std::move(schedule));
+  kept = made;
+  if (plans.size() > kPlansKept) plans.clear();
+  return made;
+}
+
+}  // namespace
+
+uint64_t mix(uint64_t value) {
+  value += 0x9E3779B97F4A7C15;
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
+  return value ^ (value >> 31);
+}
+
+uint64_t contribution(const MemberId& member, uint64_t operation, uint64_t element) {
+  uint64_t low = 0;
+  std::memcpy(&low, member.data(), sizeof(low));
+  return mix(low ^ mix(operation ^ mix(element)));
+}
+
+uint64_t element_count(uint64_t operation) {
+  constexpr uint64_t kCounts[] = {0, 1, 7, 8, 16, 13};
+  return kCounts[mix(operation ^ 77) % 6];
+}
+
+DataPlane::DataPlane(const MemberId& self, Mutation mutation, Host host)
+    : self_(self), mutation_(mutation), host_(std::move(host)) {}
+
+// --- quorums -------------------------------------------------------------------------------------
+
+uint64_t DataPlane::quorum_of(uint64_t number) const {
+  const auto next = starts_.upper_bound(number);
+  return next == starts_.begin() ? 0 : std::prev(next)->second;
+}
+
+const Quorum& DataPlane::quorum_at(uint64_t quorum_id) const { return quorums_.at(quorum_id); }
+
+bool DataPlane::takes_part(const Quorum& quorum, size_t rank, uint64_t number) const {
+  return mutation_ == Mutation::JoinedAtIgnored || quorum.seats[rank].joined_at <= number;
+}
+
+void DataPlane::hold(bool freezes) {
+  is_held_ = true;
+  is_frozen_ = is_frozen_ || freezes;
+}
+
+void DataPlane::enter(const Enter& enter) {
+  const bool is_newcomer = quorum_.quorum_id == 0;
+  quorum_ = enter.quorum;
+  quorums_[quorum_.quorum_id] = quorum_;
+  if (is_newcomer) {
+    const auto rank = static_cast<size_t>(quorum_.rank_of(self_));
+    const uint64_t joined_at = quorum_.seats[rank].joined_at;
+    progress_ = {joined_at, joined_at};
+    forgotten_ = joined_at;
+  }
+  // Those that are not frozen run to their end where they began.
+  starts_[enter.drops ? std::min(enter.recover_from, enter.first_operation)
+                      : enter.first_operation] = quorum_.quorum_id;
+  starts_.erase(starts_.upper_bound(enter.drops ? enter.recover_from : enter.first_operation),
+                starts_.end());
+  is_held_ = is_frozen_ = false;
+  if (enter.drops) {
+    recover_from_ = enter.recover_from;
+    recover_to_ = enter.first_operation;
+    for (uint64_t number = recover_from_; number < recover_to_; ++number) recover(number);
+  }
+  forget();
+}
+
+// --- operations ----------------------------------------------------------------------------------
+
+DataPlane::Operation& DataPlane::prepare(uint64_t number) {
+  Operation& operation = operations_[number];
+  const uint64_t count = element_count(number);
+  if (operation.values.size() != count) {
+    operation.values.resize(count);
+    for (uint64_t i = 0; i < count; ++i) operation.values[i] = contribution(self_, number, i);
+  }
+  return operation;
+}
+
+bool DataPlane::start() {
+  if (is_held_ || quorum_.quorum_id == 0) return false;
+  const uint64_t number = progress_.started++;
+  Operation& operation = prepare(number);
+  operation.is_started = true;
+  if (operation.is_recovery) {
+    try_recovery(number);
+  } else {
+    operation.quorum_id = quorum_of(number);
+    operation.schedule =
+        plan(number, static_cast<int32_t>(quorum_at(operation.quorum_id).seats.size()),
+             element_count(number));
+    run(number);
+  }
+  forget();
+  return true;
+}
+
+void DataPlane::recover(uint64_t number) {
+  const auto self_rank = static_cast<size_t>(quorum_.rank_of(self_));
+  if (!takes_part(quorum_, self_rank, number)) return;
+  Operation& operation = prepare(number);
+  operation.quorum_id = quorum_.quorum_id;
+  operation.is_recovery = true;
+  operation.is_running = false;
+  if (mutation_ != Mutation::RetryCountsTwice) operation.parts.clear();
+  operation.others.clear();
+  if (mutation_ == Mutation::ResultDropped && operation.is_complete) operation.finals.clear();
+  auto frame = std::make_shared<Frame>();
+  frame->kind = Frame::Kind::Finals;
+  frame->quorum_id = quorum_.quorum_id;
+  frame->is_recovery = true;
+  frame->operation = number;
+  frame->finals = operation.finals;
+  operation.others[self_] = operation.finals;
+  if (mutation_ == Mutation::JoinedAtIgnored && number < quorum_.seats[self_rank].joined_at) {
+    operation.is_started = true;
+  }
+  for (size_t rank = 0; rank < quorum_.seats.size(); ++rank) {
+    if (rank == self_rank || !takes_part(quorum_, rank, number)) continue;
+    host_.send(quorum_.seats[rank].member_id, frame);
+  }
+  empty_mailbox(number);
+  try_recovery(number);
+}
+
+// When all survivors have told what they hold, and the caller has made the call.
+void DataPlane::try_recovery(uint64_t number) {
+  Operation& operation = operations_.at(number);
+  if (operation.is_running || !operation.is_recovery) return;
+  recovery::RecoveryRequest request;
+  for (size_t rank = 0; rank < quorum_.seats.size(); ++rank) {
+    if (!takes_part(quorum_, rank, number)) continue;
+    const auto told = operation.others.find(quorum_.seats[rank].member_id);
+    if (told == operation.others.end()) return;
+    request.survivors.push_back({static_cast<int32_t>(rank), told->second});
+  }
+  if (!operation.is_started) return;
+  request.world_size = static_cast<int32_t>(quorum_.seats.size());
+  request.element_count = element_count(number);
+  request.element_bytes = sizeof(uint64_t);
+  request.links = topology::uniform_links(request.world_size, {1e-4, 1e-9});
+  operation.plan = recovery::plan_recovery(request);
+  operation.schedule = std::make_shared<const Schedule>(operation.plan.schedule);
+  operation.was_recovered = true;
+  run(number);
+}
+
+void DataPlane::run(uint64_t number) {
+  Operation& operation = operations_.at(number);
+  operation.is_running = true;
+  fill_parts(number, operation);
+  for (uint32_t chunk = 0; chunk < operation.parts.size(); ++chunk) {
+    const size_t segments = operation.parts[chunk].segments.size();
+    for (uint32_t segment = 0; segment < segments; ++segment) advance(number, chunk, segment);
+  }
+  empty_mailbox(number);
+  finish(number);
+}
+
+void DataPlane::fill_parts(uint64_t number, Operation& operation) {
+  const int32_t self = quorum_at(operation.quorum_id).rank_of(self_);
+  const std::vector<Part> before = std::exchange(operation.parts, {});
+  for (const topology::Chunk& chunk : operation.schedule->chunks) {
+    Part part;
+    int32_t missing = 0;
+    for (const topology::Edge& edge : chunk.up) {
+      if (edge.from == self) part.parent = edge.to;
+      if (edge.to == self) ++missing;
+    }
+    for (const topology::Edge& edge : chunk.down) {
+      if (edge.from == self) part.children.push_back(edge.to);
+    }
+    const auto core = std::find(chunk.core.begin(), chunk.core.end(), self);
+    if (core != chunk.core.end())
+      part.core_position = static_cast<int32_t>(core - chunk.core.begin());
+    const bool is_source = chunk.reduces || part.core_position >= 0;
+    for (uint64_t begin = chunk.offset; begin < chunk.offset + chunk.count;
+         begin += kSegmentElements) {
+      Segment segment;
+      segment.begin = begin;
+      segment.end = std::min(begin + kSegmentElements, chunk.offset + chunk.count);
+      segment.missing = missing;
+      const auto from = operation.values.begin() + static_cast<int64_t>(begin);
+      if (is_source) segment.partial.assign(from, from + static_cast<int64_t>(segment.end - begin));
+      const size_t index = operation.parts.size();
+      const size_t at = part.segments.size();
+      if (mutation_ == Mutation::RetryCountsTwice && operation.is_recovery && chunk.reduces &&
+          index < before.size() && at < before[index].segments.size() &&
+          before[index].segments[at].partial.size() == segment.partial.size()) {
+        segment.partial = before[index].segments[at].partial;
+      }
+      part.segments.push_back(std::move(segment));
+    }
+    operation.parts.push_back(std::move(part));
+  }
+  (void)number;
+}
+
+void DataPlane::advance(uint64_t number, uint32_t chunk_index, uint32_t index) {
+  Operation& operation = operations_.at(number);
+  const topology::Chunk& chunk = operation.schedule->chunks[chunk_index];
+  Part& part = operation.parts[chunk_index];
+  Segment& segment = part.segments[index];
+  if (segment.missing > 0 || segment.is_final) return;
+  if (part.core_position < 0) {
+    if (part.parent < 0 || std::exchange(segment.is_sent, true)) return;
+    return send(operation, number, part.parent, chunk_index, index, kUp, segment.partial);
+  }
+  const auto rounds = static_cast<int32_t>(std::bit_width(chunk.core.size()) - 1);
+  while (segment.round < rounds) {
+    const auto other = static_cast<size_t>(part.core_position ^ (1 << segment.round));
+    const auto stage = static_cast<uint16_t>(kExchange + segment.round);
+    if (!std::exchange(segment.is_sent, true)) {
+      send(operation, number, chunk.core[other], chunk_index, index, stage, segment.partial);
+    }
+    const auto early = segment.early.find(segment.round);
+    if (early == segment.early.end()) return;
+    for (size_t i = 0; i < segment.partial.size(); ++i) segment.partial[i] += early->second[i];
+    ++segment.round;
+    segment.is_sent = false;
+  }
+  const std::vector<uint64_t> values = segment.partial;
+  make_final(number, chunk_index, index, values);
+}
+
+void DataPlane::make_final(uint64_t number, uint32_t chunk_index, uint32_t index,
+                           const std::vector<uint64_t>& values) {
+  Operation& operation = operations_.at(number);
+  const topology::Chunk& chunk = operation.schedule->chunks[chunk_index];
+  Part& part = operation.parts[chunk_index];
+  Segment& segment = part.segments[index];
+  if (std::exchange(segment.is_final, true)) return;
+  for (uint64_t at = segment.begin; at < segment.end; ++at) {
+    if (operation.finals.covers(at, at + 1)) continue;
+    operation.values[at] = values[at - segment.begin];
+    FinalMap::Range range{at, at + 1, operation.quorum_id, 1};
+    if (operation.is_recovery && chunk.block == recovery::kBlockFinals) {
+      for (const FinalMap::Range& origin : operation.plan.origin.ranges()) {
+        if (at >= origin.begin && at < origin.end) range.quorum_id = origin.quorum_id;
+      }
+    }
+    operation.finals.add(range);
+  }
+  for (const int32_t child : part.children) {
+    send(operation, number, child, chunk_index, index, kDown, values);
+  }
+}
+
+void DataPlane::send(const Operation& operation, uint64_t number, int32_t to, uint32_t chunk,
+                     uint32_t segment, uint16_t stage, const std::vector<uint64_t>& payload) {
+  auto frame = std::make_shared<Frame>();
+  frame->quorum_id = operation.quorum_id;
+  frame->is_recovery = operation.is_recovery;
+  frame->operation = number;
+  frame->chunk = chunk;
+  frame->segment = segment;
+  frame->stage = stage;
+  frame->payload = payload;
+  host_.send(quorum_at(operation.quorum_id).seats[static_cast<size_t>(to)].member_id, frame);
+}
+
+// --- frames --------------------------------------------------------------------------------------
+
+void DataPlane::receive(const MemberId& from, const std::shared_ptr<const Frame>& frame) {
+  if (frame->kind == Frame::Kind::Done) {
+    done_[from] = std::max(done_[from], frame->operation);
+    return forget();
+  }
+  const uint64_t number = frame->operation;
+  if (number < forgotten_) return;
+  const bool is_old = frame->quorum_id <= quorum_.quorum_id;
+  if (is_frozen_ && is_old && mutation_ != Mutation::FreezeIgnored) return;
+  Operation& operation = operations_[number];
+  const bool is_now = operation.quorum_id == frame->quorum_id &&
+                      operation.is_recovery == frame->is_recovery &&
+                      (operation.is_running || frame->kind == Frame::Kind::Finals);
+  const bool is_forged = mutation_ == Mutation::OldFramesAccepted && operation.is_running &&
+                         frame->kind == Frame::Kind::Data && frame->quorum_id < operation.quorum_id;
+  if (is_now || is_forged) {
+    take(number, from, *frame);
+    finish(number);
+    forget();
+  } else if (!operation.is_complete || frame->quorum_id >= operation.quorum_id) {
+    operation.mailbox.emplace_back(from, frame);
+  }
+}
+
+void DataPlane::take(uint64_t number, const MemberId& from, const Frame& frame) {
+  Operation& operation = operations_.at(number);
+  if (frame.kind == Frame::Kind::Finals) {
+    operation.others[from] = frame.finals;
+    return try_recovery(number);
+  }
+  // Only a planted bug gets here with a frame of another schedule.
+  if (frame.chunk >= operation.parts.size()) return;
+  Part& part = operation.parts[frame.chunk];
+  if (frame.segment >= part.segments.size()) return;
+  Segment& segment = part.segments[frame.segment];
+  if (frame.payload.size() != segment.end - segment.begin) return;
+  if (frame.stage == kDown) return make_final(number, frame.chunk, frame.segment, frame.payload);
+  if (segment.partial.size() != frame.payload.size()) return;
+  if (frame.stage == kUp) {
+    for (size_t i = 0; i < segment.partial.size(); ++i) segment.partial[i] += frame.payload[i];
+    if (mutation_ == Mutation::InputOverwritten) {
+      for (uint64_t at = segment.begin; at < segment.end; ++at) {
+        operation.values[at] = segment.partial[at - segment.begin];
+      }
+    }
+    --segment.missing;
+  } else {
+    segment.early[frame.stage - kExchange] = frame.payload;
+  }
+  advance(number, frame.chunk, frame.segment);
+}
+
+void DataPlane::empty_mailbox(uint64_t number) {
+  Operation& operation = operations_.at(number);
+  auto mailbox = std::exchange(operation.mailbox, {});
+  for (auto& [from, frame] : mailbox) {
+    const bool is_now =
+        operation.quorum_id == frame->quorum_id && operation.is_recovery == frame->is_recovery;
+    if (is_now && (operation.is_running || frame->kind == Frame::Kind::Finals)) {
+      take(number, from, *frame);
+    } else if (frame->quorum_id >= operation.quorum_id || frame->quorum_id > quorum_.quorum_id) {
+      operations_.at(number).mailbox.emplace_back(from, frame);
+    }
+  }
+}
+
+// --- completion ----------------------------------------------------------------------------------
+
+void DataPlane::finish(uint64_t number) {
+  const auto at = operations_.find(number);
+  if (at == operations_.end()) return;
+  Operation& operation = at->second;
+  if (!operation.is_started || operation.is_complete || !operation.is_running) return;
+  if (!operation.finals.covers(0, operation.values.size())) return;
+  operation.is_complete = true;
+  host_.complete(number, operation.values, operation.finals, operation.was_recovered);
+  const uint64_t before = progress_.completed;
+  while (progress_.completed < progress_.started) {
+    const auto next = operations_.find(progress_.completed);
+    if (next == operations_.end() || !next->second.is_complete) break;
+    ++progress_.completed;
+  }
+  if (progress_.completed == before) return;
+  auto frame = std::make_shared<Frame>();
+  frame->kind = Frame::Kind::Done;
+  frame->operation = progress_.completed;
+  for (const Seat& seat : quorum_.seats) {
+    if (seat.member_id != self_) host_.send(seat.member_id, frame);
+  }
+}
+
+bool DataPlane::is_done_everywhere() const { return forgotten_ >= progress_.started; }
+
+// What everybody has, nobody can ask for any more.
+void DataPlane::forget() {
+  uint64_t all = progress_.completed;
+  for (const Seat& seat : quorum_.seats) {
+    if (seat.member_id == self_) continue;
+    const auto done = done_.find(seat.member_id);
+    all = std::min(all, std::max(seat.joined_at, done == done_.end() ? 0 : done->second));
+  }
+  forgotten_ = std::max(forgotten_, all);
+  operations_.erase(operations_.begin(), operations_.lower_bound(forgotten_));
+}
+
+}  // namespace simulator

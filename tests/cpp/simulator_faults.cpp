@@ -1,0 +1,305 @@
+// What goes wrong, and what must not.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <utility>
+
+#include "simulator_world.h"
+
+namespace simulator {
+
+// --- faults --------------------------------------------------------------------------------------
+
+// Each kind of fault is there in half of the seeds, with an intensity from rare to storm.
+void World::draw_weather() {
+  if (options_.is_large) {
+    weather_.delay_max = 0.05;
+    return;
+  }
+  const auto rate = [&](double low, double high) {
+    if (random_.chance(0.5)) return 0.0;
+    return low * std::pow(high / low, random_.real());
+  };
+  weather_.kill = rate(0.02, 0.3);
+  weather_.kill_at_step = rate(0.0002, 0.01);
+  weather_.crash = rate(0.02, 0.4);
+  weather_.crash_at_step = rate(0.0005, 0.02);
+  weather_.disk_loss = random_.chance(0.1) ? 0.3 : 0;
+  weather_.pause = rate(0.02, 0.4);
+  weather_.clog = rate(0.05, 2);
+  weather_.partition = rate(0.02, 0.2);
+  weather_.swizzle = rate(0.02, 0.15);
+  weather_.one_way = rate(0.02, 0.3);
+  weather_.join = rate(0.02, 0.3);
+  weather_.leave = rate(0.01, 0.1);
+  weather_.duplicate = rate(0.01, 0.3);
+  weather_.delay_max = 0.002 * std::pow(100, random_.real());
+  weather_.spares_majority = random_.chance(0.8);
+}
+
+void World::next_fault() {
+  const double all = weather_.kill + weather_.crash + weather_.pause + weather_.clog +
+                     weather_.partition + weather_.swizzle + weather_.one_way + weather_.join +
+                     weather_.leave;
+  if (all <= 0) return;
+  schedule(-std::log(1 - random_.real()) / all, kHome - 1, [this] {
+    if (is_calm_) return;
+    fault();
+    next_fault();
+  });
+}
+
+void World::fault() {
+  const std::array<double, 9> rates = {weather_.kill,    weather_.crash,     weather_.pause,
+                                       weather_.clog,    weather_.partition, weather_.swizzle,
+                                       weather_.one_way, weather_.join,      weather_.leave};
+  double all = 0;
+  for (const double rate : rates) all += rate;
+  double at = random_.real() * all;
+  size_t kind = 0;
+  while (kind + 1 < rates.size() && at >= rates[kind]) at -= rates[kind++];
+  const int count = static_cast<int>(processes_.size());
+  const int victim = static_cast<int>(random_.below(static_cast<uint64_t>(count)));
+  // The home of the coordinator, too.
+  const int other = static_cast<int>(random_.below(static_cast<uint64_t>(count) + 1)) - 1;
+  const Process& process = processes_[static_cast<size_t>(victim)];
+  switch (kind) {
+    case 0:
+      if (may_kill(victim)) kill(victim);
+      break;
+    case 1:
+      if (coordinators_.count(kHome) == 0) break;
+      ++result_.crashes;
+      stop_coordinator(kHome);
+      if (random_.chance(weather_.disk_loss)) {
+        log("the coordinator's disk is lost");
+        home_disk_ = {};
+        home_has_database_ = false;
+      }
+      schedule(random_.between(0.1, random_.chance(0.3) ? 20 : 4), kHome - 1, [this] {
+        if (coordinators_.count(kHome) == 0)
+          start_coordinator(kHome, home_disk_, home_has_database_);
+      });
+      break;
+    case 2:
+      pause(random_.chance(0.25) ? kHome : victim, random_.between(0.1, 9));
+      break;
+    case 3: {
+      const Seconds seconds = random_.between(0.05, 3);
+      block(victim, other, seconds);
+      block(other, victim, seconds);
+      break;
+    }
+    case 4:
+      partition();
+      break;
+    case 5:
+      swizzle();
+      break;
+    case 6:
+      if (random_.chance(0.5)) {
+        block(victim, other, random_.between(1, 12));
+      } else {
+        block(other, victim, random_.between(1, 12));
+      }
+      break;
+    case 7:
+      if (count < options_.members * 4) start_member();
+      break;
+    default:
+      if (process.is_alive && !process.is_out && may_kill(victim)) {
+        processes_[static_cast<size_t>(victim)].wants_to_leave = true;
+        processes_[static_cast<size_t>(victim)].touched_at = 1e9;
+      }
+      break;
+  }
+}
+
+// Whether enough of the last quorum are left then.
+bool World::may_kill(int index) const {
+  const Process& victim = processes_[static_cast<size_t>(index)];
+  if (!victim.is_alive) return false;
+  const Quorum* quorum = last_quorum();
+  if (!weather_.spares_majority || quorum == nullptr || !quorum->contains(victim.id)) return true;
+  size_t alive = 0;
+  for (const Seat& seat : quorum->seats) {
+    const Process& process = processes_[static_cast<size_t>(find(seat.member_id))];
+    alive += process.is_alive && !process.is_out && !process.wants_to_leave;
+  }
+  return 2 * (alive - 1) > quorum->seats.size() &&
+         alive > static_cast<size_t>(std::max(1, options_.members / 2));
+}
+
+// Two sides, the coordinator's home on one of them.
+void World::partition() {
+  const Seconds seconds = random_.between(1, 15);
+  std::vector<bool> side(processes_.size() + 1);
+  for (size_t i = 0; i < side.size(); ++i) side[i] = random_.chance(0.5);
+  log("partition for " + std::to_string(seconds));
+  for (size_t a = 0; a < side.size(); ++a) {
+    for (size_t b = 0; b < side.size(); ++b) {
+      if (side[a] != side[b]) block(static_cast<int>(a) - 1, static_cast<int>(b) - 1, seconds);
+    }
+  }
+}
+
+// A random subset of the processes loses its links one by one, and gets them back in another order.
+void World::swizzle() {
+  Seconds at = 0;
+  for (size_t i = 0; i <= processes_.size(); ++i) {
+    if (!random_.chance(0.5)) continue;
+    at += random_.between(0, 1);
+    const int victim = static_cast<int>(i) - 1;
+    const Seconds seconds = random_.between(0.5, 10);
+    schedule(at, kHome - 1, [this, victim, seconds] {
+      if (is_calm_) return;
+      for (size_t other = 0; other <= processes_.size(); ++other) {
+        block(victim, static_cast<int>(other) - 1, seconds);
+        block(static_cast<int>(other) - 1, victim, seconds);
+      }
+    });
+  }
+}
+
+void World::calm_down() {
+  log("faults stop");
+  is_calm_ = true;
+  for (auto& [link, until] : blocked_) until = std::min(until, now_);
+  std::vector<int> paused;
+  for (const auto& [process, tasks] : backlog_) paused.push_back(process);
+  for (const int process : paused) resume(process);
+  if (coordinators_.count(kHome) == 0) start_coordinator(kHome, home_disk_, home_has_database_);
+  schedule(options_.calm_seconds / 2, kHome - 1, [this] {
+    for (Process& process : processes_)
+      process.completed_when_calm = process.data->progress().completed;
+  });
+}
+
+// --- oracles -------------------------------------------------------------------------------------
+
+const Quorum* World::last_quorum() const {
+  return agreed_.empty() ? nullptr : &agreed_.rbegin()->second.quorum;
+}
+
+// A coordinator says nothing that is not on its disk.
+void World::check_said(const CoordinatorProcess& process, const Message& message) {
+  const auto* commit = std::get_if<Commit>(&message);
+  const auto* status = std::get_if<Status>(&message);
+  if (commit != nullptr && commit->quorum_id > process.disk.quorum.quorum_id) {
+    // A quorum that it has learned from members of its run is theirs to say.
+    if (agreed_.count(commit->quorum_id) == 0) throw Violation("a Commit is not on disk");
+  }
+  if (status != nullptr && status->term > process.disk.term)
+    throw Violation("a term is not on disk");
+}
+
+// One quorum for each id, the same for all; and nobody is dropped without a cause.
+void World::check_enter(int index, const Enter& enter) {
+  const uint64_t quorum_id = enter.quorum.quorum_id;
+  log("member " + std::to_string(index) + " enters quorum " + std::to_string(quorum_id) + " of " +
+      std::to_string(enter.quorum.seats.size()) + " from " + std::to_string(enter.first_operation) +
+      (enter.drops ? ", recovers from " + std::to_string(enter.recover_from) : ""));
+  const auto [at, is_new] = agreed_.try_emplace(
+      quorum_id, Agreed{enter.quorum, enter.first_operation, enter.recover_from});
+  const Agreed& agreed = at->second;
+  if (agreed.quorum != enter.quorum || agreed.first_operation != enter.first_operation ||
+      agreed.recover_from != enter.recover_from) {
+    throw Violation("two quorums with the id " + std::to_string(quorum_id));
+  }
+  const auto before = agreed_.find(quorum_id - 1);
+  if (!is_new || before == agreed_.end()) return;
+  // Where a coordinator took over, who reaches the run's own one is silent to the other.
+  const Report report = processes_[static_cast<size_t>(index)].member->report(false);
+  if (static_cast<uint32_t>(report.quorum_term) != 0) return;
+  constexpr Seconds kFaultsLastFor = 60;
+  for (const Seat& seat : before->second.quorum.seats) {
+    const Process& process = processes_[static_cast<size_t>(find(seat.member_id))];
+    if (enter.quorum.contains(seat.member_id) || !process.is_alive) continue;
+    if (now_ > process.touched_at + kFaultsLastFor) {
+      throw Violation("member " + std::to_string(find(seat.member_id)) +
+                      " is dropped without a fault");
+    }
+  }
+}
+
+// The sum is that of exactly the members that its origin names, and the same wherever the operation
+// is complete and the member is still in.
+void World::check_complete(int index, uint64_t operation, const std::vector<uint64_t>& values,
+                           const FinalMap& finals, bool was_recovered) {
+  result_.recovered += was_recovered;
+  const Quorum* last = last_quorum();
+  const bool is_in = last != nullptr && last->contains(processes_[static_cast<size_t>(index)].id);
+  if (!is_in) return;
+  uint64_t hash = 0;
+  for (const FinalMap::Range& range : finals.ranges()) {
+    const auto origin = agreed_.find(range.quorum_id);
+    if (origin == agreed_.end()) throw Violation("an element of no quorum");
+    for (uint64_t at = range.begin; at < range.end; ++at) {
+      uint64_t sum = 0;
+      for (const Seat& seat : origin->second.quorum.seats) {
+        if (seat.joined_at <= operation) sum += contribution(seat.member_id, operation, at);
+      }
+      if (sum != values[at]) {
+        throw Violation("operation " + std::to_string(operation) + ", element " +
+                        std::to_string(at) + " is wrong at member " + std::to_string(index));
+      }
+      hash = mix(hash ^ values[at]);
+    }
+  }
+  note(hash);
+  auto& outcomes = outcomes_[operation];
+  ++result_.operations;
+  for (const auto& [other, outcome] : outcomes) {
+    if (!last->contains(processes_[static_cast<size_t>(other)].id)) continue;
+    if (outcome.values != hash || outcome.ranges != finals.ranges()) {
+      throw Violation("operation " + std::to_string(operation) + " differs between members " +
+                      std::to_string(other) + " and " + std::to_string(index));
+    }
+  }
+  outcomes[index] = {hash, finals.ranges()};
+  constexpr size_t kOperationsKept = 256;
+  if (outcomes_.size() > kOperationsKept) outcomes_.erase(outcomes_.begin());
+}
+
+void World::check_transition(int index, MemberState before, const std::string& event) {
+  const MemberState after = processes_[static_cast<size_t>(index)].member->state();
+  if (after == before) return;
+  for (const MemberTransition& transition : member_transitions()) {
+    if (transition.from == before && transition.to == after && transition.event == event) return;
+  }
+  throw Violation("no such transition: " + std::string(state_name(before)) + " -> " + event +
+                  " -> " + std::string(state_name(after)));
+}
+
+// Once faults have stopped, whoever is left goes on, if enough of the last quorum are left.
+void World::check_progress() {
+  const Quorum* quorum = last_quorum();
+  size_t alive = 0;
+  size_t everybody = 0;
+  for (const Process& process : processes_) everybody += process.is_alive && !process.is_out;
+  if (quorum != nullptr) {
+    for (const Seat& seat : quorum->seats) {
+      const Process& process = processes_[static_cast<size_t>(find(seat.member_id))];
+      alive += process.is_alive && !process.is_out && !process.wants_to_leave;
+    }
+  }
+  const bool is_enough = quorum == nullptr ? home_has_database_ : 2 * alive > quorum->seats.size();
+  if (!is_enough || everybody < static_cast<size_t>(std::max(1, options_.members / 2))) {
+    result_.was_stuck_rightly = true;
+    return;
+  }
+  if (quorum == nullptr) throw Violation("no quorum came about");
+  for (size_t i = 0; i < processes_.size(); ++i) {
+    const Process& process = processes_[i];
+    if (!process.is_alive || process.is_out || process.wants_to_leave) continue;
+    if (!quorum->contains(process.id)) {
+      throw Violation("member " + std::to_string(i) + " is not in");
+    }
+    if (process.data->progress().completed < process.completed_when_calm + 3) {
+      throw Violation("member " + std::to_string(i) + " is stuck at operation " +
+                      std::to_string(process.data->progress().completed));
+    }
+  }
+}
+
+}  // namespace simulator
