@@ -7,7 +7,8 @@ drives the operation to its end without the GIL and raises on failure. `timeout_
 whole operation; 0 means the communicator's default.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 Block = tuple[int, int]  # (pointer, count)
 
@@ -22,6 +23,7 @@ class CallMismatch(PcclError): ...
 class RemoteProtocolError(PcclError): ...
 class ConnectError(PcclError): ...
 class Aborted(PcclError): ...
+class DatabaseError(PcclError): ...
 
 class Work:
     def wait(self, timeout_seconds: float = 0) -> None:
@@ -221,5 +223,33 @@ class DLPackBuffer:
     def contiguous(self) -> bool: ...
     @property
     def readonly(self) -> bool: ...
+
+class CoordinatorServer:
+    """Decides who is in its runs: socket and database, driven by threads of its own."""
+
+    def __init__(
+        self,
+        database: str,  # path of its file
+        *,
+        bind_host: str = "",  # "" = all interfaces, IPv4 and IPv6
+        port: int = 0,  # 0 = any free port
+        advertise_hosts: Sequence[str] = (),  # () = found by itself
+        runs: Mapping[str, int] = {},  # name -> world size to begin and go on with; {} = any run
+        heartbeat_seconds: float = 0.5,
+        silence_seconds: float = 10,
+        link_grace_seconds: float = 10,
+        takeover_seconds: float = 10,
+    ) -> None: ...
+    @property
+    def hosts(self) -> list[str]: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def is_closed(self) -> bool: ...
+    def status(self) -> dict[str, Any]: ...  # see csrc/membership/coordinator_server.h
+    def next_events(
+        self, timeout_seconds: float
+    ) -> list[dict[str, Any]]: ...  # since the last call; waits for the first
+    def close(self) -> None: ...  # idempotent
 
 def simd_target() -> str: ...

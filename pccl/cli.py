@@ -1,6 +1,8 @@
-"""The `pccl` command: benchmarks and facts about this installation."""
+"""The `pccl` command: coordinators, benchmarks, and facts about this installation."""
 
+import json as json_format
 import sys
+from pathlib import Path
 from typing import Annotated
 
 try:
@@ -9,13 +11,17 @@ try:
     from rich.text import Text
 except ImportError as missing:  # The library itself needs neither.
     raise SystemExit(
-        f"pccl: {missing}. The command line needs: pip install 'pccl-collectives[bench]'"
+        f"pccl: {missing}. The command line needs: pip install 'pccl-collectives[cli]'"
     ) from None
 
+from pccl.address import DEFAULT_PORT, RunAddress
 from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_bytes
+from pccl.status_page import DEFAULT_STATUS_PORT
 
 __all__ = ["main"]
 
+# Panels of `pccl coordinator --help`.
+_PLACE, _RUNS, _LOSS, _PAGE = "Where it listens", "Runs", "Who is lost", "Status page"
 # Panels of `pccl bench --help`.
 _SIZES, _DATA, _TIME, _OUTPUT = "Sizes", "Data", "How long", "Output"
 
@@ -45,6 +51,126 @@ def info() -> None:
     for name, value in collect_info().items():
         style = "red" if value.startswith(("WRONG", "not built")) else ""
         console.print(f"[bold]{name:<10}[/] ", Text(value, style=style), soft_wrap=True, sep="")
+
+
+@app.command()
+def coordinator(
+    port: Annotated[
+        int, typer.Option(help="where members reach it; 0: any", rich_help_panel=_PLACE)
+    ] = DEFAULT_PORT,
+    host: Annotated[
+        list[str],
+        typer.Option(
+            help="under which members reach it, best first; default: found by itself",
+            rich_help_panel=_PLACE,
+        ),
+    ] = [],  # noqa: B006  # typer copies it
+    bind: Annotated[
+        str, typer.Option(help="local address to listen on", rich_help_panel=_PLACE)
+    ] = "",
+    database: Annotated[
+        Path | None,
+        typer.Option(
+            help="what it must not forget; default: $XDG_STATE_HOME/pccl/coordinator.db",
+            rich_help_panel=_RUNS,
+        ),
+    ] = None,
+    name: Annotated[
+        list[str],
+        typer.Option(
+            help="a run to look after, may be repeated; default: any", rich_help_panel=_RUNS
+        ),
+    ] = [],  # noqa: B006
+    world_size_min: Annotated[
+        list[int],
+        typer.Option(
+            "--min",
+            metavar="MEMBERS",
+            help="to begin and to go on with; for all runs, or one a --name",
+            rich_help_panel=_RUNS,
+        ),
+    ] = [],  # noqa: B006
+    silence: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="who says nothing for so long is out", rich_help_panel=_LOSS
+        ),
+    ] = 10.0,
+    heartbeat: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", help="between two reports", rich_help_panel=_LOSS),
+    ] = 0.5,
+    link_grace: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="two members that can't reach each other for so long part",
+            rich_help_panel=_LOSS,
+        ),
+    ] = 10.0,
+    status: Annotated[bool, typer.Option(help="serve it", rich_help_panel=_PAGE)] = True,
+    status_port: Annotated[
+        int, typer.Option(help="0: any", rich_help_panel=_PAGE)
+    ] = DEFAULT_STATUS_PORT,
+    status_host: Annotated[
+        str,
+        typer.Option(
+            help="local address; everybody who reaches it can read it", rich_help_panel=_PAGE
+        ),
+    ] = "127.0.0.1",
+) -> None:
+    """Decide who is in a run; print the address that its members join with.
+
+    pccl coordinator --name my-run --min 2
+
+    Ends politely with Ctrl+C or SIGTERM; members go on meanwhile. The same command takes up where
+    the last one ended, however that was.
+    """
+    from pccl.coordinator import CoordinatorOptions
+    from pccl.coordinator_command import StatusOptions, run_coordinator
+
+    if len(world_size_min) not in (0, 1, len(name)) or (world_size_min and not name):
+        raise typer.BadParameter("--min: expected one for all runs, or one behind each --name")
+    sizes = world_size_min * len(name) if len(world_size_min) == 1 else world_size_min
+    try:
+        options = CoordinatorOptions(
+            port=port,
+            bind=bind,
+            hosts=tuple(host),
+            database=database,
+            runs=dict(zip(name, sizes or [1] * len(name), strict=True)),
+            heartbeat_seconds=heartbeat,
+            silence_seconds=silence,
+            link_grace_seconds=link_grace,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    page = StatusOptions(enabled=status, host=status_host, port=status_port)
+    raise typer.Exit(run_coordinator(options, page))
+
+
+@app.command()
+def status(
+    address: Annotated[str, typer.Argument(help="pccl://host:port/run")],
+    json: Annotated[bool, typer.Option("--json", help="print it as data")] = False,
+    status_port: Annotated[
+        int, typer.Option(help="of the coordinator's status page")
+    ] = DEFAULT_STATUS_PORT,
+) -> None:
+    """Show who is in a run, and what happened last."""
+    from pccl.status_command import StatusUnknown, fetch_status, show_status
+
+    try:
+        found = fetch_status(RunAddress.parse(address), status_port)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    except StatusUnknown as error:
+        Console(stderr=True).print(Text(f"pccl status: {error}"), soft_wrap=True)
+        raise typer.Exit(1) from None
+    if json:
+        print(json_format.dumps(found, indent=2))
+    else:
+        show_status(found, Console(highlight=False))
 
 
 def _size(text: str) -> int:

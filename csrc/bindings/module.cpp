@@ -11,6 +11,7 @@
 #include "bindings/dlpack_buffer.h"
 #include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
+#include "bindings/run_module.h"
 #include "communicator.h"
 #include "kernels/reduce.h"
 #include "transport/frame.h"
@@ -414,6 +415,7 @@ PYBIND11_MODULE(_core, module) {
   bind_work(module);
   bind_context(module);
   bind_communicator(module);
+  pccl::bindings::bind_coordinator_server(module);
   py::class_<DLPackBuffer>(module, "DLPackBuffer")
       .def(py::init<const py::object&>(), py::arg("array"))
       .def_property_readonly("pointer", &DLPackBuffer::pointer)

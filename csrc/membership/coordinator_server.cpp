@@ -1,0 +1,366 @@
+#include "membership/coordinator_server.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <utility>
+#include <variant>
+
+namespace pccl::membership {
+
+using transport::Connection;
+using transport::FrameHeader;
+using transport::FrameType;
+using transport::MemberAddress;
+using transport::OutFrame;
+using transport::to_text;
+
+namespace {
+
+// How long close() waits for members to take what is queued for them.
+constexpr double kGoodbyeSeconds = 2;
+// Over so long a member's operations are counted for its rate.
+constexpr double kRateSeconds = 2;
+
+double wall_clock_seconds() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+double seconds_between(TimePoint from, TimePoint to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
+transport::EndpointOptions endpoint_options(const CoordinatorServerOptions& options) {
+  transport::EndpointOptions result;
+  result.run = "coordinator";
+  result.bind_host = options.bind_host;
+  result.port = options.port;
+  result.advertise_hosts = options.advertise_hosts;
+  result.shared_memory = false;
+  result.accepts_any_run = true;
+  return result;
+}
+
+}  // namespace
+
+CoordinatorServer::CoordinatorServer(CoordinatorServerOptions options)
+    : options_(std::move(options)),
+      database_(std::in_place, options_.database),
+      endpoint_(endpoint_options(options_), *this) {
+  counters_.address = endpoint_.address().describe();
+  counters_.database = database_->path();
+  endpoint_.start();
+}
+
+CoordinatorServer::~CoordinatorServer() { close(); }
+
+void CoordinatorServer::close() {
+  {
+    std::lock_guard lock(events_mutex_);
+    if (is_closed_) return;
+    is_closed_ = true;
+  }
+  events_changed_.notify_all();
+  is_stopping_.store(true);
+  endpoint_.close(after(Clock::now(), kGoodbyeSeconds));
+  database_.reset();
+}
+
+// --- what members say ----------------------------------------------------------------------------
+
+transport::Placement CoordinatorServer::place(Connection& /*from*/, const FrameHeader& /*header*/) {
+  return {};
+}
+
+void CoordinatorServer::on_frame(Connection& from, const FrameHeader& header,
+                                 transport::Payload payload) {
+  if (header.type == FrameType::Goodbye) {
+    from.goodbye = true;
+    return;
+  }
+  if (!is_at_work() || from.said_goodbye) return;
+  if (header.type != FrameType::Membership) {
+    hang_up(from, "a frame that no coordinator takes");
+    return;
+  }
+  const auto message = decode({payload.data(), payload.size()});
+  if (!message) {
+    hang_up(from, "a membership message of " + std::to_string(payload.size()) +
+                      " bytes that can't be understood");
+    return;
+  }
+  counters_.messages += 1;
+  const TimePoint now = Clock::now();
+  if (const auto* report = std::get_if<Report>(&*message)) {
+    on_report(from, *report, now);
+  } else if (std::holds_alternative<Accept>(*message)) {
+    const auto found = runs_.find(from.peer.run);
+    // What it answers was said by a server that is gone, or on an earlier connection: the next
+    // report tells the same.
+    if (found == runs_.end()) return;
+    const auto member = found->second->members.find(from.peer.member_id);
+    if (member == found->second->members.end() || member->second.connection != &from) return;
+    found->second->machine.on_message(from.peer.member_id, *message, now);
+    perform_actions(*found->second);
+  } else {
+    hang_up(from, "a message that only coordinators send (" + membership::describe(*message) + ")");
+  }
+}
+
+void CoordinatorServer::on_report(Connection& from, const Report& report, TimePoint now) {
+  const auto address = MemberAddress::decode(report.seat.address);
+  if (report.seat.member_id != from.peer.member_id || !address ||
+      address->member_id != from.peer.member_id || address->run != from.peer.run) {
+    hang_up(from, "a report with the seat of another member");
+    return;
+  }
+  Run* run = find_or_make(from, now);
+  if (run == nullptr) return;
+  Heard& heard = run->members[from.peer.member_id];
+  if (heard.connection != nullptr && heard.connection != &from)
+    run->machine.on_disconnected(from.peer.member_id, false, "it called again", now);
+  if (heard.address.empty() || seconds_between(heard.window_begin, now) >= kRateSeconds) {
+    const uint64_t count = report.progress.completed - heard.window_completed;
+    if (!heard.address.empty()) {
+      heard.operations_per_second =
+          static_cast<double>(count) / seconds_between(heard.window_begin, now);
+    }
+    heard.window_begin = now;
+    heard.window_completed = report.progress.completed;
+  }
+  heard.connection = &from;
+  heard.address = address->describe();
+  heard.progress = report.progress;
+  heard.revision = report.revision;
+  heard.round_trip_seconds = report.round_trip_us * 1e-6;
+  heard.at = now;
+  run->machine.on_message(from.peer.member_id, report, now);
+  perform_actions(*run);
+}
+
+CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePoint now) {
+  const std::string& name = from.peer.run;
+  const auto found = runs_.find(name);
+  if (found != runs_.end()) return found->second.get();
+  CoordinatorOptions options{.run = name,
+                             .heartbeat_seconds = options_.heartbeat_seconds,
+                             .silence_seconds = options_.silence_seconds,
+                             .link_grace_seconds = options_.link_grace_seconds,
+                             .takeover_seconds = options_.takeover_seconds};
+  if (!options_.runs.empty()) {
+    const auto wanted = options_.runs.find(name);
+    if (wanted == options_.runs.end()) {
+      std::string names;
+      for (const auto& [known, world_size_min] : options_.runs) names += " '" + known + "'";
+      refuse(from, RefuseKind::WrongRun,
+             "this coordinator looks after" + names + ", not after '" + name + "'");
+      return nullptr;
+    }
+    options.world_size_min = wanted->second;
+  }
+  try {
+    auto durable = database_->load(name);
+    if (!make_room_for_run() || (!durable && database_->run_count() >= kStoredRunsMax)) {
+      refuse(from, RefuseKind::Full, "this coordinator looks after too many runs already");
+      return nullptr;
+    }
+    auto made = std::make_unique<Run>(options, durable.value_or(Durable{}), now);
+    Run* run = runs_.emplace(name, std::move(made)).first->second.get();
+    perform_actions(*run);
+    return is_at_work() ? run : nullptr;
+  } catch (const DatabaseError& error) {
+    fail(error.what());
+    return nullptr;
+  }
+}
+
+bool CoordinatorServer::make_room_for_run() {
+  if (runs_.size() < kRunsMax) return true;
+  const auto idle = std::find_if(runs_.begin(), runs_.end(), [](const auto& entry) {
+    const auto& members = entry.second->members;
+    return std::none_of(members.begin(), members.end(),
+                        [](const auto& member) { return member.second.connection != nullptr; });
+  });
+  if (idle == runs_.end()) return false;
+  // To the run this is as if the coordinator had been restarted.
+  runs_.erase(idle);
+  return true;
+}
+
+void CoordinatorServer::hang_up(Connection& from, const std::string& fault) {
+  counters_.malformed_messages += 1;
+  add_event(nullptr, "hung up on " + to_text(from.peer.member_id) + " (" + from.peer.describe() +
+                         ") of run '" + from.peer.run + "', which sent " + fault);
+  send(from, Refuse{.kind = RefuseKind::Stopped,
+                    .reason = "the coordinator hung up: it received " + fault});
+  endpoint_.hang_up(from);
+}
+
+void CoordinatorServer::on_lost(Connection& connection, const Error& error) {
+  ended_.push_back(&connection);
+  endpoint_.engine().wake_at(Clock::now());
+  const auto found = runs_.find(connection.peer.run);
+  if (found == runs_.end() || !is_at_work()) return;
+  Run& run = *found->second;
+  const auto member = run.members.find(connection.peer.member_id);
+  if (member == run.members.end() || member->second.connection != &connection) return;
+  member->second.connection = nullptr;
+  const bool has_ended = connection.has_ended || connection.goodbye;
+  run.machine.on_disconnected(connection.peer.member_id, has_ended,
+                              error ? error.message : "it said goodbye", Clock::now());
+  perform_actions(run);
+}
+
+TimePoint CoordinatorServer::on_time(TimePoint now) {
+  for (Connection* connection : std::exchange(ended_, {})) endpoint_.forget(*connection);
+  TimePoint next = TimePoint::max();
+  for (auto& [name, run] : runs_) {
+    if (!is_at_work()) break;
+    next = std::min(next, run->machine.on_time(now));
+    perform_actions(*run);
+  }
+  return next;
+}
+
+// --- what the state machines want ----------------------------------------------------------------
+
+void CoordinatorServer::perform_actions(Run& run) {
+  for (CoordinatorAction& action : run.machine.take_actions()) {
+    if (!is_at_work()) return;
+    if (auto* outgoing = std::get_if<SendTo>(&action)) {
+      const auto member = run.members.find(outgoing->to);
+      if (member != run.members.end() && member->second.connection != nullptr)
+        send(*member->second.connection, outgoing->message);
+    } else if (auto* durable = std::get_if<Persist>(&action)) {
+      persist(run, durable->durable);
+    } else if (auto* note = std::get_if<Note>(&action)) {
+      add_event(&run, std::move(note->text));
+    }
+  }
+  // Who left is not remembered: a stranger could make us remember many.
+  std::erase_if(run.members, [&run](const auto& member) {
+    return member.second.connection == nullptr &&
+           !run.machine.durable().quorum.contains(member.first);
+  });
+}
+
+void CoordinatorServer::persist(Run& run, const Durable& durable) {
+  const TimePoint begin = Clock::now();
+  try {
+    database_->save(run.options.run, durable);
+  } catch (const DatabaseError& error) {
+    fail(error.what());
+    return;
+  }
+  counters_.writes += 1;
+  counters_.write_seconds_max =
+      std::max(counters_.write_seconds_max, seconds_between(begin, Clock::now()));
+}
+
+void CoordinatorServer::send(Connection& to, const Message& message) {
+  OutFrame frame;
+  frame.header.type = FrameType::Membership;
+  frame.owned = encode(message);
+  frame.header.length = static_cast<uint32_t>(frame.owned.size());
+  to.send_control(std::move(frame));
+  endpoint_.mark_unsent(to);
+}
+
+void CoordinatorServer::refuse(Connection& to, RefuseKind kind, const std::string& reason) {
+  counters_.refused_members += 1;
+  send(to, Refuse{.kind = kind, .reason = reason});
+}
+
+// What is not on disk must not be said: from here on this coordinator is as good as dead, until
+// somebody mends the disk and starts it again.
+void CoordinatorServer::fail(const std::string& reason) {
+  counters_.failure = reason;
+  add_event(nullptr, reason);
+}
+
+// --- what people see -----------------------------------------------------------------------------
+
+void CoordinatorServer::add_event(Run* run, std::string text) {
+  Event event{wall_clock_seconds(), run == nullptr ? "" : run->options.run, std::move(text)};
+  if (run != nullptr) {
+    run->events.push_back(event);
+    if (run->events.size() > kEventsMax) run->events.pop_front();
+  }
+  {
+    std::lock_guard lock(events_mutex_);
+    events_.push_back(std::move(event));
+    if (events_.size() > kEventsMax) events_.pop_front();
+  }
+  events_changed_.notify_all();
+}
+
+std::vector<Event> CoordinatorServer::next_events(TimePoint deadline) {
+  std::unique_lock lock(events_mutex_);
+  events_changed_.wait_until(lock, deadline, [this] { return !events_.empty() || is_closed_; });
+  std::vector<Event> result(events_.begin(), events_.end());
+  events_.clear();
+  return result;
+}
+
+ServerStatus CoordinatorServer::status() {
+  ServerStatus result;
+  std::atomic<bool> done{false};
+  const auto collect = [this, &result, &done] {
+    result = collect_status();
+    done.store(true);
+    endpoint_.engine().notify_waiters();
+  };
+  // A closed server has no driver, and nothing changes any more.
+  if (!endpoint_.engine().submit(collect, false)) collect();
+  // The task refers to this frame, so wait for it however long a driver is busy.
+  while (!done.load()) endpoint_.engine().wait(done, after(Clock::now(), 60));
+  result.refused_connections = endpoint_.statistics().refused_connections;
+  return result;
+}
+
+ServerStatus CoordinatorServer::collect_status() {
+  ServerStatus result = counters_;
+  const TimePoint now = Clock::now();
+  for (const auto& [name, run] : runs_) result.runs.push_back(describe(name, *run, now));
+  return result;
+}
+
+RunStatus CoordinatorServer::describe(const std::string& name, const Run& run, TimePoint now) {
+  const Durable& durable = run.machine.durable();
+  RunStatus result{.name = name,
+                   .term = durable.term,
+                   .quorum_id = durable.quorum.quorum_id,
+                   .first_operation = durable.first_operation,
+                   .revision = durable.revision,
+                   .world_size_min = run.options.world_size_min,
+                   .events = {run.events.begin(), run.events.end()}};
+  const auto add = [&](const MemberId& member_id, int32_t rank, const Seat* seat) {
+    MemberStatus member{.member_id = to_text(member_id), .rank = rank};
+    if (seat != nullptr) {
+      member.joined_at = seat->joined_at;
+      const auto address = MemberAddress::decode(seat->address);
+      if (address) member.address = address->describe();
+    }
+    const auto found = run.members.find(member_id);
+    if (found != run.members.end()) {
+      const Heard& heard = found->second;
+      member.address = heard.address;
+      member.progress = heard.progress;
+      member.revision = heard.revision;
+      member.operations_per_second = heard.operations_per_second;
+      member.seconds_since_heard = seconds_between(heard.at, now);
+      member.round_trip_seconds = heard.round_trip_seconds;
+      member.is_connected = heard.connection != nullptr;
+    }
+    result.members.push_back(std::move(member));
+  };
+  for (const Seat& seat : durable.quorum.seats)
+    add(seat.member_id, static_cast<int32_t>(result.members.size()), &seat);
+  for (const auto& [member_id, heard] : run.members) {
+    if (heard.connection != nullptr && !durable.quorum.contains(member_id))
+      add(member_id, -1, nullptr);
+  }
+  return result;
+}
+
+}  // namespace pccl::membership

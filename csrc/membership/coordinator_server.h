@@ -1,0 +1,171 @@
+// A coordinator as a process sees it: a listening socket, a database, and for each run one state
+// machine (membership/coordinator.h) that is fed with messages, disconnects and time.
+//
+// Members hold one connection to it and send messages as frames of type Membership. It is not in
+// the data path: while it is away, operations go on.
+//
+// Thread safety: everything public may be called from any thread, close() from one at a time.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "membership/coordinator.h"
+#include "membership/database.h"
+#include "transport/endpoint.h"
+
+namespace pccl::membership {
+
+// Runs that are looked after at a time; one that nobody is connected to gives way.
+inline constexpr size_t kRunsMax = 64;
+// Runs in one database. A stranger can make a run by naming it, so there is a limit.
+inline constexpr size_t kStoredRunsMax = 4096;
+// What status() tells of the past of one run, and what next_events() keeps for a slow reader.
+inline constexpr size_t kEventsMax = 256;
+
+struct CoordinatorServerOptions {
+  std::string bind_host;  // "": every interface
+  uint16_t port = 0;      // 0: any
+  std::vector<std::string> advertise_hosts;
+  std::string database;  // path of the file
+  // Name -> smallest world size to start and go on with. Empty: any run that members name, from one
+  // member on.
+  std::map<std::string, int32_t> runs;
+  double heartbeat_seconds = 0.5;
+  double silence_seconds = 10;
+  double link_grace_seconds = 10;
+  double takeover_seconds = 10;
+};
+
+struct Event {
+  double unix_seconds = 0;
+  std::string run;  // "": the server itself
+  std::string text;
+};
+
+struct MemberStatus {
+  std::string member_id;  // 8 hex digits
+  std::string address;    // "10.0.0.7:4123"
+  int32_t rank = -1;      // -1: not in the quorum
+  uint64_t joined_at = 0;
+  Progress progress;
+  uint64_t revision = 0;
+  double operations_per_second = 0;  // over the last seconds
+  double seconds_since_heard = -1;   // -1: never
+  double round_trip_seconds = 0;     // to the coordinator, as the member measures it; 0: unknown
+  bool is_connected = false;
+};
+
+struct RunStatus {
+  std::string name;
+  uint64_t term = 0;
+  uint64_t quorum_id = 0;
+  uint64_t first_operation = 0;  // of the quorum
+  uint64_t revision = 0;
+  int32_t world_size_min = 1;
+  std::vector<MemberStatus> members;  // by rank, then who waits to get in
+  std::vector<Event> events;          // oldest first
+};
+
+struct ServerStatus {
+  std::string address;   // "10.0.0.7:29400"
+  std::string database;  // path
+  std::string failure;   // why it does nothing any more; "": it works
+  std::vector<RunStatus> runs;
+  uint64_t messages = 0;
+  uint64_t malformed_messages = 0;   // each ended its connection
+  uint64_t refused_members = 0;      // of another run, or too many
+  uint64_t refused_connections = 0;  // by the handshake
+  uint64_t writes = 0;               // to the database
+  double write_seconds_max = 0;
+};
+
+class CoordinatorServer final : private transport::FrameSink {
+ public:
+  // Opens the database, then listens. Throws DatabaseError, ConnectError (port in use, no such
+  // interface) and std::invalid_argument.
+  explicit CoordinatorServer(CoordinatorServerOptions options);
+  ~CoordinatorServer() override;
+  CoordinatorServer(const CoordinatorServer&) = delete;
+  CoordinatorServer& operator=(const CoordinatorServer&) = delete;
+
+  const transport::MemberAddress& address() const { return endpoint_.address(); }
+  ServerStatus status();
+  // What has happened since the last call, waiting for it until `deadline`.
+  std::vector<Event> next_events(TimePoint deadline);
+  // Says goodbye to the members, which go on without it. Idempotent.
+  void close();
+  bool is_closed() const { return is_stopping_.load(); }
+
+ private:
+  // What a member said last.
+  struct Heard {
+    transport::Connection* connection = nullptr;  // null: not connected
+    std::string address;
+    Progress progress;
+    uint64_t revision = 0;
+    double round_trip_seconds = 0;
+    TimePoint at{};
+    TimePoint window_begin{};
+    uint64_t window_completed = 0;
+    double operations_per_second = 0;
+  };
+  struct Run {
+    Run(CoordinatorOptions run_options, const Durable& durable, TimePoint now)
+        : options(run_options), machine(std::move(run_options), durable, now) {}
+    CoordinatorOptions options;
+    Coordinator machine;
+    std::map<MemberId, Heard> members;
+    std::deque<Event> events;
+  };
+
+  // FrameSink; driver only, as everything below.
+  transport::Placement place(transport::Connection& from,
+                             const transport::FrameHeader& header) override;
+  void on_frame(transport::Connection& from, const transport::FrameHeader& header,
+                transport::Payload payload) override;
+  void on_lost(transport::Connection& connection, const Error& error) override;
+  TimePoint on_time(TimePoint now) override;
+
+  void on_report(transport::Connection& from, const Report& report, TimePoint now);
+  Run* find_or_make(transport::Connection& from, TimePoint now);
+  bool make_room_for_run();
+  void perform_actions(Run& run);
+  void persist(Run& run, const Durable& durable);
+  void send(transport::Connection& to, const Message& message);
+  void refuse(transport::Connection& to, RefuseKind kind, const std::string& reason);
+  void hang_up(transport::Connection& from, const std::string& fault);
+  void add_event(Run* run, std::string text);
+  void fail(const std::string& reason);
+  bool is_at_work() const { return counters_.failure.empty() && !is_stopping_.load(); }
+  ServerStatus collect_status();
+  static RunStatus describe(const std::string& name, const Run& run, TimePoint now);
+
+  const CoordinatorServerOptions options_;
+  std::optional<Database> database_;  // until close()
+  std::map<std::string, std::unique_ptr<Run>> runs_;
+  std::vector<transport::Connection*> ended_;  // to be forgotten when no callback is on the stack
+  ServerStatus counters_;                      // all but `runs`
+  // Set by close(): what happens to connections from there on is our own doing, and no reason to
+  // decide anything.
+  std::atomic<bool> is_stopping_{false};
+
+  std::mutex events_mutex_;
+  std::condition_variable events_changed_;
+  // Guarded by events_mutex_.
+  std::deque<Event> events_;
+  bool is_closed_ = false;
+
+  transport::Endpoint endpoint_;  // last: it calls the others until it is closed
+};
+
+}  // namespace pccl::membership

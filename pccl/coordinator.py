@@ -1,0 +1,164 @@
+"""A coordinator in this process: decides who is in its runs; see docs/decisions/0005."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pccl import _core
+from pccl.address import DEFAULT_PORT, RunAddress, check_run_name
+from pccl.config import state_directory
+
+__all__ = ["Coordinator", "CoordinatorOptions"]
+
+_logger = logging.getLogger("pccl.coordinator")
+
+# How long one look for events takes while there are none; close() ends it at once.
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordinatorOptions:
+    """How a coordinator listens, what it looks after, and when it takes a member for lost."""
+
+    port: int = DEFAULT_PORT
+    """Where members reach it; 0 is any free port."""
+
+    bind: str = ""
+    """The local address to listen on. Empty: all interfaces, IPv4 and IPv6."""
+
+    hosts: tuple[str, ...] = ()
+    """Names or addresses under which members reach it, best first. Empty: found by itself."""
+
+    database: Path | None = None
+    """The file that it must find again after a crash. None: coordinator.db of this user."""
+
+    runs: Mapping[str, int] = field(default_factory=dict)
+    """Name -> the smallest world size to begin and go on with. Empty: any run, from one member."""
+
+    heartbeat_seconds: float = 0.5
+    """How often a member reports that has nothing new to say."""
+
+    silence_seconds: float = 10.0
+    """A member that says nothing for so long is out."""
+
+    link_grace_seconds: float = 10.0
+    """Of two members that can't reach each other for so long, one is out."""
+
+    takeover_seconds: float = 10.0
+    """After so long without a coordinator the members may make one of themselves."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port: expected 0 to 65535, got {self.port}")
+        for name, world_size_min in self.runs.items():
+            check_run_name(name)
+            if world_size_min < 1:
+                raise ValueError(f"run {name!r}: expected 1 or more members, got {world_size_min}")
+        for option in (
+            "heartbeat_seconds",
+            "silence_seconds",
+            "link_grace_seconds",
+            "takeover_seconds",
+        ):
+            seconds = getattr(self, option)
+            if not 0 < seconds < float("inf"):
+                raise ValueError(f"{option}: expected a positive number of seconds, got {seconds}")
+        if self.silence_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                f"silence_seconds: expected at least two heartbeats of {self.heartbeat_seconds} s, "
+                f"got {self.silence_seconds}"
+            )
+
+
+class Coordinator:
+    """Listens from the moment it is made until close(); what happens goes to Python's logging.
+
+    Members hold one connection to it. It is not in the data path: while it is away their operations
+    go on, and the same command started again finds everything in its database.
+
+    Raises:
+        DatabaseError: its database can't be used; the message says why, and the way out.
+        ConnectError: its port is in use, or `bind` is no address of this machine.
+        ValueError: neither `database` nor the environment says where its file shall be.
+    """
+
+    def __init__(self, options: CoordinatorOptions | None = None) -> None:
+        self.options = options or CoordinatorOptions()
+        path = self.options.database or state_directory() / "coordinator.db"
+        self._server = _core.CoordinatorServer(
+            str(path),
+            bind_host=self.options.bind,
+            port=self.options.port,
+            advertise_hosts=self.options.hosts,
+            runs=dict(self.options.runs),
+            heartbeat_seconds=self.options.heartbeat_seconds,
+            silence_seconds=self.options.silence_seconds,
+            link_grace_seconds=self.options.link_grace_seconds,
+            takeover_seconds=self.options.takeover_seconds,
+        )
+        self._ended = threading.Event()
+        self._failure = ""
+        self._reader = threading.Thread(target=self._log_events, name="pccl-events", daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Coordinator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def hosts(self) -> Sequence[str]:
+        """Names and addresses under which members reach it, best first."""
+        return self._server.hosts
+
+    @property
+    def port(self) -> int:
+        return self._server.port
+
+    def address(self, run: str) -> RunAddress:
+        """What members of `run` join with."""
+        return RunAddress(self.hosts[0], self.port, run)
+
+    def status(self) -> dict[str, Any]:
+        """What it knows now, as data that JSON can hold; pccl/status.py shows it."""
+        return self._server.status()
+
+    def wait(self, timeout_seconds: float) -> None:
+        """Return when it was closed or `timeout_seconds` are over.
+
+        Raises:
+            DatabaseError: it had to stop because its database can't be written any more.
+        """
+        self._ended.wait(timeout_seconds)
+        if self._failure:
+            raise _core.DatabaseError(self._failure)
+
+    def close(self) -> None:
+        """Say goodbye to the members, which go on without it. Idempotent."""
+        self._server.close()
+        if self._reader is not threading.current_thread():
+            self._reader.join()
+
+    def _log_events(self) -> None:
+        while not self._server.is_closed:
+            events = self._server.next_events(_LOOK_SECONDS)
+            for event in events:
+                run = event["run"]
+                _logger.info("%s%s", f"run '{run}': " if run else "", event["text"])
+            if events:
+                self._failure = self._server.status()["failure"]
+                if self._failure:
+                    break
+        self._ended.set()
