@@ -35,6 +35,10 @@ class Work:
     def is_completed(self) -> bool: ...
     def exception(self) -> BaseException | None: ...
     @property
+    def contributions(
+        self,
+    ) -> list[tuple[int, int, list[str], float]]: ...  # elements from, to; of whom; their weight
+    @property
     def source_rank(self) -> int: ...  # recv: who sent; else -1
     @property
     def operation(self) -> str: ...  # "all_reduce"
@@ -68,24 +72,15 @@ class Context:
     # refused_connections
     def close(self) -> None: ...  # politely; idempotent; releases the GIL
 
-class Communicator:
-    """One group of members of a run: collectives in a fixed order, messages by tag."""
+class CollectiveCalls:
+    """What a Communicator and a Run have in common."""
 
-    def __init__(
-        self,
-        context: Context,
-        name: str,
-        rank: int,
-        addresses: Sequence[bytes],
-        timeout_seconds: float = 1800,
-        algorithm: str = "auto",
-    ) -> None: ...
     @property
     def rank(self) -> int: ...
     @property
     def world_size(self) -> int: ...
-    timeout_seconds: float
-    # `factors`: PremulSum's factor for this rank's contribution (1.0 otherwise).
+    # `factor`: of this rank's contribution to "premul_sum", its weight in "weighted_avg", else 1.
+    # `is_uniform`: of a run; one set of contributors for the whole tensor.
     def all_reduce(
         self,
         source: int,
@@ -97,6 +92,7 @@ class Communicator:
         timeout_seconds: float,
         sync: bool,
         keep: object,
+        is_uniform: bool = False,
     ) -> Work: ...
     def reduce(
         self,
@@ -171,9 +167,6 @@ class Communicator:
         keep: object,
     ) -> Work: ...
     def barrier(self, timeout_seconds: float, sync: bool) -> Work: ...
-    # Rank 0 waits for a message of every other rank. On a timeout rank 0 raises CollectiveTimeout
-    # naming the first (wait_all_ranks: every) missing rank, the others name rank 0.
-    def monitored_barrier(self, timeout_seconds: float, wait_all_ranks: bool) -> None: ...
     def send(
         self,
         tensor: int,
@@ -196,6 +189,23 @@ class Communicator:
         sync: bool,
         keep: object,
     ) -> Work: ...  # source -1: any
+
+class Communicator(CollectiveCalls):
+    """One group of members of a run: collectives in a fixed order, messages by tag."""
+
+    def __init__(
+        self,
+        context: Context,
+        name: str,
+        rank: int,
+        addresses: Sequence[bytes],
+        timeout_seconds: float = 1800,
+        algorithm: str = "auto",
+    ) -> None: ...
+    timeout_seconds: float
+    # Rank 0 waits for a message of every other rank. On a timeout rank 0 raises CollectiveTimeout
+    # naming the first (wait_all_ranks: every) missing rank, the others name rank 0.
+    def monitored_barrier(self, timeout_seconds: float, wait_all_ranks: bool) -> None: ...
     def abort(
         self, reason: str
     ) -> None: ...  # every operation of the group fails, here and at the others

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/calls_module.h"
 #include "bindings/dlpack_buffer.h"
 #include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
@@ -19,103 +20,13 @@
 namespace py = pybind11;
 using pccl::bindings::DLPackBuffer;
 using pccl::bindings::graveyard;
-using pccl::bindings::keep_alive;
+using pccl::bindings::to_dtype;
 using pccl::bindings::to_text;
 
 namespace {
 
-using BlockPair = std::pair<uintptr_t, uint64_t>;
-
-pccl::Block to_block(const BlockPair& pair) {
-  return {reinterpret_cast<std::byte*>(pair.first), pair.second};
-}
-
-std::vector<pccl::Block> to_blocks(const std::vector<BlockPair>& pairs) {
-  std::vector<pccl::Block> blocks;
-  blocks.reserve(pairs.size());
-  for (const BlockPair& pair : pairs) blocks.push_back(to_block(pair));
-  return blocks;
-}
-
-std::byte* to_pointer(uintptr_t address) { return reinterpret_cast<std::byte*>(address); }
-
-pccl::DataType to_dtype(int value) {
-  if (value < 0 || value >= pccl::kDataTypeCount)
-    throw py::value_error("no such dtype: " + std::to_string(value));
-  return static_cast<pccl::DataType>(value);
-}
-
-pccl::ReduceOp to_op(int value) {
-  if (value < 0 || value >= pccl::kReduceOpCount)
-    throw py::value_error("no such op: " + std::to_string(value));
-  return static_cast<pccl::ReduceOp>(value);
-}
-
-uint32_t to_tag(int64_t tag) {
-  if (tag < 0 || tag > 0x7FFFFFFF)
-    throw py::value_error("tag must be 0..2147483647, not " + std::to_string(tag));
-  return static_cast<uint32_t>(tag);
-}
-
-// Waits in slices, so that Ctrl+C is seen.
-bool wait_interruptibly(pccl::Work& work, pccl::TimePoint until) {
-  while (true) {
-    const pccl::TimePoint now = pccl::Clock::now();
-    bool is_done = false;
-    {
-      py::gil_scoped_release release;
-      is_done = work.wait(std::min(until, now + std::chrono::milliseconds(200)));
-    }
-    if (is_done) return true;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    if (pccl::Clock::now() >= until) return false;
-  }
-}
-
-void wait_for(pccl::Work& work, double timeout_seconds) {
-  const bool is_own_limit = timeout_seconds > 0;
-  // The engine ends the operation at its deadline; the grace lets it say so.
-  const pccl::TimePoint until = is_own_limit ? pccl::after(pccl::Clock::now(), timeout_seconds)
-                                             : work.deadline + std::chrono::seconds(10);
-  if (!wait_interruptibly(work, until)) {
-    throw pccl::CollectiveTimeout(work.operation + ": wait() gave up after " +
-                                  std::to_string(timeout_seconds) +
-                                  " s; the operation goes on, its memory is still in use");
-  }
-  if (work.error()) pccl::throw_error(work.error());
-}
-
-// Runs a launch without the GIL; `sync` also waits for its end.
-template <typename Launch>
-std::shared_ptr<pccl::Work> launch(double timeout_seconds, bool sync, const py::object& keep,
-                                   Launch&& start) {
-  pccl::CallOptions options{
-      .timeout_seconds = timeout_seconds, .is_urgent = !sync, .keep = keep_alive(keep)};
-  std::shared_ptr<pccl::Work> work;
-  {
-    py::gil_scoped_release release;
-    work = start(std::move(options));
-  }
-  if (sync) wait_for(*work, 0);
-  return work;
-}
-
-py::object to_exception(const pccl::Error& error) {
-  try {
-    pccl::throw_error(error);
-  } catch (...) {
-    try {
-      // Let the registered translators choose the class.
-      py::detail::try_translate_exceptions();
-    } catch (...) {
-    }
-    py::error_already_set raised;
-    return py::reinterpret_borrow<py::object>(raised.value());
-  }
-}
-
-using WorkClass = py::class_<pccl::Work, std::shared_ptr<pccl::Work>>;
-using CommunicatorClass = py::class_<pccl::Communicator, std::shared_ptr<pccl::Communicator>>;
+using CommunicatorClass =
+    py::class_<pccl::Communicator, pccl::CollectiveCalls, std::shared_ptr<pccl::Communicator>>;
 
 void bind_context(py::module_& module) {
   py::class_<pccl::Context, std::shared_ptr<pccl::Context>>(module, "Context")
@@ -179,152 +90,6 @@ void bind_context(py::module_& module) {
       .def("close", &pccl::Context::close, py::call_guard<py::gil_scoped_release>());
 }
 
-void bind_work(py::module_& module) {
-  WorkClass(module, "Work")
-      .def(
-          "wait", [](pccl::Work& self, double timeout_seconds) { wait_for(self, timeout_seconds); },
-          py::arg("timeout_seconds") = 0.0)
-      .def("is_completed", &pccl::Work::is_completed)
-      .def("exception",
-           [](const pccl::Work& self) -> py::object {
-             if (!self.is_completed() || !self.error()) return py::none();
-             return to_exception(self.error());
-           })
-      .def_property_readonly("source_rank", &pccl::Work::source_rank)
-      .def_property_readonly("operation", [](const pccl::Work& self) { return self.operation; })
-      .def("notify", &pccl::Work::notify);
-}
-
-void bind_reductions(CommunicatorClass& communicator) {
-  communicator
-      .def(
-          "all_reduce",
-          [](pccl::Communicator& self, uintptr_t source, uintptr_t target, uint64_t count,
-             int dtype, int op, double factor, double timeout_seconds, bool sync,
-             const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.all_reduce(to_pointer(source), to_pointer(target), count, to_dtype(dtype),
-                                     to_op(op), factor, std::move(options));
-            });
-          },
-          py::arg("source"), py::arg("target"), py::arg("count"), py::arg("dtype"), py::arg("op"),
-          py::arg("factor"), py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"))
-      .def(
-          "reduce",
-          [](pccl::Communicator& self, uintptr_t source, uintptr_t target, uint64_t count,
-             int dtype, int op, double factor, int root, double timeout_seconds, bool sync,
-             const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.reduce(to_pointer(source), to_pointer(target), count, to_dtype(dtype),
-                                 to_op(op), factor, root, std::move(options));
-            });
-          },
-          py::arg("source"), py::arg("target"), py::arg("count"), py::arg("dtype"), py::arg("op"),
-          py::arg("factor"), py::arg("root"), py::arg("timeout_seconds"), py::arg("sync"),
-          py::arg("keep"))
-      .def(
-          "reduce_scatter",
-          [](pccl::Communicator& self, const std::vector<BlockPair>& sources,
-             const BlockPair& target, int dtype, int op, double factor, double timeout_seconds,
-             bool sync, const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.reduce_scatter(to_blocks(sources), to_block(target), to_dtype(dtype),
-                                         to_op(op), factor, std::move(options));
-            });
-          },
-          py::arg("sources"), py::arg("target"), py::arg("dtype"), py::arg("op"), py::arg("factor"),
-          py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"));
-}
-
-void bind_moves(CommunicatorClass& communicator) {
-  communicator
-      .def(
-          "broadcast",
-          [](pccl::Communicator& self, uintptr_t tensor, uint64_t count, int dtype, int root,
-             double timeout_seconds, bool sync, const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.broadcast(to_pointer(tensor), count, to_dtype(dtype), root,
-                                    std::move(options));
-            });
-          },
-          py::arg("tensor"), py::arg("count"), py::arg("dtype"), py::arg("root"),
-          py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"))
-      .def(
-          "all_gather",
-          [](pccl::Communicator& self, const BlockPair& source,
-             const std::vector<BlockPair>& targets, int dtype, double timeout_seconds, bool sync,
-             const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.all_gather(to_block(source), to_blocks(targets), to_dtype(dtype),
-                                     std::move(options));
-            });
-          },
-          py::arg("source"), py::arg("targets"), py::arg("dtype"), py::arg("timeout_seconds"),
-          py::arg("sync"), py::arg("keep"))
-      .def(
-          "gather",
-          [](pccl::Communicator& self, const BlockPair& source,
-             const std::vector<BlockPair>& targets, int dtype, int root, double timeout_seconds,
-             bool sync, const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.gather(to_block(source), to_blocks(targets), to_dtype(dtype), root,
-                                 std::move(options));
-            });
-          },
-          py::arg("source"), py::arg("targets"), py::arg("dtype"), py::arg("root"),
-          py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"))
-      .def(
-          "scatter",
-          [](pccl::Communicator& self, const std::vector<BlockPair>& sources,
-             const BlockPair& target, int dtype, int root, double timeout_seconds, bool sync,
-             const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.scatter(to_blocks(sources), to_block(target), to_dtype(dtype), root,
-                                  std::move(options));
-            });
-          },
-          py::arg("sources"), py::arg("target"), py::arg("dtype"), py::arg("root"),
-          py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"))
-      .def(
-          "all_to_all",
-          [](pccl::Communicator& self, const std::vector<BlockPair>& sources,
-             const std::vector<BlockPair>& targets, int dtype, double timeout_seconds, bool sync,
-             const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.all_to_all(to_blocks(sources), to_blocks(targets), to_dtype(dtype),
-                                     std::move(options));
-            });
-          },
-          py::arg("sources"), py::arg("targets"), py::arg("dtype"), py::arg("timeout_seconds"),
-          py::arg("sync"), py::arg("keep"));
-}
-
-void bind_messages(CommunicatorClass& communicator) {
-  communicator
-      .def(
-          "send",
-          [](pccl::Communicator& self, uintptr_t tensor, uint64_t count, int dtype, int destination,
-             int64_t tag, double timeout_seconds, bool sync, const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.send(to_pointer(tensor), count, to_dtype(dtype), destination, to_tag(tag),
-                               std::move(options));
-            });
-          },
-          py::arg("tensor"), py::arg("count"), py::arg("dtype"), py::arg("destination"),
-          py::arg("tag"), py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"))
-      .def(
-          "recv",
-          [](pccl::Communicator& self, uintptr_t tensor, uint64_t count, int dtype, int source,
-             int64_t tag, double timeout_seconds, bool sync, const py::object& keep) {
-            return launch(timeout_seconds, sync, keep, [&](pccl::CallOptions options) {
-              return self.recv(to_pointer(tensor), count, to_dtype(dtype), source, to_tag(tag),
-                               std::move(options));
-            });
-          },
-          py::arg("tensor"), py::arg("count"), py::arg("dtype"), py::arg("source"), py::arg("tag"),
-          py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"));
-}
-
 std::string plan_by_name(pccl::Communicator& self, const std::string& collective, uint64_t count,
                          int dtype) {
   using pccl::transport::Collective;
@@ -355,17 +120,7 @@ void bind_communicator(py::module_& module) {
            }),
            py::arg("context"), py::arg("name"), py::arg("rank"), py::arg("addresses"),
            py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto")
-      .def_property_readonly("rank", &pccl::Communicator::rank)
-      .def_property_readonly("world_size", &pccl::Communicator::world_size)
       .def_readwrite("timeout_seconds", &pccl::Communicator::timeout_seconds)
-      .def(
-          "barrier",
-          [](pccl::Communicator& self, double timeout_seconds, bool sync) {
-            return launch(timeout_seconds, sync, py::none(), [&](pccl::CallOptions options) {
-              return self.barrier(std::move(options));
-            });
-          },
-          py::arg("timeout_seconds"), py::arg("sync"))
       .def(
           "monitored_barrier",
           [](pccl::Communicator& self, double timeout_seconds, bool wait_all_ranks) {
@@ -389,9 +144,6 @@ void bind_communicator(py::module_& module) {
              return to_text(text.c_str());
            })
       .def("plan", &plan_by_name, py::arg("collective"), py::arg("count"), py::arg("dtype"));
-  bind_reductions(communicator);
-  bind_moves(communicator);
-  bind_messages(communicator);
 }
 
 }  // namespace
@@ -412,7 +164,8 @@ PYBIND11_MODULE(_core, module) {
   module.attr("REDUCE_OPS") = reduce_ops;
   module.attr("PROTOCOL_VERSION") = static_cast<int>(pccl::transport::kProtocolVersion);
   pccl::bindings::bind_errors(module);
-  bind_work(module);
+  pccl::bindings::bind_work(module);
+  pccl::bindings::bind_calls(module);
   bind_context(module);
   bind_communicator(module);
   pccl::bindings::bind_coordinator_server(module);
