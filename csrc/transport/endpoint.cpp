@@ -125,6 +125,12 @@ void Endpoint::say_goodbye(Connection& connection) {
   mark_unsent(connection);
 }
 
+void Endpoint::hang_up(Connection& connection) {
+  has_hung_up_ = true;
+  if (connection.state == Connection::State::Up && !connection.said_goodbye)
+    say_goodbye(connection);
+}
+
 void Endpoint::close(TimePoint deadline) {
   if (is_closed_) return;
   std::atomic<bool> begun{false};
@@ -233,7 +239,7 @@ bool Endpoint::before_sleep() {
   std::erase_if(greeters_, [](const auto& greeter) { return greeter->finished(); });
   forgotten_.clear();
   // Links also send when their socket has room again, so no single place sees the last byte leave.
-  if (is_closing_) end_streams();
+  if (is_closing_ || has_hung_up_) end_streams();
   bool has_work = false;
   for (MemoryLink* link : memory_links_) has_work |= link->before_sleep();
   return has_work;

@@ -75,6 +75,8 @@ class Endpoint final : public LinkHost, public Periodic {
   // Gives a Closed (or Idle) connection back; nobody may use it any more. A member of which nothing
   // is known any more may call again.
   void forget(Connection& connection);
+  // Says goodbye to this member alone, behind what is queued for it, and ends the connection.
+  void hang_up(Connection& connection);
   // Starts dialing an Idle connection.
   void dial(Connection& connection);
   // connection.flush() before the driver sleeps.
@@ -145,6 +147,7 @@ class Endpoint final : public LinkHost, public Periodic {
   std::atomic<uint64_t> refused_{0};
   Statistics ended_;  // traffic of links that are gone
   bool is_closing_ = false;
+  bool has_hung_up_ = false;  // on somebody
   bool is_closed_ = false;
 };
 
