@@ -1,0 +1,130 @@
+// One member of an elastic run: start reading here for what happens when members come and go.
+//
+// A Run joins at a coordinator's address, takes part in operations whose members may change, and
+// leaves. It drives two machines that know nothing of sockets: membership::Member (who is in) and
+// recovery::OperationLog (what to do with operations when somebody is not).
+//
+// Thread safety: everything here may be called from any thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/clock.h"
+#include "base/errors.h"
+#include "collective_calls.h"
+#include "collectives/router.h"
+#include "membership/member.h"
+#include "recovery/operation_log.h"
+#include "transport/endpoint.h"
+
+namespace pccl {
+
+struct RunOptions {
+  transport::EndpointOptions endpoint;  // its run is the name in the run's address
+  std::string coordinator_host;
+  uint16_t coordinator_port = 0;
+  double timeout_seconds = 1800;  // of every operation
+  std::string algorithm = "auto";
+  double takeover_seconds = 10;
+};
+
+struct RunMember {
+  transport::MemberId member_id{};
+  std::string address;  // "10.0.0.7:4123"
+  uint64_t joined_at = 0;
+};
+
+class Run final : public CollectiveCalls {
+ public:
+  // Begins to join. Throws ConnectError (port in use, the coordinator's name does not resolve) and
+  // std::invalid_argument.
+  explicit Run(RunOptions options);
+  ~Run() override;
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  // Whether this member is in by then; nothing can be called before. Throws what ended the run.
+  bool wait_until_joined(TimePoint until);
+  // Of a quorum with at least so many members. `until` as above.
+  bool wait_for_members(int32_t count, TimePoint until);
+  // What keeps it from joining or from changing the quorum: the last trouble with the coordinator.
+  std::string trouble() const;
+
+  Place here() const override;
+  std::vector<RunMember> members() const;  // by rank
+  transport::MemberId member_id() const { return endpoint_.address().member_id; }
+  std::string describe_address() const { return endpoint_.address().describe(); }
+  transport::Statistics statistics() { return endpoint_.statistics(); }
+  std::shared_ptr<CompletionQueue> completions() { return completions_; }
+  double round_trip_seconds() const;  // to the coordinator; 0: unknown
+  // Empty while it is usable; else why it is not.
+  std::string error() const;
+  // Name of the algorithm that a call takes in the quorum in force.
+  std::string plan(transport::Collective collective, uint64_t count, DataType dtype);
+
+  // --- newcomers and the shared state ---
+  // From now on newcomers wait until admit() lets them in; before, they enter between any two
+  // operations.
+  void gate_newcomers();
+  // The quorum that newcomers wait for; 0: none. Other members may hear of it later or earlier.
+  uint64_t pending_quorum_id() const { return seen().pending_quorum_id; }
+  // Lets them in. Every member of the quorum must do so before its next operation.
+  void admit(uint64_t quorum_id);
+  // Waits until the quorum in force is another than `quorum_id`.
+  bool wait_for_change(uint64_t quorum_id, TimePoint until);
+  // What this member holds of the shared state; reported to the coordinator.
+  void set_revision(uint64_t revision, const membership::Digest& digest);
+  uint64_t committed_revision() const { return seen().committed_revision; }
+
+  // Breaks the run's operations, here and at the other members.
+  void abort(const std::string& reason);
+  // Says goodbye, so that the others need not find out. Idempotent.
+  void leave();
+
+  double timeout_seconds;
+
+ private:
+  class Driver;
+  // What other threads see of the quorum in force.
+  struct Seen {
+    Place place;
+    std::vector<RunMember> members;
+    std::shared_ptr<recovery::PlanSource> plans;
+    bool is_joined = false;
+    Error ended;
+    std::string trouble;
+    double round_trip_seconds = 0;
+    uint64_t pending_quorum_id = 0;
+    uint64_t committed_revision = 0;
+  };
+
+  WorkPtr start(const Place& place, transport::Signature signature,
+                std::vector<BlockMemory> blocks, std::span<const uint64_t> block_counts,
+                double factor, CallOptions options) override;
+  WorkPtr start_message(const Place& place, const MessageCall& call, CallOptions options) override;
+  WorkPtr make_work(const char* name, CallOptions& options);
+  void submit(std::function<void(recovery::OperationLog&)> task, const WorkPtr& work,
+              bool is_urgent);
+  void run_on_driver(const std::function<void()>& task);
+  Seen seen() const;
+  bool wait_for(const std::function<bool(const Seen&)>& is_there, TimePoint until);
+
+  std::shared_ptr<CompletionQueue> completions_ = std::make_shared<CompletionQueue>();
+  std::unique_ptr<Driver> driver_;
+  transport::Endpoint endpoint_;  // after driver_: frames stop before what they are for goes
+  mutable std::mutex mutex_;
+  // Guarded by mutex_.
+  Seen seen_;
+  bool is_closed_ = false;
+  // Set whenever seen_ changed, for those who wait on the engine.
+  std::atomic<bool> has_changed_{false};
+};
+
+}  // namespace pccl

@@ -1,0 +1,290 @@
+#include "run_driver.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "collective_planner.h"
+
+namespace pccl {
+
+using membership::Message;
+using transport::Connection;
+using transport::FrameHeader;
+using transport::FrameType;
+using transport::MemberAddress;
+
+namespace {
+
+// Pauses between calls at a coordinator that does not answer.
+constexpr double kCallPauseSeconds = 0.05;
+constexpr double kCallPauseSecondsMax = 1;
+
+membership::Progress to_membership(const recovery::OperationLog::Progress& progress) {
+  return {progress.started, progress.completed};
+}
+
+}  // namespace
+
+Run::Driver::Driver(Run& run, const RunOptions& options) : run_(run), options_(options) {}
+
+void Run::Driver::resolve() {
+  coordinator_addresses_ =
+      transport::resolve(options_.coordinator_host, options_.coordinator_port);
+  if (coordinator_addresses_.empty()) {
+    throw ConnectError("run '" + options_.endpoint.run + "': the coordinator's host '" +
+                       options_.coordinator_host + "' does not resolve");
+  }
+}
+
+void Run::Driver::begin() {
+  const MemberAddress& own = run_.endpoint_.address();
+  log_ = std::make_unique<recovery::OperationLog>(
+      run_.endpoint_, router_, own.run, own.member_id,
+      recovery::OperationLog::Host{
+          [this](const transport::MemberId& peer, const Error& error) {
+            const Connection& connection = run_.endpoint_.connection(
+                MemberAddress{.member_id = peer}, {});
+            lost_links_.push_back({peer, connection.has_ended, error.message});
+            run_.endpoint_.engine().wake_at(Clock::now());
+          },
+          [this](const Error& error) {
+            show([&error](Seen& seen) { seen.ended = error; });
+          }});
+  const TimePoint now = Clock::now();
+  membership::MemberOptions options;
+  options.seat.member_id = own.member_id;
+  options.seat.address = own.encode();
+  options.takeover_seconds = options_.takeover_seconds;
+  member_ = std::make_unique<membership::Member>(std::move(options), now);
+  call_coordinator(now);
+}
+
+void Run::Driver::with_log(const std::function<void(recovery::OperationLog&)>& task) {
+  router_.sweep();
+  task(*log_);
+}
+
+void Run::Driver::show(const std::function<void(Seen&)>& change) {
+  {
+    std::lock_guard lock(run_.mutex_);
+    change(run_.seen_);
+  }
+  run_.has_changed_.store(true);
+  run_.endpoint_.engine().notify_waiters();
+}
+
+// --- the coordinator -----------------------------------------------------------------------------
+
+void Run::Driver::call_coordinator(TimePoint now) {
+  call_at_ = TimePoint::max();
+  coordinator_ = &run_.endpoint_.call(
+      "the coordinator at " + options_.coordinator_host + ":" +
+          std::to_string(options_.coordinator_port),
+      coordinator_addresses_);
+  // What is said now goes out when the connection is there.
+  member_->on_connected(now);
+  perform();
+}
+
+void Run::Driver::on_coordinator_lost(const Error& error) {
+  const TimePoint now = Clock::now();
+  Connection* const lost = std::exchange(coordinator_, nullptr);
+  run_.endpoint_.forget(*lost);
+  show([&error](Seen& seen) { seen.trouble = error.message; });
+  member_->on_disconnected(now);
+  if (!is_leaving_) {
+    call_pause_seconds_ =
+        std::clamp(2 * call_pause_seconds_, kCallPauseSeconds, kCallPauseSecondsMax);
+    call_at_ = after(now, call_pause_seconds_);
+    run_.endpoint_.engine().wake_at(call_at_);
+  }
+  perform();
+}
+
+// --- frames --------------------------------------------------------------------------------------
+
+transport::Placement Run::Driver::place(Connection& from, const FrameHeader& header) {
+  return &from == coordinator_ ? transport::Placement{} : router_.place(from, header);
+}
+
+void Run::Driver::on_frame(Connection& from, const FrameHeader& header,
+                           transport::Payload payload) {
+  if (header.type == FrameType::Goodbye) from.goodbye = true;
+  if (&from != coordinator_) {
+    if (header.type != FrameType::Membership) router_.on_frame(from, header, std::move(payload));
+    return;
+  }
+  if (header.type != FrameType::Membership || !member_) return;
+  const auto message = membership::decode({payload.data(), payload.size()});
+  if (!message) {
+    show([](Seen& seen) {
+      seen.trouble = "the coordinator said something that this version does not understand";
+    });
+    return;
+  }
+  call_pause_seconds_ = 0;
+  member_->set_progress(to_membership(log_->progress()));
+  member_->on_message(*message, Clock::now());
+  const double round_trip = member_->round_trip_seconds();
+  const uint64_t committed = member_->committed_revision();
+  show([round_trip, committed](Seen& seen) {
+    seen.trouble.clear();
+    seen.round_trip_seconds = round_trip;
+    seen.committed_revision = committed;
+  });
+  perform();
+}
+
+void Run::Driver::on_lost(Connection& connection, const Error& error) {
+  if (&connection == coordinator_) {
+    on_coordinator_lost(error);
+    return;
+  }
+  router_.on_lost(connection, error);
+}
+
+TimePoint Run::Driver::on_time(TimePoint now) {
+  if (!member_) return TimePoint::max();
+  for (const LostLink& lost : std::exchange(lost_links_, {}))
+    member_->on_link_lost(lost.peer, lost.has_ended, lost.reason, now);
+  TimePoint next = std::min(router_.on_time(now), log_->on_time(now));
+  if (now >= call_at_) call_coordinator(now);
+  member_->set_progress(to_membership(log_->progress()));
+  next = std::min({next, call_at_, member_->on_time(now)});
+  perform();
+  return next;
+}
+
+// --- actions -------------------------------------------------------------------------------------
+
+void Run::Driver::perform() {
+  // Actions may bring more; the outer call performs them.
+  if (std::exchange(is_performing_, true)) return;
+  for (auto actions = member_->take_actions(); !actions.empty();
+       actions = member_->take_actions()) {
+    for (const membership::MemberAction& action : actions) {
+      if (!has_ended_) std::visit([this](const auto& what) { act(what); }, action);
+    }
+  }
+  is_performing_ = false;
+}
+
+void Run::Driver::act(const membership::SendToCoordinator& action) {
+  if (coordinator_ == nullptr) return;
+  transport::OutFrame frame;
+  frame.header.type = FrameType::Membership;
+  frame.owned = membership::encode(action.message);
+  frame.header.length = static_cast<uint32_t>(frame.owned.size());
+  coordinator_->send_control(std::move(frame));
+  run_.endpoint_.mark_unsent(*coordinator_);
+}
+
+void Run::Driver::act(const membership::Hold& action) {
+  const bool waits = is_gated_ && !action.freezes && !member_->quorum().seats.empty() &&
+                     action.quorum_id > admitted_quorum_id_;
+  if (!waits) {
+    answer_hold(action);
+    return;
+  }
+  gated_hold_ = action;
+  show([&action](Seen& seen) { seen.pending_quorum_id = action.quorum_id; });
+}
+
+void Run::Driver::answer_hold(const membership::Hold& hold) {
+  gated_hold_.reset();
+  show([](Seen& seen) { seen.pending_quorum_id = 0; });
+  const auto progress = log_->hold(hold.freezes);
+  member_->on_held(hold.quorum_id, to_membership(progress), Clock::now());
+}
+
+void Run::Driver::admit(uint64_t quorum_id) {
+  admitted_quorum_id_ = std::max(admitted_quorum_id_, quorum_id);
+  if (gated_hold_ && gated_hold_->quorum_id <= quorum_id) answer_hold(*gated_hold_);
+  perform();
+}
+
+void Run::Driver::set_revision(uint64_t revision, const membership::Digest& digest) {
+  member_->set_revision(revision, digest);
+  perform();
+}
+
+recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
+                                           std::vector<RunMember>& members) const {
+  recovery::RunQuorum result;
+  result.quorum_id = quorum.quorum_id;
+  std::vector<MemberAddress> addresses;
+  for (const membership::Seat& seat : quorum.seats) {
+    const bool is_own = seat.member_id == run_.member_id();
+    const auto address = MemberAddress::decode(seat.address);
+    addresses.push_back(address.value_or(MemberAddress{.member_id = seat.member_id}));
+    if (is_own) result.rank = static_cast<int32_t>(result.members.size());
+    result.members.push_back(seat.member_id);
+    result.joined_at.push_back(seat.joined_at);
+    result.connections.push_back(
+        is_own ? nullptr
+               : &run_.endpoint_.connection(addresses.back(),
+                                            transport::resolve(addresses.back())));
+    members.push_back({seat.member_id, addresses.back().describe(), seat.joined_at});
+  }
+  auto planner = std::make_shared<CollectivePlanner>(host_numbers(addresses), result.rank,
+                                                     options_.algorithm);
+  result.links = planner->links();
+  result.segment_bytes = planner->segment_bytes(!run_.endpoint_.address().memory_name.empty());
+  result.plans = std::move(planner);
+  return result;
+}
+
+void Run::Driver::act(const membership::Enter& action) {
+  std::vector<RunMember> members;
+  recovery::RunQuorum quorum = quorum_of(action.quorum, members);
+  const Place place{quorum.rank, static_cast<int32_t>(members.size()), quorum.quorum_id};
+  const auto plans = quorum.plans;
+  std::vector<Connection*> closed;
+  for (Connection* connection : quorum.connections) {
+    if (connection != nullptr && connection->state == Connection::State::Closed)
+      closed.push_back(connection);
+  }
+  log_->enter(std::move(quorum), action.first_operation, action.recover_from, action.drops);
+  // Somebody may have been lost before this quorum was entered.
+  for (const Connection* connection : closed) {
+    lost_links_.push_back(
+        {connection->peer.member_id, connection->has_ended, connection->error.message});
+  }
+  if (!lost_links_.empty()) run_.endpoint_.engine().wake_at(Clock::now());
+  show([&](Seen& seen) {
+    seen.place = place;
+    seen.members = std::move(members);
+    seen.plans = plans;
+    seen.is_joined = true;
+  });
+}
+
+void Run::Driver::act(const membership::Evicted& action) {
+  end({ErrorKind::MemberLost, "this member is out of run '" + options_.endpoint.run +
+                                  "': " + action.reason +
+                                  ". The others go on without it; join again, and sync the state "
+                                  "before contributing."});
+}
+
+void Run::Driver::act(const membership::TakeOver& /*action*/) {
+  show([](Seen& seen) {
+    seen.trouble = "the coordinator stays away, and no other has taken over";
+  });
+}
+
+void Run::Driver::end(const Error& error) {
+  has_ended_ = true;
+  log_->close(error);
+  show([&error](Seen& seen) { seen.ended = error; });
+}
+
+void Run::Driver::leave() {
+  if (std::exchange(is_leaving_, true) || !member_) return;
+  member_->leave(Clock::now());
+  perform();
+  has_ended_ = true;
+  log_->close({ErrorKind::Aborted, "this member has left the run."});
+  router_.close({ErrorKind::Aborted, "this member has left the run."});
+}
+
+}  // namespace pccl
