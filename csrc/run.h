@@ -105,9 +105,9 @@ class Run final : public CollectiveCalls {
     uint64_t committed_revision = 0;
   };
 
-  WorkPtr start(const Place& place, transport::Signature signature,
-                std::vector<BlockMemory> blocks, std::span<const uint64_t> block_counts,
-                double factor, CallOptions options) override;
+  WorkPtr start(const Place& place, transport::Signature signature, std::vector<BlockMemory> blocks,
+                std::span<const uint64_t> block_counts, double factor,
+                CallOptions options) override;
   WorkPtr start_message(const Place& place, const MessageCall& call, CallOptions options) override;
   WorkPtr make_work(const char* name, CallOptions& options);
   void submit(std::function<void(recovery::OperationLog&)> task, const WorkPtr& work,

@@ -28,8 +28,7 @@ membership::Progress to_membership(const recovery::OperationLog::Progress& progr
 Run::Driver::Driver(Run& run, const RunOptions& options) : run_(run), options_(options) {}
 
 void Run::Driver::resolve() {
-  coordinator_addresses_ =
-      transport::resolve(options_.coordinator_host, options_.coordinator_port);
+  coordinator_addresses_ = transport::resolve(options_.coordinator_host, options_.coordinator_port);
   if (coordinator_addresses_.empty()) {
     throw ConnectError("run '" + options_.endpoint.run + "': the coordinator's host '" +
                        options_.coordinator_host + "' does not resolve");
@@ -42,14 +41,12 @@ void Run::Driver::begin() {
       run_.endpoint_, router_, own.run, own.member_id,
       recovery::OperationLog::Host{
           [this](const transport::MemberId& peer, const Error& error) {
-            const Connection& connection = run_.endpoint_.connection(
-                MemberAddress{.member_id = peer}, {});
+            const Connection& connection =
+                run_.endpoint_.connection(MemberAddress{.member_id = peer}, {});
             lost_links_.push_back({peer, connection.has_ended, error.message});
             run_.endpoint_.engine().wake_at(Clock::now());
           },
-          [this](const Error& error) {
-            show([&error](Seen& seen) { seen.ended = error; });
-          }});
+          [this](const Error& error) { show([&error](Seen& seen) { seen.ended = error; }); }});
   const TimePoint now = Clock::now();
   membership::MemberOptions options;
   options.seat.member_id = own.member_id;
@@ -77,10 +74,9 @@ void Run::Driver::show(const std::function<void(Seen&)>& change) {
 
 void Run::Driver::call_coordinator(TimePoint now) {
   call_at_ = TimePoint::max();
-  coordinator_ = &run_.endpoint_.call(
-      "the coordinator at " + options_.coordinator_host + ":" +
-          std::to_string(options_.coordinator_port),
-      coordinator_addresses_);
+  coordinator_ = &run_.endpoint_.call("the coordinator at " + options_.coordinator_host + ":" +
+                                          std::to_string(options_.coordinator_port),
+                                      coordinator_addresses_);
   // What is said now goes out when the connection is there.
   member_->on_connected(now);
   perform();
@@ -221,13 +217,13 @@ recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
     result.members.push_back(seat.member_id);
     result.joined_at.push_back(seat.joined_at);
     result.connections.push_back(
-        is_own ? nullptr
-               : &run_.endpoint_.connection(addresses.back(),
-                                            transport::resolve(addresses.back())));
+        is_own
+            ? nullptr
+            : &run_.endpoint_.connection(addresses.back(), transport::resolve(addresses.back())));
     members.push_back({seat.member_id, addresses.back().describe(), seat.joined_at});
   }
-  auto planner = std::make_shared<CollectivePlanner>(host_numbers(addresses), result.rank,
-                                                     options_.algorithm);
+  auto planner =
+      std::make_shared<CollectivePlanner>(host_numbers(addresses), result.rank, options_.algorithm);
   result.links = planner->links();
   result.segment_bytes = planner->segment_bytes(!run_.endpoint_.address().memory_name.empty());
   result.plans = std::move(planner);
@@ -267,9 +263,8 @@ void Run::Driver::act(const membership::Evicted& action) {
 }
 
 void Run::Driver::act(const membership::TakeOver& /*action*/) {
-  show([](Seen& seen) {
-    seen.trouble = "the coordinator stays away, and no other has taken over";
-  });
+  show(
+      [](Seen& seen) { seen.trouble = "the coordinator stays away, and no other has taken over"; });
 }
 
 void Run::Driver::end(const Error& error) {

@@ -1,4 +1,6 @@
 // Members of a run as processes that are killed, around a coordinator with a real database.
+#include "run.h"
+
 #include <doctest/doctest.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -16,7 +18,6 @@
 #include <vector>
 
 #include "membership/coordinator_server.h"
-#include "run.h"
 
 namespace pccl {
 namespace {
