@@ -215,13 +215,25 @@ void Group::close(const Error& error) {
   drop_early();
 }
 
-void Group::drop_early() {
-  for (const auto& [number, frames] : early_) {
-    for (const EarlyFrame& frame : frames) {
-      take_out_of_mailbox(frame.header);
-      give_credit(frame.header);
-    }
+void Group::drop(const std::vector<EarlyFrame>& frames) {
+  for (const EarlyFrame& frame : frames) {
+    take_out_of_mailbox(frame.header);
+    give_credit(frame.header);
   }
+}
+
+void Group::drop(uint64_t number) {
+  calls_.insert(number);
+  if (CollectiveOperation* operation = find(number)) operation->discard();
+  std::erase_if(remembered_, [number](const auto& entry) { return entry.first == number; });
+  const auto early = early_.find(number);
+  if (early == early_.end()) return;
+  drop(early->second);
+  early_.erase(early);
+}
+
+void Group::drop_early() {
+  for (const auto& [number, frames] : early_) drop(frames);
   early_.clear();
   messages_.clear();
 }

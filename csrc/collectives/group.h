@@ -89,6 +89,8 @@ class Group {
   // No operation below `bound` that has not been started will be.
   void skip_below(uint64_t bound) { calls_.insert_all_below(bound); }
   CollectiveOperation* find(uint64_t number);
+  // Operation `number` ends here or never begins; what the others send for it is dropped.
+  void drop(uint64_t number);
   // Ends every operation here without telling anybody, and takes no frame any more.
   void freeze();
 
@@ -129,6 +131,7 @@ class Group {
   void on_data(const transport::FrameHeader& header, transport::Payload payload);
   void tell_broken(int32_t peer);
   void drop_early();
+  void drop(const std::vector<EarlyFrame>& frames);
   bool is_crowded(const std::vector<int32_t>& peers);
   void on_abort(const transport::FrameHeader& header, const transport::Payload& payload);
   std::vector<Operation*> running();

@@ -284,7 +284,7 @@ void OperationLog::end_refused(uint64_t number, const std::string& who) {
   if (found == records_.end()) return;
   Record& record = found->second;
   const Layer& layer = layer_of(number);
-  if (CollectiveOperation* operation = layer.group->find(number)) operation->discard();
+  layer.group->drop(number);
   settle(record, {ErrorKind::MemberLost,
                   record.call.signature.describe() + ", operation " + std::to_string(number) +
                       " of run '" + run_ + "': " + who + " called it for an older quorum; quorum " +
