@@ -96,7 +96,16 @@ void Run::set_revision(uint64_t revision, const membership::Digest& digest) {
 std::string Run::trouble() const { return seen().trouble; }
 CollectiveCalls::Place Run::here() const {
   std::lock_guard lock(mutex_);
+  return seen_.pinned.value_or(seen_.place);
+}
+CollectiveCalls::Place Run::pin() {
+  std::lock_guard lock(mutex_);
+  seen_.pinned = seen_.place;
   return seen_.place;
+}
+void Run::unpin() {
+  std::lock_guard lock(mutex_);
+  seen_.pinned.reset();
 }
 std::vector<RunMember> Run::members() const { return seen().members; }
 double Run::round_trip_seconds() const { return seen().round_trip_seconds; }

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -58,6 +59,10 @@ class Run final : public CollectiveCalls {
   std::string trouble() const;
 
   Place here() const override;
+  // From now on calls mean the ranks of the quorum that is in force now, whatever comes: where it
+  // has changed by then, they end in MemberLost on every member. unpin(): of the one in force.
+  Place pin();
+  void unpin();
   std::vector<RunMember> members() const;  // by rank
   transport::MemberId member_id() const { return endpoint_.address().member_id; }
   std::string describe_address() const { return endpoint_.address().describe(); }
@@ -103,6 +108,7 @@ class Run final : public CollectiveCalls {
     double round_trip_seconds = 0;
     uint64_t pending_quorum_id = 0;
     uint64_t committed_revision = 0;
+    std::optional<Place> pinned;
   };
 
   WorkPtr start(const Place& place, transport::Signature signature, std::vector<BlockMemory> blocks,

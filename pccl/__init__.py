@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     )
     from pccl.communicator import Communicator, init
     from pccl.config import Config
+    from pccl.coordinator import Coordinator, CoordinatorOptions
+    from pccl.elastic import ElasticCommunicator, join
 
 __version__ = "0.1.0"
 
@@ -33,12 +35,16 @@ __all__ = [
     "Communicator",
     "Config",
     "ConnectError",
+    "Coordinator",
+    "CoordinatorOptions",
+    "ElasticCommunicator",
     "MemberLost",
     "PcclError",
     "RemoteProtocolError",
     "Work",
     "__version__",
     "init",
+    "join",
 ]
 
 # Imported at first use: `import torch` imports this file through its entry point, and a program
@@ -50,11 +56,15 @@ _HOMES = {
     "Communicator": "pccl.communicator",
     "Config": "pccl.config",
     "ConnectError": "pccl._core",
+    "Coordinator": "pccl.coordinator",
+    "CoordinatorOptions": "pccl.coordinator",
+    "ElasticCommunicator": "pccl.elastic",
     "MemberLost": "pccl._core",
     "PcclError": "pccl._core",
     "RemoteProtocolError": "pccl._core",
     "Work": "pccl._core",
     "init": "pccl.communicator",
+    "join": "pccl.elastic",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,6 +80,11 @@ def split(buffer: Buffer, counts: Sequence[int]) -> list[_core.Block]:
         blocks.append((pointer, count))
         pointer += count * element_bytes
     return blocks
+
+
+def bytes_at(buffer: Buffer, offset: int, count: int) -> memoryview:
+    """`count` bytes of the buffer, as they lie in memory; valid as long as `buffer` is."""
+    return memoryview((ctypes.c_uint8 * count).from_address(buffer.pointer + offset)).cast("B")
 
 
 def empty_like(buffer: Buffer) -> Buffer:

@@ -215,6 +215,61 @@ class Communicator(CollectiveCalls):
         self, collective: str, count: int, dtype: int
     ) -> str: ...  # algorithm chosen, for bench and docs
 
+class Run(CollectiveCalls):
+    """One member of an elastic run: who is in may change between and during calls."""
+
+    def __init__(
+        self,
+        name: str,
+        coordinator_host: str,
+        coordinator_port: int,
+        *,
+        bind_host: str = "",
+        port: int = 0,
+        advertise_hosts: Sequence[str] = (),
+        sockets: int = 1,
+        shared_memory: bool = True,
+        connect_timeout_seconds: float = 30,
+        timeout_seconds: float = 1800,
+        algorithm: str = "auto",
+        takeover_seconds: float = 10,
+    ) -> None: ...  # begins to join
+    timeout_seconds: float
+    # False: not by then. They raise what ended the run, and KeyboardInterrupt.
+    def wait_until_joined(self, timeout_seconds: float) -> bool: ...
+    def wait_for_members(self, count: int, timeout_seconds: float) -> bool: ...
+    def wait_for_change(self, quorum_id: int, timeout_seconds: float) -> bool: ...
+    @property
+    def place(self) -> tuple[int, int, int]: ...  # rank, world_size, quorum_id, of one moment
+    # Calls mean the ranks of the quorum in force now until unpin(); where it has changed by then
+    # they end in MemberLost on every member.
+    def pin(self) -> tuple[int, int, int]: ...
+    def unpin(self) -> None: ...
+    @property
+    def member_id(self) -> str: ...  # 8 hex digits, as in members and contributions
+    @property
+    def members(self) -> list[tuple[str, str, int]]: ...  # by rank: id, "host:port", joined_at
+    @property
+    def trouble(self) -> str: ...  # with the coordinator; "" if there is none
+    @property
+    def round_trip_seconds(self) -> float: ...  # to the coordinator; 0: unknown
+    # Newcomers enter between any two operations until gate_newcomers(); then they wait for every
+    # member's admit().
+    def gate_newcomers(self) -> None: ...
+    @property
+    def pending_quorum_id(self) -> int: ...  # that newcomers wait for; 0: none
+    def admit(self, quorum_id: int) -> None: ...
+    def set_revision(self, revision: int, digest: bytes) -> None: ...  # digest: 32 bytes
+    @property
+    def committed_revision(self) -> int: ...
+    def describe_address(self) -> str: ...
+    def wait_completions(self, timeout_seconds: float) -> list[Work]: ...
+    def statistics(self) -> dict[str, int]: ...
+    def error(self) -> str: ...  # "" or why it ended
+    def plan(self, collective: str, count: int, dtype: int) -> str: ...
+    def abort(self, reason: str) -> None: ...  # every operation fails, here and at the others
+    def leave(self) -> None: ...  # politely; idempotent
+
 class DLPackBuffer:
     """A CPU array of any library, by __dlpack__: no copy; alive as long as this object is."""
 

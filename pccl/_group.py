@@ -7,21 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from pccl._run import Run
+from pccl import _core
 
 Array = Any  # numpy.ndarray, or whatever has __dlpack__
 
 
 class GroupBase:
-    """The part of a Communicator that its operations are built on."""
+    """The part of a communicator that its operations are built on."""
 
-    def __init__(self, run: Run, ranks: Sequence[int], name: str, timeout_seconds: float) -> None:
-        """For init(), new_group() and split(). `ranks` are those of the world, in group order."""
-        self._run = run
-        self._ranks = tuple(ranks)
-        self._name = name
-        self._core = run.open_group(name, self._ranks, timeout_seconds=timeout_seconds)
-        self._closed = False
+    _core: _core.Communicator | _core.Run
 
     @property
     def rank(self) -> int:

@@ -47,7 +47,7 @@ class Reductions(GroupBase):
             PcclError: see the class. `tensor` is undefined.
         """
         buffer = _arrays.target(tensor, "tensor")
-        code = _reduce_op(op, buffer, factor)
+        code = reduce_op(op, buffer, factor)
         work = self._core.all_reduce(
             buffer.pointer,
             buffer.pointer,
@@ -85,7 +85,7 @@ class Reductions(GroupBase):
         """
         self._check_rank(dst, "dst")
         buffer = (_arrays.target if dst == self.rank else _arrays.source)(tensor, "tensor")
-        code = _reduce_op(op, buffer, factor)
+        code = reduce_op(op, buffer, factor)
         # The core may write partial sums to the target of any rank.
         result = buffer if dst == self.rank else _arrays.empty_like(buffer)
         work = self._core.reduce(
@@ -174,14 +174,15 @@ class Reductions(GroupBase):
         async_op: bool,
         timeout_seconds: float,
     ) -> Work | None:
-        code = _reduce_op(op, result, factor)
+        code = reduce_op(op, result, factor)
         work = self._core.reduce_scatter(
             blocks, result.block, result.dtype, code, factor, timeout_seconds, not async_op, keep
         )
         return work if async_op else None
 
 
-def _reduce_op(op: str, buffer: Buffer, factor: float) -> int:
+def reduce_op(op: str, buffer: Buffer, factor: float) -> int:
+    """The core's code of an operator, once it fits the dtype and the factor."""
     if not isinstance(op, str):
         raise TypeError(f"op: expected a name like 'sum', got {op!r}")
     name = _OP_ALIASES.get(op.lower(), op.lower())

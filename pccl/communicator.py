@@ -16,6 +16,7 @@ from types import TracebackType
 import numpy as np
 
 from pccl import _arrays, _core
+from pccl._core import Communicator as CoreCommunicator
 from pccl._core import Work
 from pccl._group import Array
 from pccl._moves import Moves
@@ -126,6 +127,16 @@ class Communicator(Reductions, Moves):
     of the result, even within one element. What is only input is unchanged. Both are the caller's
     again: nobody reads or writes them any more.
     """
+
+    _core: CoreCommunicator
+
+    def __init__(self, run: Run, ranks: Sequence[int], name: str, timeout_seconds: float) -> None:
+        """For init(), new_group() and split(). `ranks` are those of the world, in group order."""
+        self._run = run
+        self._ranks = tuple(ranks)
+        self._name = name
+        self._core = run.open_group(name, self._ranks, timeout_seconds=timeout_seconds)
+        self._closed = False
 
     def __enter__(self) -> Communicator:
         return self

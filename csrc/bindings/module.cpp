@@ -169,6 +169,7 @@ PYBIND11_MODULE(_core, module) {
   bind_context(module);
   bind_communicator(module);
   pccl::bindings::bind_coordinator_server(module);
+  pccl::bindings::bind_run(module);
   py::class_<DLPackBuffer>(module, "DLPackBuffer")
       .def(py::init<const py::object&>(), py::arg("array"))
       .def_property_readonly("pointer", &DLPackBuffer::pointer)

@@ -2,14 +2,19 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "bindings/calls_module.h"
 #include "bindings/exceptions.h"
+#include "bindings/keep_alive.h"
 #include "membership/coordinator_server.h"
+#include "run.h"
 
 namespace pccl::bindings {
 namespace {
@@ -135,6 +140,175 @@ void bind_coordinator_server(py::module_& module) {
           },
           py::arg("timeout_seconds"))
       .def("close", &CoordinatorServer::close, py::call_guard<py::gil_scoped_release>());
+}
+
+namespace {
+
+// Waits without the GIL for as long as `look` says no; Ctrl+C ends it.
+template <typename Look>
+bool wait_interruptibly(double timeout_seconds, Look&& look) {
+  constexpr double kLookSeconds = 0.2;
+  const TimePoint until = after(Clock::now(), timeout_seconds);
+  while (true) {
+    bool is_there = false;
+    {
+      py::gil_scoped_release release;
+      is_there = look(std::min(until, after(Clock::now(), kLookSeconds)));
+    }
+    if (is_there) return true;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    if (Clock::now() >= until) return false;
+  }
+}
+
+membership::Digest to_digest(const py::bytes& bytes) {
+  const std::string_view view = bytes;
+  membership::Digest digest{};
+  if (view.size() != digest.size())
+    throw py::value_error("digest: expected 32 bytes, got " + std::to_string(view.size()));
+  std::copy(view.begin(), view.end(), digest.begin());
+  return digest;
+}
+
+py::dict statistics_of(Run& self) {
+  transport::Statistics now;
+  {
+    py::gil_scoped_release release;
+    now = self.statistics();
+  }
+  py::dict result;
+  result["bytes_sent_tcp"] = now.bytes_sent_tcp;
+  result["bytes_received_tcp"] = now.bytes_received_tcp;
+  result["bytes_sent_memory"] = now.bytes_sent_memory;
+  result["bytes_received_memory"] = now.bytes_received_memory;
+  result["connections"] = now.connections;
+  result["refused_connections"] = now.refused_connections;
+  return result;
+}
+
+using RunClass = py::class_<Run, CollectiveCalls, std::shared_ptr<Run>>;
+
+void bind_run_membership(RunClass& run) {
+  run.def(
+         "wait_until_joined",
+         [](Run& self, double timeout_seconds) {
+           return wait_interruptibly(
+               timeout_seconds, [&self](TimePoint until) { return self.wait_until_joined(until); });
+         },
+         py::arg("timeout_seconds"))
+      .def(
+          "wait_for_members",
+          [](Run& self, int count, double timeout_seconds) {
+            return wait_interruptibly(timeout_seconds, [&self, count](TimePoint until) {
+              return self.wait_for_members(count, until);
+            });
+          },
+          py::arg("count"), py::arg("timeout_seconds"))
+      .def(
+          "wait_for_change",
+          [](Run& self, uint64_t quorum_id, double timeout_seconds) {
+            return wait_interruptibly(timeout_seconds, [&self, quorum_id](TimePoint until) {
+              return self.wait_for_change(quorum_id, until);
+            });
+          },
+          py::arg("quorum_id"), py::arg("timeout_seconds"))
+      .def_property_readonly("place",
+                             [](const Run& self) {
+                               const CollectiveCalls::Place place = self.here();
+                               return py::make_tuple(place.rank, place.world_size, place.quorum_id);
+                             })
+      .def("pin",
+           [](Run& self) {
+             const CollectiveCalls::Place place = self.pin();
+             return py::make_tuple(place.rank, place.world_size, place.quorum_id);
+           })
+      .def("unpin", &Run::unpin)
+      .def_property_readonly("member_id",
+                             [](const Run& self) { return transport::to_text(self.member_id()); })
+      .def_property_readonly("members",
+                             [](const Run& self) {
+                               py::list result;
+                               for (const RunMember& member : self.members()) {
+                                 result.append(py::make_tuple(transport::to_text(member.member_id),
+                                                              member.address, member.joined_at));
+                               }
+                               return result;
+                             })
+      .def_property_readonly("trouble",
+                             [](const Run& self) { return to_text(self.trouble().c_str()); })
+      .def_property_readonly("round_trip_seconds", &Run::round_trip_seconds)
+      .def_property_readonly("pending_quorum_id", &Run::pending_quorum_id)
+      .def_property_readonly("committed_revision", &Run::committed_revision)
+      .def("gate_newcomers", &Run::gate_newcomers, py::call_guard<py::gil_scoped_release>())
+      .def("admit", &Run::admit, py::arg("quorum_id"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "set_revision",
+          [](Run& self, uint64_t revision, const py::bytes& digest) {
+            const membership::Digest held = to_digest(digest);
+            py::gil_scoped_release release;
+            self.set_revision(revision, held);
+          },
+          py::arg("revision"), py::arg("digest"));
+}
+
+}  // namespace
+
+void bind_run(py::module_& module) {
+  RunClass run(module, "Run");
+  run.def(py::init([](std::string name, std::string coordinator_host, int coordinator_port,
+                      std::string bind_host, int port, std::vector<std::string> advertise_hosts,
+                      int sockets, bool shared_memory, double connect_timeout_seconds,
+                      double timeout_seconds, std::string algorithm, double takeover_seconds) {
+            RunOptions options;
+            options.endpoint = {.run = std::move(name),
+                                .bind_host = std::move(bind_host),
+                                .port = static_cast<uint16_t>(port),
+                                .advertise_hosts = std::move(advertise_hosts),
+                                .sockets = sockets,
+                                .shared_memory = shared_memory,
+                                .connect_timeout_seconds = connect_timeout_seconds};
+            options.coordinator_host = std::move(coordinator_host);
+            options.coordinator_port = static_cast<uint16_t>(coordinator_port);
+            options.timeout_seconds = timeout_seconds;
+            options.algorithm = std::move(algorithm);
+            options.takeover_seconds = takeover_seconds;
+            py::gil_scoped_release release;
+            return std::make_shared<Run>(std::move(options));
+          }),
+          py::arg("name"), py::arg("coordinator_host"), py::arg("coordinator_port"), py::kw_only(),
+          py::arg("bind_host") = "", py::arg("port") = 0,
+          py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
+          py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
+          py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
+          py::arg("takeover_seconds") = 10.0)
+      .def_readwrite("timeout_seconds", &Run::timeout_seconds)
+      .def("describe_address", &Run::describe_address)
+      .def(
+          "wait_completions",
+          [](Run& self, double timeout_seconds) {
+            graveyard().clear();
+            py::gil_scoped_release release;
+            auto done = self.completions()->take(after(Clock::now(), timeout_seconds));
+            return std::vector<std::shared_ptr<Work>>(done.begin(), done.end());
+          },
+          py::arg("timeout_seconds"))
+      .def("statistics", &statistics_of)
+      .def("error", [](const Run& self) { return to_text(self.error().c_str()); })
+      .def(
+          "plan",
+          [](Run& self, const std::string& collective, uint64_t count, int dtype) {
+            for (int value = 1; value < static_cast<int>(transport::Collective::SendRecv);
+                 ++value) {
+              const auto known = static_cast<transport::Collective>(value);
+              if (collective == transport::collective_name(known))
+                return self.plan(known, count, to_dtype(dtype));
+            }
+            throw py::value_error("no such collective: " + collective);
+          },
+          py::arg("collective"), py::arg("count"), py::arg("dtype"))
+      .def("abort", &Run::abort, py::arg("reason"), py::call_guard<py::gil_scoped_release>())
+      .def("leave", &Run::leave, py::call_guard<py::gil_scoped_release>());
+  bind_run_membership(run);
 }
 
 }  // namespace pccl::bindings

@@ -6,5 +6,6 @@
 namespace pccl::bindings {
 
 void bind_coordinator_server(pybind11::module_& module);
+void bind_run(pybind11::module_& module);
 
 }  // namespace pccl::bindings

@@ -1,0 +1,305 @@
+"""Elastic runs: members come, die and go, and no operation is lost. Start with `join`."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+import weakref
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+from pccl import _arrays, _core
+from pccl._core import Run, Work
+from pccl._group import Array
+from pccl._moves import Moves
+from pccl._reductions import Reductions, reduce_op
+from pccl.address import RunAddress
+from pccl.config import Config
+from pccl.coordinator import Coordinator, CoordinatorOptions
+from pccl.state import StateSync
+
+__all__ = ["ElasticCommunicator", "Member", "join"]
+
+_logger = logging.getLogger("pccl")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A process in the run."""
+
+    member_id: str  # 8 hex digits
+    address: str  # "10.0.0.7:4123"
+    joined_at: int  # the number of the first operation that it takes part in
+
+
+def join(
+    address: str = "",
+    *,
+    world_size_min: int = 1,
+    timeout_seconds: float | None = None,
+    host_coordinator: bool = False,
+    config: Config | None = None,
+) -> ElasticCommunicator:
+    """Join a run and return its communicator; no rank and no world size need be known beforehand.
+
+    Args:
+        address: "pccl://host:port/run", as `pccl coordinator` prints it. Empty: PCCL_RUN.
+        world_size_min: wait until so many members are in.
+        timeout_seconds: default of every operation. None: what the configuration says (1800).
+        host_coordinator: if nobody listens at the address's port of this machine, run the
+            coordinator in this process; it ends with it.
+        config: None reads the PCCL_* variables.
+
+    Raises:
+        ConnectError: not in, or not enough members, within `config.connect_timeout_seconds`; the
+            message says what the coordinator's connection said last.
+        ValueError: the address or a variable cannot be understood.
+    """
+    config = config or Config.from_environment()
+    if not address and not config.run:
+        raise ValueError("address: expected pccl://host:port/run, here or in PCCL_RUN")
+    place = RunAddress.parse(address or config.run)
+    coordinator = _host(place) if host_coordinator else None
+    core: _core.Run | None = None
+    try:
+        core = _open(place, config, timeout_seconds)
+        deadline = time.monotonic() + config.connect_timeout_seconds
+        if not core.wait_until_joined(config.connect_timeout_seconds):
+            why = core.trouble or "the coordinator answers, but has not let it in"
+            raise _core.ConnectError(
+                f"join {place}: not in the run after {config.connect_timeout_seconds:g} s: {why}"
+            )
+        left = max(0.0, deadline - time.monotonic())
+        if not core.wait_for_members(world_size_min, left):
+            raise _core.ConnectError(
+                f"join {place}: {core.world_size} members are in after "
+                f"{config.connect_timeout_seconds:g} s, {world_size_min} are wanted"
+            )
+    except BaseException:
+        if core is not None:
+            core.leave()
+        if coordinator is not None:
+            coordinator.close()
+        raise
+    return ElasticCommunicator(core, place, coordinator)
+
+
+def _host(place: RunAddress) -> Coordinator | None:
+    try:
+        return Coordinator(CoordinatorOptions(port=place.port))
+    except (_core.ConnectError, _core.DatabaseError) as error:
+        _logger.info("no coordinator in this process: %s", error)
+        return None
+
+
+def _open(place: RunAddress, config: Config, timeout_seconds: float | None) -> _core.Run:
+    last: Exception | None = None
+    for port in config.ports:
+        try:
+            return _core.Run(
+                place.run,
+                place.host,
+                place.port,
+                bind_host=config.bind,
+                port=port,
+                advertise_hosts=config.hosts,
+                sockets=config.sockets,
+                shared_memory=config.shared_memory,
+                connect_timeout_seconds=config.connect_timeout_seconds,
+                timeout_seconds=timeout_seconds or config.timeout_seconds,
+                algorithm=config.algorithm,
+            )
+        except _core.ConnectError as error:
+            last = error
+    assert last is not None
+    raise last
+
+
+class ElasticCommunicator(Reductions, Moves):
+    """The members of a run: collectives go on although members die, and newcomers come in.
+
+    Every member calls the same operations in the same order. A newcomer's first call is the first
+    one after it came in, so a program that keeps a state calls sync_state() at the top of each
+    step: from the first call on, newcomers enter only there.
+
+    When members are lost:
+        all_reduce and barrier complete at every survivor; nobody sees an error, and the result says
+        who is in it (`Work.contributions`). Parts that were final at a survivor are kept, the rest
+        is reduced again over the survivors.
+        broadcast completes unless its root is lost and no survivor has all of it.
+        Every other collective, whose shape depends on the world size, and messages end in
+        MemberLost on every survivor; the run goes on, with `rank` and `world_size` as they are now.
+
+    CollectiveTimeout, CallMismatch and abort() end the run's operations on every member; join again.
+    A member that was taken for dead (it stood still for too long) gets MemberLost from then on.
+    """
+
+    _core: Run
+
+    def __init__(
+        self, core: Run, address: RunAddress, coordinator: Coordinator | None = None
+    ) -> None:
+        """For join()."""
+        self._core = core
+        self._address = address
+        self._coordinator = coordinator
+        self._sync = StateSync(core)
+        _open_runs.add(self)
+
+    def __enter__(self) -> ElasticCommunicator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.leave()
+
+    def __repr__(self) -> str:
+        rank, world_size, quorum_id = self._core.place
+        return (
+            f"<pccl.ElasticCommunicator {self._address} rank {rank} of {world_size}, "
+            f"quorum {quorum_id}>"
+        )
+
+    # --- who is in --------------------------------------------------------------------------------
+
+    @property
+    def quorum_id(self) -> int:
+        """Grows with every change of the members."""
+        return self._core.place[2]
+
+    @property
+    def member_id(self) -> str:
+        """This member's id, 8 hex digits: another one after every join()."""
+        return self._core.member_id
+
+    @property
+    def members(self) -> list[Member]:
+        """Who is in, by rank."""
+        return [Member(*entry) for entry in self._core.members]
+
+    def wait_for_members(self, count: int, timeout_seconds: float = 60) -> None:
+        """Return when at least `count` members are in.
+
+        Raises:
+            CollectiveTimeout: not within `timeout_seconds`.
+        """
+        if not self._core.wait_for_members(count, timeout_seconds):
+            raise _core.CollectiveTimeout(
+                f"wait_for_members: {self.world_size} members are in after {timeout_seconds:g} s, "
+                f"{count} are wanted"
+            )
+
+    # --- operations -------------------------------------------------------------------------------
+
+    def all_reduce(
+        self,
+        tensor: Array,
+        op: str = "sum",
+        *,
+        factor: float = 1.0,
+        weight: float | None = None,
+        uniform: bool = False,
+        async_op: bool = False,
+        timeout_seconds: float = 0,
+    ) -> Work | None:
+        """Reduce `tensor` over the members, in place; every survivor ends with the same bytes.
+
+        A member that dies costs its part of the tensor that was not final yet: the survivors reduce
+        that again. 2 (P - 1) / P * S bytes sent a member without a fault.
+
+        Args:
+            tensor: shape [...], contiguous; same shape and dtype on every member.
+            op: as in Communicator.all_reduce. "avg" divides each element by the number of members
+                that are in it.
+            weight: with op="avg": of this member's contribution; all members pass one, or none.
+            uniform: one set of contributors for the whole tensor. In place it keeps a copy of the
+                input, S bytes.
+
+        Raises:
+            ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.
+            PcclError: see the class. `tensor` then holds the result in some elements and its input
+                in the others.
+        """
+        if weight is not None:
+            if op not in ("avg", "mean"):
+                raise ValueError(f"weight: only with op='avg', got op={op!r}")
+            op, factor = "weighted_avg", weight
+        buffer = _arrays.target(tensor, "tensor")
+        code = reduce_op(op, buffer, factor)
+        work = self._core.all_reduce(
+            buffer.pointer,
+            buffer.pointer,
+            buffer.count,
+            buffer.dtype,
+            code,
+            factor,
+            timeout_seconds,
+            not async_op,
+            buffer,
+            uniform,
+        )
+        return work if async_op else None
+
+    def barrier(self, *, async_op: bool = False, timeout_seconds: float = 0) -> Work | None:
+        """Return when every member has called it, or is lost. log2 P steps."""
+        work = self._core.barrier(timeout_seconds, not async_op)
+        return work if async_op else None
+
+    def sync_state(self, state: Mapping[str, Array], *, revision: int | None = None) -> int:
+        """Give every member the same bytes of `state`; let newcomers in. Returns its revision.
+
+        Members compare digests (SHA-256 by pieces of 1 MiB). Those that differ from the state of
+        the highest revision - the most frequent one, of equal ones the one at the lowest rank -
+        fetch the pieces that differ, each verified, from all members that have them; a source that
+        dies is replaced, and what came is not fetched again. Without differences it costs a digest
+        of S bytes and one all_gather of 56 bytes; a member that fetches gets S bytes.
+
+        Args:
+            state: arrays by name, the same names, dtypes and shapes on every member; written where
+                this member fetches.
+            revision: how far this member's state is (steps, say). None: one more than at the last
+                call, and 0 before this member's first, so that a newcomer gets the others' state.
+
+        Raises:
+            ValueError: not contiguous or read-only.
+            CallMismatch: names, dtypes or shapes differ; on every member.
+            MemberLost: nobody is left that has the last committed revision; `state` is unchanged.
+        """
+        return self._sync.run(state, revision)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def abort(self, reason: str = "") -> None:
+        """Fail every operation of the run, here and at the others; they read `reason`."""
+        self._core.abort(reason or f"rank {self.rank} called abort()")
+
+    def leave(self) -> None:
+        """Leave politely: the others go on at once. Idempotent."""
+        _open_runs.discard(self)
+        self._core.leave()
+        if self._coordinator is not None:
+            self._coordinator.close()
+
+    close = leave
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of this process: bytes and connections."""
+        return self._core.statistics()
+
+
+_open_runs: weakref.WeakSet[ElasticCommunicator] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_open_runs() -> None:
+    # Leaving without a word would look like a crash to the others.
+    for comm in list(_open_runs):
+        with suppress(Exception):
+            comm.leave()
