@@ -42,24 +42,6 @@ uint64_t group_id(const std::string& run, const std::string& name) {
   return hash;
 }
 
-void NumberSet::insert(uint64_t number) {
-  if (number < below_) return;
-  above_.insert(number);
-  while (!above_.empty() && *above_.begin() == below_) {
-    above_.erase(above_.begin());
-    below_ += 1;
-  }
-}
-
-void NumberSet::insert_all_below(uint64_t bound) {
-  below_ = std::max(below_, bound);
-  above_.erase(above_.begin(), above_.lower_bound(below_));
-  while (!above_.empty() && *above_.begin() == below_) {
-    above_.erase(above_.begin());
-    below_ += 1;
-  }
-}
-
 // --- starting ------------------------------------------------------------------------------------
 
 bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peers) {

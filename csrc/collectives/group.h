@@ -16,6 +16,7 @@
 #include "base/errors.h"
 #include "collectives/collective_operation.h"
 #include "collectives/message_operation.h"
+#include "collectives/number_set.h"
 #include "collectives/operation.h"
 #include "transport/endpoint.h"
 
@@ -43,21 +44,6 @@ class GroupObserver {
   virtual void on_member_lost(Group& group, int32_t rank, const Error& error) = 0;
   // The group is broken, here or by another rank: a wrong call, a deadline, an abort.
   virtual void on_broken(Group& group, const Error& error) = 0;
-};
-
-// Numbers that have been given out: all below a bound, and some above it.
-class NumberSet {
- public:
-  bool contains(uint64_t number) const { return number < below_ || above_.contains(number); }
-  void insert(uint64_t number);
-  void insert_all_below(uint64_t bound);
-  // All numbers below are in it.
-  uint64_t below() const { return below_; }
-  uint64_t next() const { return above_.empty() ? below_ : *above_.rbegin() + 1; }
-
- private:
-  uint64_t below_ = 0;
-  std::set<uint64_t> above_;
 };
 
 class Group {

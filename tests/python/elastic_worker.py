@@ -1,0 +1,83 @@
+"""One member of an elastic run, for tests: trains a vector, or reduces until it is told to stop.
+
+Prints a JSON object a line. Arguments: address, members to wait for, program, a number of steps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+import pccl
+from pccl._core import Work
+
+
+def say(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def check(work: Work, tensor: np.ndarray[Any, Any], average: bool) -> list[int]:
+    """How many members are in each part; every one contributes 1."""
+    end = 0
+    counts = []
+    for begin, stop, members, weight in work.contributions:
+        assert begin == end
+        end = stop
+        assert weight == len(members) == len(set(members))
+        assert (tensor[begin:stop] == (1 if average else len(members))).all()
+        counts.append(len(members))
+    assert end == tensor.size
+    return counts
+
+
+def reduce(comm: pccl.ElasticCommunicator, steps: int, elements: int, op: str) -> None:
+    """all_reduce in place: `steps` times."""
+    for step in range(steps):
+        tensor = np.ones(elements, np.float32)
+        begin = time.monotonic()
+        work = comm.all_reduce(tensor, op, async_op=True)
+        assert work is not None
+        work.wait()
+        say(
+            step=step,
+            seconds=time.monotonic() - begin,
+            counts=check(work, tensor, op == "avg"),
+            digest=hashlib.sha256(tensor).hexdigest(),
+            world_size=comm.world_size,
+        )
+
+
+def train(comm: pccl.ElasticCommunicator, steps: int) -> None:
+    """Steps over a state that newcomers get; what it ends with depends on the steps alone."""
+    state = {"weights": np.zeros(700_001, np.float32), "steps": np.zeros(1, np.int64)}
+    while state["steps"][0] < steps:
+        revision = comm.sync_state(state)
+        gradient = np.full(700_001, 0.5, np.float32)
+        comm.all_reduce(gradient, "avg")
+        state["weights"] += gradient
+        state["steps"] += 1
+        say(step=int(state["steps"][0]), world_size=comm.world_size, revision=revision)
+    assert (state["weights"] == 0.5 * steps).all()
+    say(digest=hashlib.sha256(state["weights"]).hexdigest(), steps=int(state["steps"][0]))
+
+
+def main() -> None:
+    address, members, program, steps = sys.argv[1:5]
+    try:
+        with pccl.join(address, world_size_min=int(members)) as comm:
+            say(member=comm.member_id, rank=comm.rank)
+            if program == "train":
+                train(comm, int(steps))
+            else:
+                reduce(comm, int(steps), int(sys.argv[5]), program)
+    except pccl.PcclError as error:
+        say(error=type(error).__name__, text=str(error))
+
+
+if __name__ == "__main__":
+    main()
