@@ -22,7 +22,7 @@ constexpr double kLookSeconds = 0.05;
 
 }  // namespace
 
-Run::Run(RunOptions options)
+Run::Run(const RunOptions& options)
     : timeout_seconds(options.timeout_seconds),
       driver_(std::make_unique<Driver>(*this, options)),
       endpoint_(options.endpoint, *driver_) {

@@ -46,7 +46,7 @@ class Run final : public CollectiveCalls {
  public:
   // Begins to join. Throws ConnectError (port in use, the coordinator's name does not resolve) and
   // std::invalid_argument.
-  explicit Run(RunOptions options);
+  explicit Run(const RunOptions& options);
   ~Run() override;
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;

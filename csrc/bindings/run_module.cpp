@@ -273,7 +273,7 @@ void bind_run(py::module_& module) {
             options.algorithm = std::move(algorithm);
             options.takeover_seconds = takeover_seconds;
             py::gil_scoped_release release;
-            return std::make_shared<Run>(std::move(options));
+            return std::make_shared<Run>(options);
           }),
           py::arg("name"), py::arg("coordinator_host"), py::arg("coordinator_port"), py::kw_only(),
           py::arg("bind_host") = "", py::arg("port") = 0,

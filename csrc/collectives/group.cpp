@@ -38,7 +38,9 @@ Group::~Group() = default;
 
 uint64_t group_id(const std::string& run, const std::string& name) {
   uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  for (const char c : run + "/" + name) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
+  std::string text = run;
+  text.append("/").append(name);
+  for (const char c : text) hash = (hash ^ static_cast<uint8_t>(c)) * 0x100000001b3;
   return hash;
 }
 

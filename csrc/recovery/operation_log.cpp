@@ -179,13 +179,13 @@ void OperationLog::run_message(std::function<void(Group&)> start) {
 }
 
 void OperationLog::start_send(int32_t destination, uint32_t tag, MessageMemory memory,
-                              std::shared_ptr<Work> work) {
+                              const std::shared_ptr<Work>& work) {
   const auto start = [=](Group& group) { group.start_send(destination, tag, memory, work); };
   run_message(start);
 }
 
 void OperationLog::start_receive(int32_t source, uint32_t tag, MessageMemory memory,
-                                 std::shared_ptr<Work> work) {
+                                 const std::shared_ptr<Work>& work) {
   const auto start = [=](Group& group) { group.start_receive(source, tag, memory, work); };
   run_message(start);
 }

@@ -76,9 +76,9 @@ class OperationLog final : public GroupObserver {
   void start(RunCall call, std::shared_ptr<Work> work);
   // A message to or from a rank of the quorum in force; it ends with that quorum.
   void start_send(int32_t destination, uint32_t tag, MessageMemory memory,
-                  std::shared_ptr<Work> work);
+                  const std::shared_ptr<Work>& work);
   void start_receive(int32_t source, uint32_t tag, MessageMemory memory,
-                     std::shared_ptr<Work> work);
+                     const std::shared_ptr<Work>& work);
   // Starts nothing more until enter(); if `freezes`, what runs stands still for good.
   Progress hold(bool freezes);
   // See docs/decisions/0005-membership.md. Requires: hold() came before, unless it is the first.

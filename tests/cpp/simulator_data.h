@@ -108,8 +108,8 @@ class DataPlane {
   void try_recovery(uint64_t number);
   void run(uint64_t number);
   void fill_parts(uint64_t number, Operation& operation);
-  void advance(uint64_t number, uint32_t chunk, uint32_t segment);
-  void make_final(uint64_t number, uint32_t chunk, uint32_t segment,
+  void advance(uint64_t number, uint32_t chunk_index, uint32_t index);
+  void make_final(uint64_t number, uint32_t chunk_index, uint32_t index,
                   const std::vector<uint64_t>& values);
   void take(uint64_t number, const MemberId& from, const Frame& frame);
   void empty_mailbox(uint64_t number);

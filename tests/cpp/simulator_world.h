@@ -139,9 +139,9 @@ class World {
   void answer_hold(int index, const Hold& hold);
   void look_for_coordinator(int index);
   void connect(int index, int host);
-  void break_connection(int connection, bool member_ended, bool coordinator_ended);
-  void push(int connection, bool is_up, Connection::Item item);
-  void deliver(int connection, bool is_up);
+  void break_connection(int number, bool member_ended, bool coordinator_ended);
+  void push(int number, bool is_up, Connection::Item item);
+  void deliver(int number, bool is_up);
   void tell_coordinator(int number, Connection::Item& item);
   void tell_member(Connection& connection, Connection::Item& item);
   void start_coordinator(int host, Durable disk, bool has_database, bool has_taken_over = false);
