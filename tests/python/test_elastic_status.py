@@ -1,0 +1,159 @@
+"""What people see of a run with members in it: `pccl status`, the page's data, metrics."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from coordinator_processes import PATIENCE_SECONDS, CoordinatorProcess, environment, refused
+from rank_processes import free_ports
+
+import pccl
+
+CONFIG = pccl.Config(bind="127.0.0.1", hosts=("127.0.0.1",))
+
+
+def await_run(
+    coordinator: CoordinatorProcess, is_wanted: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The first status of run "main" that is as wanted."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    run = None
+    while time.monotonic() < deadline:
+        run = coordinator.run_status("main")
+        if run is not None and is_wanted(run):
+            return run
+        time.sleep(0.02)
+    raise AssertionError(f"not as wanted: {run}\n{coordinator.text()}")
+
+
+def count_in(run: dict[str, Any]) -> int:
+    return sum(member["rank"] is not None and member["is_connected"] for member in run["members"])
+
+
+def ask(coordinator: CoordinatorProcess, *options: str) -> str:
+    port = coordinator.page.rstrip("/").rpartition(":")[2]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pccl", "status", str(coordinator.address)),
+            *("--status-port", port, *options),
+        ],
+        env=environment(COLUMNS="200"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def join_two(address: str) -> tuple[pccl.ElasticCommunicator, pccl.ElasticCommunicator]:
+    first = pccl.join(address, config=CONFIG)
+    second = pccl.join(address, world_size_min=2, config=CONFIG)
+    first.wait_for_members(2)
+    return first, second
+
+
+def reduce_together(*members: pccl.ElasticCommunicator, times: int) -> None:
+    def reduce(comm: pccl.ElasticCommunicator) -> None:
+        for _ in range(times):
+            tensor = np.ones(3, np.float32)
+            comm.all_reduce(tensor)
+            assert (tensor == len(members)).all()
+
+    threads = [threading.Thread(target=reduce, args=(comm,)) for comm in members]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
+
+
+def test_status_shows_members_operations_and_who_left(tmp_path: Path) -> None:
+    with CoordinatorProcess(tmp_path) as coordinator:
+        first, second = join_two(str(coordinator.address))
+        with first, second:
+            reduce_together(first, second, times=20)
+            run = await_run(
+                coordinator,
+                lambda run: (
+                    count_in(run) == 2 and all(m["completed"] >= 20 for m in run["members"])
+                ),
+            )
+            found = {member["member_id"]: member for member in run["members"]}
+            for comm in (first, second):
+                member = found[comm.member_id]
+                assert member["rank"] == comm.rank
+                assert member["address"].startswith("127.0.0.1:")
+                assert member["seconds_since_heard"] < PATIENCE_SECONDS
+            assert run["quorum_id"] == first.quorum_id
+            text = ask(coordinator)
+            assert f"2 in quorum {run['quorum_id']}" in text
+            assert first.member_id in text
+            assert second.member_id in text
+            assert json.loads(ask(coordinator, "--json"))["runs"][0]["name"] == "main"
+            with urllib.request.urlopen(coordinator.page + "metrics", timeout=5) as answer:
+                metrics = answer.read().decode()
+            assert 'pccl_run_world_size{run="main"} 2.0' in metrics
+            assert f'member="{first.member_id}",run="main"' in metrics
+            second.leave()
+            run = await_run(coordinator, lambda run: len(run["members"]) == 1)
+            texts = [event["text"] for event in run["events"]]
+            pattern = rf"\({second.member_id}\) is out: it (left|said goodbye)"
+            assert any(re.search(pattern, text) for text in texts), texts
+            reduce_together(first, times=3)
+
+
+def test_a_coordinator_that_is_killed_finds_its_run_again_and_lets_others_in(
+    tmp_path: Path,
+) -> None:
+    with CoordinatorProcess(tmp_path) as coordinator:
+        address = str(coordinator.address)
+        first, second = join_two(address)
+        with first, second:
+            before = await_run(coordinator, lambda run: count_in(run) == 2)
+            for _ in range(3):
+                coordinator.end(signal.SIGKILL)
+                reduce_together(first, second, times=10)  # nobody decides, nobody has to
+                coordinator._close_pipes()
+                coordinator.start()
+            after = await_run(coordinator, lambda run: count_in(run) == 2)
+            assert after["quorum_id"] == before["quorum_id"]
+            assert int(after["term"]) > int(before["term"])
+            with pccl.join(address, world_size_min=3, config=CONFIG) as third:
+                for comm in (first, second):
+                    comm.wait_for_members(3)
+                reduce_together(first, second, third, times=10)
+
+
+def test_the_first_member_can_be_the_coordinator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (port,) = free_ports(1, random.Random(11))
+    address = f"pccl://127.0.0.1:{port}/main"
+    with (
+        pccl.join(address, host_coordinator=True, config=CONFIG) as first,
+        pccl.join(address, host_coordinator=True, world_size_min=2, config=CONFIG) as second,
+    ):
+        first.wait_for_members(2)
+        reduce_together(first, second, times=3)
+        text = refused(tmp_path / "pccl")
+        assert "another process uses it" in text
+    # What it held is free again.
+    other = f"pccl://127.0.0.1:{port}/other"
+    with pccl.join(other, host_coordinator=True, config=CONFIG) as alone:
+        reduce_together(alone, times=1)
