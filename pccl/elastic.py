@@ -133,8 +133,9 @@ class ElasticCommunicator(Reductions, Moves):
         Every other collective, whose shape depends on the world size, and messages end in
         MemberLost on every survivor; the run goes on, with `rank` and `world_size` as they are now.
 
-    CollectiveTimeout, CallMismatch and abort() end the run's operations on every member; join again.
-    A member that was taken for dead (it stood still for too long) gets MemberLost from then on.
+    CollectiveTimeout, CallMismatch and abort() end the run's operations on every member: join
+    again. A member that was taken for dead (it stood still for too long) gets MemberLost from then
+    on.
     """
 
     _core: Run

@@ -127,7 +127,7 @@ class StateSync:
         self, state: _State, held: int | None, attempt: int, place: tuple[int, int, int]
     ) -> tuple[int, tuple[list[int], list[int]], int] | None:
         """Return the newest revision, its holders and the others, and the attempt; None: again."""
-        rank, world_size, quorum_id = place
+        _, world_size, quorum_id = place
         greeting = np.zeros(1, _GREETING)
         greeting["pending_quorum_id"] = self._core.pending_quorum_id
         greeting["revision"] = 0 if held is None else held + 1

@@ -224,9 +224,9 @@ def test_one_member_alone_is_a_run(tmp_path: Path) -> None:
         assert comm.sync_state({"a": tensor}) == 1
         with pytest.raises(ValueError, match="weight"):
             comm.all_reduce(tensor, "sum", weight=1.0)
+        frozen = np.ones(3)
+        frozen.flags.writeable = False
         with pytest.raises(ValueError, match="read-only"):
-            frozen = np.ones(3)
-            frozen.flags.writeable = False
             comm.all_reduce(frozen)
 
 
