@@ -190,7 +190,9 @@ def measure_deaths(size: int, count: int) -> dict[str, Any]:
 def report(document: dict[str, Any], size: int) -> list[str]:
     lines = head("Elastic runs", document["machine"])
     sizes = list(next(iter(document["overhead"].values())))
-    lines += ["Time of an all_reduce in an elastic run, over that of the same call in a plain group:"]
+    lines += [
+        "Time of an all_reduce in an elastic run, over that of the same call in a plain group:"
+    ]
     lines += ["", "| bytes | " + " | ".join(document["overhead"]) + " |"]
     lines += ["|" + "---|" * (len(document["overhead"]) + 1)]
     for name in sizes:

@@ -274,9 +274,12 @@ void World::check_transition(int index, MemberState before, const std::string& e
 // Once faults have stopped, whoever is left goes on, if enough of the last quorum are left.
 void World::check_progress() {
   const Quorum* quorum = last_quorum();
+  // One that nobody has entered may have been agreed all the same.
+  if (quorum == nullptr && home_disk_.quorum.quorum_id > 0) quorum = &home_disk_.quorum;
   size_t alive = 0;
   size_t everybody = 0;
-  for (const Process& process : processes_) everybody += process.is_alive && !process.is_out;
+  for (const Process& process : processes_)
+    everybody += process.is_alive && !process.is_out && !process.wants_to_leave;
   if (quorum != nullptr) {
     for (const Seat& seat : quorum->seats) {
       const Process& process = processes_[static_cast<size_t>(find(seat.member_id))];

@@ -1,0 +1,77 @@
+// The protocol under faults, many seeds of it; and that planted bugs are found.
+#include "simulator.h"
+
+#include <doctest/doctest.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+
+namespace simulator {
+namespace {
+
+// Sanitizers make it ten times slower; ctest's share there is set in the environment.
+uint64_t share(uint64_t seeds) {
+  const char* divisor = std::getenv("PCCL_SIMULATOR_DIVISOR");
+  const uint64_t by = divisor == nullptr ? 1 : std::strtoull(divisor, nullptr, 10);
+  return by <= 1 ? seeds : (seeds + by - 1) / by;
+}
+bool is_slow() { return share(100) < 100; }
+
+Options options_for(uint64_t seed) {
+  Options options;
+  options.seed = seed;
+  options.members = static_cast<int>(3 + seed % 6);
+  return options;
+}
+
+TEST_CASE("no seed violates the protocol") {
+  uint64_t operations = 0;
+  uint64_t recovered = 0;
+  for (uint64_t seed = 1; seed <= share(500); ++seed) {
+    const Result result = simulate(options_for(seed));
+    INFO(result.violation);
+    REQUIRE(result.violation.empty());
+    operations += result.operations;
+    recovered += result.recovered;
+  }
+  CHECK(operations > 0);
+  CHECK(recovered > 0);
+}
+
+TEST_CASE("a seed is the same run, event for event") {
+  for (uint64_t seed = 1; seed <= 20; ++seed)
+    CHECK(simulate(options_for(seed)).hash == simulate(options_for(seed)).hash);
+  CHECK(simulate(options_for(1)).hash != simulate(options_for(2)).hash);
+}
+
+TEST_CASE("every planted bug is found") {
+  if (is_slow()) return;  // it takes hundreds of seeds, and says nothing about memory or threads
+  constexpr uint64_t kSeedsMax = 4000;
+  for (int number = 1; number < kMutationCount; ++number) {
+    Options options;
+    uint64_t seed = 1;
+    for (; seed <= kSeedsMax; ++seed) {
+      options = options_for(seed);
+      options.mutation = static_cast<Mutation>(number);
+      if (!simulate(options).violation.empty()) break;
+    }
+    MESSAGE(mutation_name(options.mutation), ": found by seed ", seed);
+    CHECK_MESSAGE(seed <= kSeedsMax, mutation_name(options.mutation));
+  }
+}
+
+TEST_CASE("a hundred members complete operations") {
+  Options options;
+  options.members = is_slow() ? 30 : 100;
+  options.is_large = true;
+  options.fault_seconds = 2;
+  options.calm_seconds = 10;
+  const Result result = simulate(options);
+  INFO(result.violation);
+  CHECK(result.violation.empty());
+  CHECK(result.operations > 0);
+}
+
+}  // namespace
+}  // namespace simulator
