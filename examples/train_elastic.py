@@ -7,7 +7,7 @@ Kill one of them: the others lose no step. Start it again: it gets the model and
 state, and goes on with the others. All members end with the same bytes, and print their digest.
 """
 # mypy: disable-error-code="no-untyped-call"
-# ruff: noqa: N806 (tensor names end with their shape)
+# ruff: noqa: N806, N812 (tensor names end with their shape)
 
 import argparse
 import hashlib

@@ -260,7 +260,7 @@ class ElasticCommunicator(Reductions, Moves):
         the highest revision - the most frequent one, of equal ones the one at the lowest rank -
         fetch the pieces that differ, each verified, from all members that have them; a source that
         dies is replaced, and what came is not fetched again. Without differences it costs a digest
-        of S bytes and one all_gather of 56 bytes; a member that fetches gets S bytes.
+        of S bytes and one all_gather of 72 bytes; a member that fetches gets S bytes.
 
         Args:
             state: arrays by name, the same names, dtypes and shapes on every member; written where

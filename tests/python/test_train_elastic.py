@@ -16,6 +16,8 @@ pytest.importorskip("torch")
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "train_elastic.py"
 PATIENCE_SECONDS = 120.0
+# Enough for a newcomer to come while the others train.
+STEPS = 600
 
 
 class Trainer:
@@ -48,7 +50,7 @@ class Trainer:
     def digest(self) -> str:
         assert self.process.wait(PATIENCE_SECONDS) == 0, self.text
         self._thread.join(PATIENCE_SECONDS)
-        found = re.search(r"done: 60 steps, state ([0-9a-f]{16})", self.text)
+        found = re.search(rf"done: {STEPS} steps, state ([0-9a-f]{{16}})", self.text)
         assert found, self.text
         return found[1]
 
@@ -63,11 +65,11 @@ class Trainer:
 
 def test_training_goes_on_through_a_death_and_a_newcomer(tmp_path: Path) -> None:
     with CoordinatorProcess(tmp_path, status=False) as coordinator:
-        trainers = [Trainer(coordinator.address, 3, 60) for _ in range(3)]
+        trainers = [Trainer(coordinator.address, 3, STEPS) for _ in range(3)]
         try:
             trainers[0].wait_for(r"step +10 .* members 3")
             trainers[2].process.send_signal(signal.SIGKILL)
-            trainers.append(Trainer(coordinator.address, 1, 60))
+            trainers.append(Trainer(coordinator.address, 1, STEPS))
             trainers[3].wait_for("joined")
             digests = {trainers[i].digest() for i in (0, 1, 3)}
             assert len(digests) == 1
