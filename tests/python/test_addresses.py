@@ -3,6 +3,7 @@
 import os
 import random
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,10 @@ def test_a_connection_uses_as_many_sockets_as_asked_for(sockets: int) -> None:
         all_right(ranks)
         ranks.ask("call", spec={"collective": "all_reduce", "count": 8_000_000})
         ports = [int(member.rpartition(":")[2]) for member in ranks.members]
+        # Where both have dialed, one of the two dials goes a moment later.
+        deadline = time.monotonic() + 10
+        while sum(map(sockets_at, ports)) != sockets and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert sum(map(sockets_at, ports)) == sockets
         before = ranks[0].ask("statistics")
         assert before["connections"] == 1
