@@ -90,7 +90,8 @@ TEST_CASE("operations go on through losses, losses during recoveries, and newcom
       std::map<size_t, std::thread> threads;
       std::atomic<bool> stop{false};
       const auto begin = [&](size_t i) {
-        threads[i] = std::thread([&, i, first = run.joined_at[i], window = 1 + random() % 6] {
+        threads[i] = std::thread([&, i, member = run.members[i].get(), first = run.joined_at[i],
+                                  window = 1 + random() % 6] {
           Program& program = programs[i];
           const auto in_flight = static_cast<uint64_t>(window);
           for (uint64_t op = first; op < kOperations + in_flight && !stop; ++op) {
@@ -101,7 +102,7 @@ TEST_CASE("operations go on through losses, losses during recoveries, and newcom
             }
             if (op >= kOperations) continue;
             program.tensors[op].assign(size_of(seed, op), contribution(i));
-            program.works[op] = run.members[i]->start(all_reduce(program.tensors[op]));
+            program.works[op] = member->start(all_reduce(program.tensors[op]));
           }
         });
       };
