@@ -18,7 +18,8 @@ std::string Operation::describe() const { return signature_.describe(); }
 void Operation::finish(int32_t source_rank) {
   if (is_finished_) return;
   is_finished_ = true;
-  group_.on_finished(*this);
+  // What may have to be sent again is copied now: from here on the caller may change it.
+  release();
   settle({}, source_rank);
 }
 
@@ -41,7 +42,6 @@ void Operation::discard() {
 
 void Operation::release() {
   abandon_connections();
-  for (Sending& sending : sending_) group_.pool().give_back(std::move(sending.buffer));
   group_.on_finished(*this);
 }
 
@@ -86,22 +86,28 @@ void Operation::send_segment(OutStream& stream, FrameHeader header, const std::b
     cookie = free_cookies_.back();
     free_cookies_.pop_back();
   }
-  sending_[cookie] = {&stream, owner_index, std::move(buffer)};
+  sending_[cookie] = {&stream, owner_index};
   stream.in_flight += 1;
   transport::OutFrame frame;
   frame.header = header;
-  frame.payload = data;
+  if (buffer.bytes) {
+    frame.buffer = std::move(buffer);
+  } else {
+    // The caller's memory changes when the operation ends, or where a final came: then the receiver
+    // has what was sent from there.
+    frame.payload = data;
+    frame.stays = true;
+  }
   frame.owner = this;
   frame.cookie = cookie;
   group_.send(stream.rank, std::move(frame));
 }
 
 void Operation::on_sent(uint64_t cookie) {
-  Sending sending = std::move(sending_[cookie]);
+  const Sending sending = sending_[cookie];
   sending_[cookie] = {};
   free_cookies_.push_back(static_cast<uint32_t>(cookie));
   sending.stream->in_flight -= 1;
-  group_.pool().give_back(std::move(sending.buffer));
   if (!is_finished_) on_stream_sent(sending.owner_index);
 }
 

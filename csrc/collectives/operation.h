@@ -93,7 +93,6 @@ class Operation : public transport::FrameOwner {
   struct Sending {
     OutStream* stream = nullptr;
     uint32_t owner_index = 0;
-    transport::BufferPool::Buffer buffer;
   };
   void stamp(OutStream& stream, transport::FrameHeader& header);
   void release();

@@ -1,6 +1,7 @@
 #include "transport/connection.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace pccl::transport {
 
@@ -13,7 +14,26 @@ void Connection::abandon(const FrameOwner* owner) {
     if ((frame.header.flags & kFlagUngranted) != 0) on_credit(frame.header.length);
     return true;
   });
+  outgoing.detach(owner);
   for (auto& link : links_) link->abandon(owner);
+  for (Arrival& arrival : arrivals_) {
+    if (arrival.placement.owner == owner) arrival.placement = {};
+  }
+  forget_broken_arrivals();
+}
+
+// What was placed must come to the same place; the rest leaves nothing behind.
+void Connection::forget_broken_arrivals() {
+  std::erase_if(arrivals_, [](const Arrival& arrival) {
+    return arrival.link == nullptr && arrival.placement.target == nullptr;
+  });
+}
+
+void Connection::clear() {
+  control_.clear();
+  data_.clear();
+  outgoing.clear();
+  arrivals_.clear();
 }
 
 std::byte* Connection::reserve(uint32_t length) {
@@ -28,14 +48,17 @@ void Connection::flush() {
   if (state != State::Up) return;
   // Links may be closed by their own flush; the endpoint then takes them away after the loop that
   // it drives.
-  for (size_t i = 0;
-       i < links_.size() && !(control_.empty() && data_.empty() && !links_[i]->has_unsent()); ++i) {
+  for (size_t i = 0; i < links_.size() && (has_to_send() || links_[i]->has_unsent()); ++i) {
     links_[i]->flush();
   }
 }
 
+bool Connection::has_to_send() const {
+  return !control_.empty() || !data_.empty() || outgoing.has_lost() || ack_is_due_;
+}
+
 bool Connection::has_unsent() const {
-  return !control_.empty() || !data_.empty() ||
+  return !control_.empty() || !data_.empty() || outgoing.has_lost() ||
          std::any_of(links_.begin(), links_.end(),
                      [](const auto& link) { return link->has_unsent(); });
 }
@@ -50,6 +73,125 @@ OutFrame Connection::pop_frame() {
   OutFrame frame = std::move(queue.front());
   queue.pop_front();
   return frame;
+}
+
+// --- sockets -------------------------------------------------------------------------------------
+
+SentFrame* Connection::take_frame(const Link& link) {
+  if (SentFrame* lost = outgoing.take_lost(link)) {
+    if (lost->was_begun) {
+      traffic.resent_frames += 1;
+      traffic.resent_bytes += sizeof(FrameHeader) + lost->frame.header.length;
+    }
+    return lost;
+  }
+  if (front_frame() == nullptr || !outgoing.has_room()) return nullptr;
+  return &outgoing.add(pop_frame(), link);
+}
+
+void Connection::on_written(SentFrame& sent) {
+  FrameOwner* owner = sent.is_reported ? nullptr : sent.frame.owner;
+  const uint64_t cookie = sent.frame.cookie;
+  sent.is_reported = true;
+  outgoing.on_written(sent);
+  if (owner != nullptr) owner->on_sent(cookie);
+}
+
+std::optional<FrameHeader> Connection::take_ack() {
+  if (!ack_is_due_) return std::nullopt;
+  ack_is_due_ = false;
+  owed_frames_ = 0;
+  owed_bytes_ = 0;
+  ack_at_ = TimePoint::max();
+  return FrameHeader{.type = FrameType::Ack, .sequence = incoming.consumed()};
+}
+
+std::unique_ptr<Link> Connection::take_link(uint16_t index) {
+  const auto found = std::find_if(links_.begin(), links_.end(),
+                                  [index](const auto& link) { return link->index == index; });
+  if (found == links_.end()) return nullptr;
+  std::unique_ptr<Link> taken = std::move(*found);
+  links_.erase(found);
+  taken->cut();
+  outgoing.lose(*taken);
+  for (Arrival& arrival : arrivals_) {
+    if (arrival.link == taken.get()) arrival.link = nullptr;
+  }
+  forget_broken_arrivals();
+  return taken;
+}
+
+std::vector<Link*> Connection::links() const {
+  std::vector<Link*> all;
+  for (const auto& link : links_) all.push_back(link.get());
+  return all;
+}
+
+std::optional<std::string> Connection::find_numbering_fault(const FrameHeader& header) const {
+  if (header.type == FrameType::Ack) {
+    if (!is_numbered) return "an acknowledgement where frames have no numbers";
+    if (outgoing.may_acknowledge(header.sequence)) return std::nullopt;
+    return "frames below " + std::to_string(header.sequence) +
+           " are acknowledged, and only those " + "below " + std::to_string(outgoing.next()) +
+           " were sent";
+  }
+  if (!is_numbered) return std::nullopt;
+  if (incoming.look(header.sequence) == ReceiveWindow::Sight::Outside) {
+    return "frame " + std::to_string(header.sequence) + " comes when " +
+           std::to_string(incoming.consumed()) + " is next";
+  }
+  for (const Arrival& arrival : arrivals_) {
+    if (arrival.header.sequence != header.sequence) continue;
+    if (std::memcmp(&arrival.header, &header, sizeof(header)) != 0)
+      return "frame " + std::to_string(header.sequence) + " comes again as another";
+  }
+  return std::nullopt;
+}
+
+Connection::Arrival* Connection::find_arrival(uint32_t sequence) {
+  const auto found = std::find_if(
+      arrivals_.begin(), arrivals_.end(),
+      [sequence](const Arrival& arrival) { return arrival.header.sequence == sequence; });
+  return found == arrivals_.end() ? nullptr : &*found;
+}
+
+Placement Connection::begin_arrival(const FrameHeader& header, Link& link, FrameSink& sink) {
+  if (Arrival* arrival = find_arrival(header.sequence)) {
+    // The sender has given that socket up, and this end has not noticed yet.
+    if (arrival->link != nullptr) arrival->link->divert();
+    arrival->link = &link;
+    return arrival->placement;
+  }
+  const Placement placement = sink.place(*this, header);
+  arrivals_.push_back({header, placement, &link});
+  return placement;
+}
+
+bool Connection::consume(const FrameHeader& header, const Link& link, Payload& payload,
+                         BufferPool& pool) {
+  if (incoming.look(header.sequence) != ReceiveWindow::Sight::Fresh) {
+    std::erase_if(arrivals_, [&](const Arrival& arrival) {
+      return arrival.link == &link && arrival.header.sequence == header.sequence;
+    });
+    return false;
+  }
+  incoming.consume(header.sequence);
+  if (Arrival* arrival = arrivals_.empty() ? nullptr : find_arrival(header.sequence)) {
+    std::byte* target = arrival->placement.target;
+    if (arrival->link != nullptr && arrival->link != &link) arrival->link->divert();
+    if (target != nullptr && payload.data() != target) {
+      std::memcpy(target, payload.data(), payload.size());
+      payload = Payload(target, payload.size(), &pool);
+    }
+    *arrival = arrivals_.back();
+    arrivals_.pop_back();
+  }
+  if (owed_frames_ == 0 && !ack_is_due_) ack_at_ = Clock::now() + kAckDelay;
+  owed_frames_ += 1;
+  owed_bytes_ += sizeof(FrameHeader) + header.length;
+  ack_is_due_ |=
+      owed_frames_ >= kAckFrames || owed_bytes_ >= kAckBytes || header.type == FrameType::Goodbye;
+  return true;
 }
 
 void Connection::prove(const SocketAddress& address) {

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,34 +16,14 @@
 #include "base/errors.h"
 #include "transport/address.h"
 #include "transport/frame.h"
+#include "transport/out_frame.h"
 #include "transport/payload.h"
+#include "transport/window.h"
 
 namespace pccl::transport {
 
 class Connection;
 class Engine;
-
-// Whoever owns memory that is being sent or received into.
-class FrameOwner {
- public:
-  virtual ~FrameOwner() = default;
-  // The payload behind `cookie` has left; its memory may change.
-  virtual void on_sent(uint64_t cookie) = 0;
-};
-
-struct OutFrame {
-  FrameHeader header;
-  const std::byte* payload = nullptr;  // lives until owner->on_sent(cookie), or abandon(owner)
-  std::vector<std::byte> owned;        // or the payload itself
-  FrameOwner* owner = nullptr;         // null: nobody is told
-  uint64_t cookie = 0;
-};
-
-// Where a segment's payload shall be put while it arrives.
-struct Placement {
-  std::byte* target = nullptr;  // null: wherever the transport likes
-  const FrameOwner* owner = nullptr;
-};
 
 // The floor above.
 class FrameSink {
@@ -62,7 +43,9 @@ class LinkHost {
   virtual BufferPool& pool() = 0;
   virtual FrameSink& sink() = 0;
   // End of stream (no error) or failure; the link has stopped. It is destroyed later, by the host.
-  virtual void on_link_down(Connection& connection, const Error& error) = 0;
+  virtual void on_link_down(Connection& connection, Link& link, const Error& error) = 0;
+  // connection.flush() before the driver sleeps.
+  virtual void mark_unsent(Connection& connection) = 0;
   // A frame with something wrong in it.
   virtual void on_bad_frame(Connection& connection, const std::string& fault) = 0;
 };
@@ -83,11 +66,21 @@ class Link {
   virtual void shutdown_writing() = 0;
   // Takes part in nothing any more; destroyed later.
   virtual void cut() = 0;
+  // The payload that is arriving may not be written where it was placed any more.
+  virtual void divert() {}
+  // Looks at its socket while something is unacknowledged; stops if that is silent.
+  virtual void watch(TimePoint /*now*/) {}
+  // Grows whenever the peer's kernel takes bytes.
+  virtual uint64_t progress() const { return 0; }
+
+  uint16_t index = 0;  // of its socket in the connection
 };
 
 struct Traffic {
   uint64_t bytes_sent = 0;  // headers included
   uint64_t bytes_received = 0;
+  uint64_t resent_frames = 0;
+  uint64_t resent_bytes = 0;
 };
 
 class Connection {
@@ -107,7 +100,9 @@ class Connection {
   // Suspended: its last link broke; what is sent waits until it is known whether the peer is there.
   enum class State : uint8_t { Idle, Dialing, Up, Suspended, Closed };
 
-  explicit Connection(MemberAddress address) : peer(std::move(address)) {}
+  // `pool` gets the buffers of frames back.
+  explicit Connection(MemberAddress address, BufferPool* pool)
+      : peer(std::move(address)), outgoing(pool) {}
 
   void send(OutFrame frame);
   void send_control(const FrameHeader& header) {
@@ -115,8 +110,8 @@ class Connection {
     control_.back().header = header;
   }
   void send_control(OutFrame frame) { control_.push_back(std::move(frame)); }
-  // Forgets every frame and placement of `owner`; what is half sent is copied, so that `owner` may
-  // die.
+  // Forgets every frame and placement of `owner`; what is half sent, or may have to be sent again,
+  // is copied, so that `owner` may die.
   void abandon(const FrameOwner* owner);
 
   // A frame whose payload can be written where the peer reads it: see Link.
@@ -131,12 +126,36 @@ class Connection {
   // The next frame to go out, null if there is none; pop_frame() removes it.
   OutFrame* front_frame();
   OutFrame pop_frame();
+  // The same for sockets: the next frame is numbered, and `link` carries it until on_written().
+  SentFrame* take_frame(const Link& link);
+  void on_written(SentFrame& sent);
+  // The acknowledgement that is due now, if one is.
+  std::optional<FrameHeader> take_ack();
   size_t link_count() const { return links_.size(); }
   void shutdown_writing() {
     for (auto& link : links_) link->shutdown_writing();
   }
   void add_link(std::unique_ptr<Link> link) { links_.push_back(std::move(link)); }
   std::vector<std::unique_ptr<Link>> take_links() { return std::move(links_); }
+  // Takes one of them out; what it carried must be sent again. Null if there is none of that index.
+  std::unique_ptr<Link> take_link(uint16_t index);
+  std::vector<Link*> links() const;
+
+  // --- numbered frames that come ---
+  // What is wrong with the number of a frame, or with an acknowledgement.
+  std::optional<std::string> find_numbering_fault(const FrameHeader& header) const;
+  // Where to put a payload that arrives in pieces over `link`: where it was put when it was broken
+  // off before, else where `sink` says.
+  Placement begin_arrival(const FrameHeader& header, Link& link, FrameSink& sink);
+  // The frame is whole: counts it, and moves its payload to where it belongs. False: it has come
+  // by another socket meanwhile.
+  bool consume(const FrameHeader& header, const Link& link, Payload& payload, BufferPool& pool);
+  bool has_all() const { return !incoming.has_gaps() && arrivals_.empty(); }
+  // Consumed frames are acknowledged no later than this; max(): none is owed.
+  TimePoint ack_at() const { return ack_at_; }
+  bool is_ack_due() const { return ack_is_due_; }
+  void make_ack_due() { ack_is_due_ = true; }
+  void clear();  // it is over
 
   // --- the mailbox: frames for calls that have not been made here ---
   void note_early(const FrameHeader& header) { early_bytes_ += cost(header.length); }
@@ -173,19 +192,53 @@ class Connection {
   // Where the peer's own listener is, for certain: a dial was welcome there, or it called from
   // there.
   std::vector<SocketAddress> proven;
-  bool shared_memory = false;     // its link is, or was
-  bool is_called = false;         // by Endpoint::call()
-  size_t links_ended = 0;         // end of stream, without an error
-  TimePoint suspended_until{};    // while Suspended
+  bool shared_memory = false;   // its link is, or was
+  bool is_called = false;       // by Endpoint::call()
+  size_t links_ended = 0;       // end of stream, without an error
+  TimePoint suspended_since{};  // while Suspended, as is
+  TimePoint suspended_until{};
+  std::string last_dial;          // why it failed
   double round_trip_seconds = 0;  // 0: not measured
+
+  // --- for the endpoint and sockets: what a resumption needs ---
+  bool is_numbered = false;  // both sides number their frames and would resume
+  SendWindow outgoing;
+  ReceiveWindow incoming;
+  ReplayGuard attempts_seen;
+  uint32_t attempts = 0;  // our dials
+  // While something is unacknowledged: how far its bytes have got, and since when.
+  uint64_t progress = 0;
+  TimePoint progress_at{};
+  TimePoint watch_at{};  // next
   Traffic traffic;
 
  private:
+  // Owed acknowledgements are sent after so many frames or bytes, or when this time is over. Little
+  // is then kept by the sender, and an acknowledgement is a small part of what it stands for.
+  static constexpr uint32_t kAckFrames = 32;
+  static constexpr uint64_t kAckBytes = 256 << 10;
+  static constexpr auto kAckDelay = std::chrono::milliseconds(20);
+
   static uint64_t cost(uint32_t length) { return kWaitingFrameBytes + length; }
+  bool has_to_send() const;
+
+  // A payload that arrives in pieces, or did until its socket broke.
+  struct Arrival {
+    FrameHeader header;
+    Placement placement;
+    Link* link = nullptr;
+  };
+  Arrival* find_arrival(uint32_t sequence);
+  void forget_broken_arrivals();
 
   std::deque<OutFrame> control_;
   std::deque<OutFrame> data_;
   std::vector<std::unique_ptr<Link>> links_;
+  std::vector<Arrival> arrivals_;  // at most one for each link, and what broken ones left
+  uint32_t owed_frames_ = 0;
+  uint64_t owed_bytes_ = 0;
+  bool ack_is_due_ = false;
+  TimePoint ack_at_ = TimePoint::max();
   uint64_t early_bytes_ = 0;
   uint64_t ungranted_sent_ = 0;
   uint64_t ungranted_consumed_ = 0;

@@ -93,6 +93,14 @@ void Dialer::rest(TimePoint now) {
   endpoint_.engine().wake_at(retry_at_);
 }
 
+// Whether nobody listens where the peer's process did; then this dialer has ended.
+bool Dialer::is_peer_gone(bool is_refused) {
+  if (!is_refused || options_.intent == Intent::Open) return false;
+  if (!endpoint_.on_peer_ended(connection_)) return false;
+  finish();
+  return true;
+}
+
 void Dialer::try_next(TimePoint now) {
   const bool is_open = options_.intent == Intent::Open;
   while (!finished_) {
@@ -119,11 +127,7 @@ void Dialer::try_next(TimePoint now) {
     socket_ = begin_connect(candidates_[next_], error);
     if (!socket_) {
       last_reason_ = candidates_[next_].describe() + ": " + error;
-      if (!is_open && error == std::strerror(ECONNREFUSED)) {
-        finish();
-        endpoint_.on_peer_ended(connection_);
-        return;
-      }
+      if (is_peer_gone(error == std::strerror(ECONNREFUSED))) return;
       all_final_ = false;
       next_ += 1;
       continue;
@@ -148,11 +152,7 @@ bool Dialer::try_memory() {
   socket_ = connect_memory(connection_.peer.memory_name, error);
   if (!socket_) {
     last_reason_ = "shared memory: " + error;
-    const bool is_gone = error == std::strerror(ECONNREFUSED);
-    if (options_.intent == Intent::Open || !is_gone) return false;
-    finish();
-    endpoint_.on_peer_ended(connection_);
-    return true;
+    return is_peer_gone(error == std::strerror(ECONNREFUSED));
   }
   descriptors_.clear();
   if (options_.intent == Intent::Open && !make_memory()) return false;
@@ -178,6 +178,9 @@ bool Dialer::make_memory() {
 
 void Dialer::ask(Road road) {
   hello_.road = road;
+  hello_.resumes = road == Road::Tcp && endpoint_.wants_to_resume(connection_);
+  hello_.attempt = ++connection_.attempts;
+  hello_.consumed = connection_.incoming.consumed();
   stage_ = Stage::Asking;
   received_.clear();
   std::vector<int> descriptors;
@@ -206,11 +209,7 @@ void Dialer::on_events(uint32_t epoll_events) {
     if ((epoll_events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) == 0) return;
     const std::string error = connect_error(socket_.get());
     const bool is_refused = error == std::strerror(ECONNREFUSED);
-    if (is_refused && options_.intent != Intent::Open) {
-      finish();
-      endpoint_.on_peer_ended(connection_);
-      return;
-    }
+    if (is_peer_gone(is_refused)) return;
     if (!error.empty()) {
       fail_candidate(error, is_refused);
       return;
@@ -258,12 +257,17 @@ void Dialer::take_reply(const Reply& reply) {
       fail_candidate("it declined: " + reply.reason, true);
       return;
     case Answer::Duplicate:
-      finish();  // the peer's own dial stands; the endpoint watches the deadline
+      // The peer's own dial stands. After a break it may break as well, so this one waits with
+      // patience for its turn.
+      if (resumes()) {
+        fail_candidate("it is dialing as well");
+      } else {
+        finish();  // the endpoint watches the deadline
+      }
       return;
     case Answer::Stranger:
       // Of two processes only one can listen at an address, and there this one has.
-      finish();
-      endpoint_.on_peer_ended(connection_);
+      if (!is_peer_gone(true)) fail_candidate("it is another member: " + reply.reason);
       return;
     case Answer::Alive:
     case Answer::Over:
@@ -281,7 +285,8 @@ void Dialer::take_reply(const Reply& reply) {
   endpoint_.engine().remove(socket_.get(), this);
   FileDescriptor socket = std::move(socket_);
   finished_ = true;
-  endpoint_.adopt(connection_, std::move(socket), hello_, std::move(descriptors_), 0);
+  endpoint_.adopt(connection_, std::move(socket), std::move(descriptors_),
+                  {.hello = hello_, .resumes = reply.resumes, .consumed = reply.consumed});
   const bool is_first = options_.socket_index == 0 && options_.intent == Intent::Open;
   if (is_first && hello_.road == Road::Tcp) endpoint_.dial_more(connection_);
 }
@@ -376,7 +381,9 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
   endpoint_.engine().remove(socket_.get(), this);
   FileDescriptor socket = std::move(socket_);
   finished_ = true;
-  endpoint_.adopt(*connection, std::move(socket), *hello, std::move(descriptors_), 1);
+  endpoint_.adopt(
+      *connection, std::move(socket), std::move(descriptors_),
+      {.hello = *hello, .side = 1, .resumes = reply.resumes, .consumed = hello->consumed});
 }
 
 // The caller's listener is where its call comes from, if it says that it is to be reached there.

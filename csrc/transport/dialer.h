@@ -36,6 +36,7 @@ class Dialer final : public Pollable {
   bool finished() const { return finished_; }
   Connection& connection() const { return connection_; }
   uint16_t socket_index() const { return options_.socket_index; }
+  bool resumes() const { return options_.intent == Intent::Resume; }
   bool is_asking() const { return stage_ == Stage::Asking; }
   bool is_resting() const { return stage_ == Stage::Resting; }
   void cancel();
@@ -48,6 +49,7 @@ class Dialer final : public Pollable {
   bool make_memory();
   Clock::duration candidate_timeout() const;
   void rest(TimePoint now);
+  bool is_peer_gone(bool is_refused);
   void ask(Road road);
   void read_reply();
   void take_reply(const Reply& reply);

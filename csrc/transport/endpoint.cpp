@@ -106,6 +106,10 @@ void Endpoint::make_room_for_greeter() {
 
 // --- closing -------------------------------------------------------------------------------------
 
+bool Endpoint::is_vital(const Dialer& dialer) {
+  return dialer.resumes() && dialer.connection().state == Connection::State::Suspended;
+}
+
 bool Endpoint::is_finished() const {
   const std::vector<Connection*> all = connections();
   return std::none_of(all.begin(), all.end(),
@@ -127,8 +131,9 @@ void Endpoint::say_goodbye(Connection& connection) {
 
 void Endpoint::hang_up(Connection& connection) {
   has_hung_up_ = true;
-  if (connection.state == Connection::State::Up && !connection.said_goodbye)
-    say_goodbye(connection);
+  const bool is_there =
+      connection.state == Connection::State::Up || connection.state == Connection::State::Suspended;
+  if (is_there && !connection.said_goodbye) say_goodbye(connection);
 }
 
 void Endpoint::close(TimePoint deadline) {
@@ -141,11 +146,13 @@ void Endpoint::close(TimePoint deadline) {
           // A socket that the peer may have taken already ends as the others do: closed with the
           // answer unread it would be reset, which looks like a death. And the peer may have to
           // hear why this member leaves.
-          if (!dialer->is_asking() && !dialer->connection().has_unsent()) dialer->cancel();
+          if (!dialer->is_asking() && !is_vital(*dialer) && !dialer->connection().has_unsent())
+            dialer->cancel();
         }
         for (Connection* connection : connections()) {
           if (connection->state == Connection::State::Up) say_goodbye(*connection);
-          if (connection->state == Connection::State::Suspended)
+          // One that resumes says it when it has a socket again.
+          if (connection->state == Connection::State::Suspended && !connection->is_numbered)
             end_connection(*connection, connection->error);
         }
         begun.store(true);
@@ -223,7 +230,8 @@ void Endpoint::flush() {
 void Endpoint::end_streams() {
   for (Connection* connection : connections()) {
     const bool is_over = connection->said_goodbye && connection->state == Connection::State::Up;
-    if (is_over && !connection->has_unsent()) connection->shutdown_writing();
+    const bool is_sent = !connection->has_unsent() && !connection->outgoing.has_unacknowledged();
+    if (is_over && is_sent) connection->shutdown_writing();
   }
 }
 
@@ -232,7 +240,7 @@ bool Endpoint::before_sleep() {
   if (is_closing_) {
     // A member that does not answer at once is not waited for.
     for (auto& dialer : dialers_) {
-      if (dialer->is_resting()) dialer->cancel();
+      if (dialer->is_resting() && !is_vital(*dialer)) dialer->cancel();
     }
   }
   std::erase_if(dialers_, [](const auto& dialer) { return dialer->finished(); });

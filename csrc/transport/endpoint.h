@@ -33,6 +33,9 @@ struct EndpointOptions {
   int sockets = 1;                           // TCP sockets per connection, 1..kSocketsMax
   bool shared_memory = true;
   double connect_timeout_seconds = 30;
+  // A connection whose sockets break is resumed within this time, if both sides want it and the
+  // peer's process lives; 0: never.
+  double grace_seconds = 10;
   // A coordinator's: takes callers of every run, those that do not know its member id, and members
   // whose last connection has ended.
   bool accepts_any_run = false;
@@ -46,6 +49,10 @@ struct Statistics {
   uint64_t bytes_received_memory = 0;
   uint64_t connections = 0;
   uint64_t refused_connections = 0;
+  uint64_t resumed_connections = 0;  // times that one was without any socket, and had one again
+  uint64_t replaced_sockets = 0;
+  uint64_t resent_frames = 0;  // of which at least the beginning had left before
+  uint64_t resent_bytes = 0;
 };
 
 class Dialer;
@@ -80,10 +87,10 @@ class Endpoint final : public LinkHost, public Periodic {
   // Starts dialing an Idle connection.
   void dial(Connection& connection);
   // connection.flush() before the driver sleeps.
-  void mark_unsent(Connection& connection);
+  void mark_unsent(Connection& connection) override;
 
   // LinkHost, Periodic.
-  void on_link_down(Connection& connection, const Error& error) override;
+  void on_link_down(Connection& connection, Link& link, const Error& error) override;
   void on_bad_frame(Connection& connection, const std::string& fault) override;
   TimePoint on_time(TimePoint now) override;
   void flush() override;
@@ -92,10 +99,21 @@ class Endpoint final : public LinkHost, public Periodic {
 
   // --- for Dialer and Greeter ---
   const EndpointOptions& options() const { return options_; }
-  void adopt(Connection& connection, FileDescriptor socket, const Hello& hello,
-             std::vector<FileDescriptor> descriptors, int side);
+  // What both sides have said in a handshake that was welcome.
+  struct Agreement {
+    Hello hello;
+    int side = 0;  // 0: this one dialed
+    bool resumes = false;
+    uint32_t consumed = 0;  // by the other side
+  };
+  void adopt(Connection& connection, FileDescriptor socket, std::vector<FileDescriptor> descriptors,
+             const Agreement& agreement);
+  bool wants_to_resume(const Connection& connection) const {
+    return options_.grace_seconds > 0 && !connection.is_called;
+  }
   void on_dial_failed(Connection& connection, const std::string& reason);
-  void on_peer_ended(Connection& connection);  // nobody listens where its process did
+  // Nobody listens where its process did; false: it has other sockets.
+  bool on_peer_ended(Connection& connection);
   void on_peer_alive(Connection& connection);  // but the connection is not to be had again
   void dial_more(Connection& connection);      // the other stripes
   Reply judge(const Hello& hello, Connection*& connection);
@@ -117,16 +135,25 @@ class Endpoint final : public LinkHost, public Periodic {
 
   std::vector<Connection*> connections() const;
   Reply judge_open(const Hello& hello, Connection& connection);
+  Reply judge_resume(const Hello& hello, Connection*& connection);
+  bool yields_to(const Hello& hello, const Connection& connection);
   Connection& make_way(Connection& connection);
-  void suspend(Connection& connection, const Error& error);
-  void cancel_dials(const Connection& connection);
+  void add_socket(Connection& connection, FileDescriptor socket, uint16_t index);
+  void replace_link(Connection& connection, Link& link, const Error& error);
+  void suspend(Connection& connection, const Error& error, uint16_t index);
+  void begin_dial(Connection& connection, Intent intent, uint16_t socket_index, TimePoint deadline);
+  void cancel_dials(const Connection& connection, int socket_index = -1);
+  bool is_over(const Connection& connection) const;
   void bury_links(Connection& connection);
   static void add_traffic(Statistics& sum, const Connection& connection);
   void end_connection(Connection& connection, const Error& error);
   TimePoint watch(Connection& connection, TimePoint now);
+  TimePoint watch_numbered(Connection& connection, TimePoint now);
   void end_streams();  // closing: of connections that have nothing left to send
   void make_room_for_greeter();
   void say_goodbye(Connection& connection);
+  // Without it what was promised to a peer can't be delivered.
+  static bool is_vital(const Dialer& dialer);
   bool is_finished() const;  // closing: nothing left to send, every peer has seen it
 
   const EndpointOptions options_;
@@ -145,7 +172,7 @@ class Endpoint final : public LinkHost, public Periodic {
   std::vector<MemoryLink*> memory_links_;         // alive and up
   std::vector<std::unique_ptr<Link>> graveyard_;  // destroyed when no callback is on the stack
   std::atomic<uint64_t> refused_{0};
-  Statistics ended_;  // traffic of links that are gone
+  Statistics ended_;  // traffic of connections that are gone, and what is counted for all
   bool is_closing_ = false;
   bool has_hung_up_ = false;  // on somebody
   bool is_closed_ = false;

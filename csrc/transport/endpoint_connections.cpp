@@ -1,5 +1,7 @@
-// How the connections of an endpoint begin, are answered, break and end.
+// How the connections of an endpoint begin, break and end.
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
 #include <stdexcept>
 
 #include "base/random.h"
@@ -15,7 +17,14 @@ namespace {
 // in either case: a refusal takes one round trip.
 constexpr double kProbeSeconds = 1;
 
-bool is_nobody(const MemberId& id) { return id == MemberId{}; }
+// How often the sockets of a connection are looked at while something is unacknowledged.
+constexpr auto kWatchPeriod = std::chrono::milliseconds(250);
+
+std::string seconds_text(Clock::duration duration) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.1f s", std::chrono::duration<double>(duration).count());
+  return text;
+}
 
 }  // namespace
 
@@ -27,80 +36,12 @@ std::vector<Connection*> Endpoint::connections() const {
   return all;
 }
 
-// --- answering -----------------------------------------------------------------------------------
-
-Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
-  // Where a connection broke, it matters who answers: the member that was there, or another.
-  const Answer refusal = hello.intent == Intent::Open ? Answer::Refused : Answer::Stranger;
-  if (hello.from.run != options_.run && !options_.accepts_any_run) {
-    return {refusal, "wrong run: this member is in '" + options_.run + "', the caller in '" +
-                         hello.from.run + "' (a process of another or an earlier job?)"};
-  }
-  const bool wants_coordinator = is_nobody(hello.to) && options_.accepts_any_run;
-  if (hello.to != address_.member_id && !wants_coordinator) {
-    return {refusal, "wrong member: the caller wants " + to_text(hello.to) + ", this is " +
-                         to_text(address_.member_id) + " (an address of a process that is gone?)"};
-  }
-  if (is_nobody(hello.from.member_id)) return {Answer::Refused, "the caller has no member id"};
-  if (hello.from.member_id == address_.member_id)
-    return {Answer::Refused, "a member can't connect to itself"};
-  if (hello.intent == Intent::Probe) return {Answer::Alive, ""};
-  if (hello.intent == Intent::Resume) return {Answer::Over, "that connection was closed"};
-  connection = &this->connection(hello.from, {});
-  // Unless there is something left to tell the caller.
-  if (is_closing_ && !connection->has_unsent()) return {Answer::Refused, "this member is leaving"};
-  const bool joins = hello.nonce == connection->nonce && hello.socket_index > 0;
-  const bool may_call_again = options_.accepts_any_run && !joins;
-  if (may_call_again && connection->state != Connection::State::Idle)
-    connection = &make_way(*connection);
-  return judge_open(hello, *connection);
-}
-
-Reply Endpoint::judge_open(const Hello& hello, Connection& connection) {
-  switch (connection.state) {
-    case Connection::State::Idle:
-      return {};
-    case Connection::State::Dialing:
-      // Both sides dial. The smaller id's dial stands once its Hello is on the way. Until then it
-      // may be one that never gets through, to a member behind NAT, so the other's is taken.
-      for (const auto& dialer : dialers_) {
-        const bool is_ours = &dialer->connection() == &connection && !dialer->finished();
-        if (is_ours && dialer->is_asking() && address_.member_id < hello.from.member_id)
-          return {Answer::Duplicate, "already dialing you"};
-      }
-      cancel_dials(connection);
-      return {};
-    case Connection::State::Up:
-      if (hello.nonce == connection.nonce && hello.socket_index > 0 &&
-          connection.link_count() < kSocketsMax)
-        return {};
-      return {Answer::Duplicate, "already connected"};
-    case Connection::State::Suspended:
-    case Connection::State::Closed:
-      break;
-  }
-  return {Answer::Refused, "the connection between these members was closed"};
-}
-
-// A member calls a coordinator again: whatever became of its last connection, it has given it up.
-Connection& Endpoint::make_way(Connection& connection) {
-  const MemberAddress peer = connection.peer;
-  end_connection(connection, {ErrorKind::MemberLost, "it has called again"});
-  // Unless who was told has forgotten it.
-  const auto found = known_.find(peer.member_id);
-  if (found != known_.end()) {
-    others_.push_back(std::move(found->second));
-    known_.erase(found);
-  }
-  return this->connection(peer, {});
-}
-
 // --- connecting ----------------------------------------------------------------------------------
 
 Connection& Endpoint::connection(const MemberAddress& peer,
                                  const std::vector<SocketAddress>& resolved) {
   std::unique_ptr<Connection>& known = known_[peer.member_id];
-  if (!known) known = std::make_unique<Connection>(peer);
+  if (!known) known = std::make_unique<Connection>(peer, &pool_);
   if (known->resolved.empty()) known->resolved = resolved;
   return *known;
 }
@@ -108,7 +49,7 @@ Connection& Endpoint::connection(const MemberAddress& peer,
 Connection& Endpoint::call(const std::string& label, std::vector<SocketAddress> resolved) {
   MemberAddress peer;
   peer.hosts = {label};
-  others_.push_back(std::make_unique<Connection>(std::move(peer)));
+  others_.push_back(std::make_unique<Connection>(std::move(peer), &pool_));
   Connection& connection = *others_.back();
   connection.is_called = true;
   connection.resolved = std::move(resolved);
@@ -143,33 +84,51 @@ void Endpoint::dial(Connection& connection) {
   const TimePoint deadline = after(now, options_.connect_timeout_seconds);
   connection.dial_deadline = deadline;
   engine_.wake_at(deadline);
-  dialers_.push_back(
-      std::make_unique<Dialer>(*this, connection, Dialer::Options{.deadline = deadline}));
-  dialers_.back()->begin(now);
+  begin_dial(connection, Intent::Open, 0, deadline);
 }
 
 void Endpoint::dial_more(Connection& connection) {
   if (connection.is_called) return;
-  const TimePoint now = Clock::now();
-  for (int index = 1; index < options_.sockets; ++index) {
-    dialers_.push_back(std::make_unique<Dialer>(
-        *this, connection,
-        Dialer::Options{.socket_index = static_cast<uint16_t>(index),
-                        .deadline = after(now, options_.connect_timeout_seconds)}));
-    dialers_.back()->begin(now);
-  }
+  const TimePoint deadline = after(Clock::now(), options_.connect_timeout_seconds);
+  for (int index = 1; index < options_.sockets; ++index)
+    begin_dial(connection, Intent::Open, static_cast<uint16_t>(index), deadline);
 }
 
-void Endpoint::cancel_dials(const Connection& connection) {
+void Endpoint::begin_dial(Connection& connection, Intent intent, uint16_t socket_index,
+                          TimePoint deadline) {
+  cancel_dials(connection, socket_index);
+  dialers_.push_back(std::make_unique<Dialer>(
+      *this, connection,
+      Dialer::Options{.intent = intent, .socket_index = socket_index, .deadline = deadline}));
+  dialers_.back()->begin(Clock::now());
+}
+
+void Endpoint::cancel_dials(const Connection& connection, int socket_index) {
   for (auto& dialer : dialers_) {
-    if (&dialer->connection() == &connection) dialer->cancel();
+    const bool is_meant = socket_index < 0 || dialer->socket_index() == socket_index;
+    if (&dialer->connection() == &connection && is_meant) dialer->cancel();
   }
 }
 
-void Endpoint::adopt(Connection& connection, FileDescriptor socket, const Hello& hello,
-                     std::vector<FileDescriptor> descriptors, int side) {
-  if (connection.state == Connection::State::Closed) return;
-  if (side == 1) connection.nonce = hello.nonce;
+void Endpoint::adopt(Connection& connection, FileDescriptor socket,
+                     std::vector<FileDescriptor> descriptors, const Agreement& agreement) {
+  const bool is_lost =
+      connection.state == Connection::State::Closed ||
+      (connection.state == Connection::State::Suspended && !connection.is_numbered);
+  if (is_lost) return;
+  const Hello& hello = agreement.hello;
+  const bool is_first =
+      connection.state == Connection::State::Dialing || connection.state == Connection::State::Idle;
+  if (agreement.side == 1) connection.nonce = hello.nonce;
+  if (is_first && agreement.resumes) {
+    connection.is_numbered = true;
+    connection.outgoing.keep();
+  }
+  if (connection.is_numbered && !connection.outgoing.acknowledge(agreement.consumed)) {
+    end_connection(connection,
+                   {ErrorKind::RemoteProtocol, "it says that it has consumed what was not sent"});
+    return;
+  }
   if (hello.road == Road::Memory) {
     std::shared_ptr<SharedRings> rings;
     try {
@@ -179,6 +138,7 @@ void Endpoint::adopt(Connection& connection, FileDescriptor socket, const Hello&
       return;
     }
     // The dialing side listens to descriptor 1, the other to descriptor 2.
+    const int side = agreement.side;
     FileDescriptor own = std::move(descriptors[side == 0 ? 1 : 2]);
     FileDescriptor peer = std::move(descriptors[side == 0 ? 2 : 1]);
     auto link = std::make_unique<MemoryLink>(*this, connection, std::move(socket), std::move(rings),
@@ -187,18 +147,32 @@ void Endpoint::adopt(Connection& connection, FileDescriptor socket, const Hello&
     connection.shared_memory = true;
     connection.add_link(std::move(link));
   } else {
-    connection.add_link(std::make_unique<SocketLink>(*this, connection, std::move(socket)));
+    add_socket(connection, std::move(socket), hello.socket_index);
   }
+  if (connection.state == Connection::State::Suspended) ended_.resumed_connections += 1;
   connection.state = Connection::State::Up;
   mark_unsent(connection);
   if (is_closing_ && !connection.said_goodbye) say_goodbye(connection);
 }
 
+void Endpoint::add_socket(Connection& connection, FileDescriptor socket, uint16_t index) {
+  if (connection.is_numbered) {
+    set_resumable_options(socket.get());
+    cancel_dials(connection, index);
+    // The other side has given the one before it up, or this one has.
+    if (auto before = connection.take_link(index)) graveyard_.push_back(std::move(before));
+  }
+  auto link = std::make_unique<SocketLink>(*this, connection, std::move(socket));
+  link->index = index;
+  connection.add_link(std::move(link));
+}
+
 void Endpoint::on_dial_failed(Connection& connection, const std::string& reason) {
-  // A stripe that can't be had is no loss of the connection.
+  // A stripe that can't be had is no loss of the connection; one that is suspended has a deadline
+  // of its own.
   if (connection.state == Connection::State::Up) return;
   if (connection.state == Connection::State::Suspended) {
-    end_connection(connection, connection.error);
+    connection.last_dial = reason;
     return;
   }
   end_connection(connection,
@@ -207,53 +181,89 @@ void Endpoint::on_dial_failed(Connection& connection, const std::string& reason)
 
 // --- breaking and ending -------------------------------------------------------------------------
 
-void Endpoint::on_link_down(Connection& connection, const Error& error) {
+// An error after a goodbye only says that one side was faster with closing than the other with
+// writing; the end of the stream is also the answer to our own goodbye.
+bool Endpoint::is_over(const Connection& connection) const {
+  if (!connection.is_numbered) return connection.goodbye || connection.said_goodbye;
+  return (connection.goodbye && connection.has_all()) ||
+         (connection.said_goodbye && !connection.has_unsent() &&
+          !connection.outgoing.has_unacknowledged());
+}
+
+void Endpoint::on_link_down(Connection& connection, Link& link, const Error& error) {
   if (connection.state != Connection::State::Up) return;
+  if (error.kind == ErrorKind::RemoteProtocol) {
+    end_connection(connection, error);
+    return;
+  }
+  const Error closed{ErrorKind::MemberLost, "its connection was closed without a goodbye"};
+  const bool over = is_over(connection);
+  if (connection.is_numbered && !over) {
+    replace_link(connection, link, error ? error : closed);
+    return;
+  }
   if (!error) {
     connection.links_ended += 1;
     if (connection.links_ended < connection.link_count()) return;
   }
-  // An error after a goodbye only says that one side was faster with closing than the other with
-  // writing; the end of the stream is also the answer to our own goodbye.
-  if (connection.goodbye || connection.said_goodbye) {
-    end_connection(connection, {});
-  } else if (error.kind == ErrorKind::RemoteProtocol) {
-    end_connection(connection, error);
-  } else {
-    const Error closed{ErrorKind::MemberLost, "its connection was closed without a goodbye"};
-    suspend(connection, error ? error : closed);
-  }
+  over ? end_connection(connection, {}) : suspend(connection, error ? error : closed, 0);
 }
 
-// The connection is lost; whether its peer's process is, too, is asked where that listened.
-void Endpoint::suspend(Connection& connection, const Error& error) {
+// One socket of a connection that resumes has broken.
+void Endpoint::replace_link(Connection& connection, Link& link, const Error& error) {
+  const uint16_t index = link.index;
+  graveyard_.push_back(connection.take_link(index));
+  ended_.replaced_sockets += 1;
+  if (connection.link_count() == 0) {
+    suspend(connection, error, index);
+    return;
+  }
+  mark_unsent(connection);  // what it carried goes over the others
+  if (!connection.proven.empty())
+    begin_dial(connection, Intent::Resume, index, after(Clock::now(), options_.grace_seconds));
+}
+
+// The connection has no socket. Where it can't be resumed it is lost; whether its peer's process
+// is, too, is asked where that listened.
+void Endpoint::suspend(Connection& connection, const Error& error, uint16_t index) {
   bury_links(connection);
+  const bool resumes = connection.is_numbered;
+  if (!resumes) cancel_dials(connection);
+  const bool can_dial = !connection.proven.empty() || connection.shared_memory;
   connection.state = Connection::State::Suspended;
   connection.error = error;
-  if (connection.proven.empty() && !connection.shared_memory) {
+  connection.last_dial.clear();
+  if (!can_dial && !resumes) {
     end_connection(connection, error);
     return;
   }
-  const TimePoint now = Clock::now();
-  connection.suspended_until = after(now, kProbeSeconds);
+  connection.suspended_since = Clock::now();
+  connection.suspended_until =
+      after(connection.suspended_since, resumes ? options_.grace_seconds : kProbeSeconds);
   engine_.wake_at(connection.suspended_until);
-  dialers_.push_back(std::make_unique<Dialer>(
-      *this, connection,
-      Dialer::Options{.intent = Intent::Probe, .deadline = connection.suspended_until}));
-  dialers_.back()->begin(now);
+  if (!can_dial) return;  // the peer may be able to
+  begin_dial(connection, resumes ? Intent::Resume : Intent::Probe, index,
+             connection.suspended_until);
 }
 
-void Endpoint::on_peer_ended(Connection& connection) {
-  if (connection.state != Connection::State::Suspended) return;
+bool Endpoint::on_peer_ended(Connection& connection) {
+  if (connection.state == Connection::State::Up) return false;
+  if (connection.state != Connection::State::Suspended) return true;
   connection.has_ended = true;
-  end_connection(connection,
-                 {connection.error.kind, connection.error.message + ": the process is gone"});
+  const Error gone{connection.error.kind, connection.error.message + ": the process is gone"};
+  end_connection(connection, connection.said_goodbye ? Error{} : gone);
+  return true;
 }
 
 void Endpoint::on_peer_alive(Connection& connection) {
-  if (connection.state != Connection::State::Suspended) return;
-  end_connection(connection, {connection.error.kind,
-                              connection.error.message + ", although its process is there"});
+  const bool is_broken =
+      connection.state == Connection::State::Up || connection.state == Connection::State::Suspended;
+  if (!is_broken) return;
+  const Error ended{
+      ErrorKind::MemberLost,
+      connection.error.message + (connection.is_numbered ? ", and the other side has given it up"
+                                                         : ", although its process is there")};
+  end_connection(connection, connection.said_goodbye ? Error{} : ended);
 }
 
 void Endpoint::bury_links(Connection& connection) {
@@ -270,6 +280,7 @@ void Endpoint::end_connection(Connection& connection, const Error& error) {
   connection.state = Connection::State::Closed;
   connection.error = error;
   connection.has_ended |= connection.goodbye;
+  connection.clear();
   add_traffic(ended_, connection);
   connection.traffic = {};
   bury_links(connection);
@@ -281,6 +292,8 @@ void Endpoint::add_traffic(Statistics& sum, const Connection& connection) {
   (connection.shared_memory ? sum.bytes_sent_memory : sum.bytes_sent_tcp) += traffic.bytes_sent;
   (connection.shared_memory ? sum.bytes_received_memory : sum.bytes_received_tcp) +=
       traffic.bytes_received;
+  sum.resent_frames += traffic.resent_frames;
+  sum.resent_bytes += traffic.resent_bytes;
 }
 
 void Endpoint::on_bad_frame(Connection& connection, const std::string& fault) {
@@ -294,9 +307,49 @@ TimePoint Endpoint::watch(Connection& connection, TimePoint now) {
                    "no answer within " + std::to_string(options_.connect_timeout_seconds) + " s");
   } else if (connection.state == Connection::State::Suspended) {
     if (now < connection.suspended_until) return connection.suspended_until;
-    end_connection(connection, connection.error);
+    Error error = connection.error;
+    if (connection.is_numbered) {
+      error.message +=
+          "; it could not be had again within " + seconds_text(now - connection.suspended_since);
+      if (!connection.last_dial.empty()) error.message += " (" + connection.last_dial + ")";
+    }
+    end_connection(connection, error);
+  } else if (connection.state == Connection::State::Up && connection.is_numbered) {
+    return watch_numbered(connection, now);
   }
   return TimePoint::max();
+}
+
+TimePoint Endpoint::watch_numbered(Connection& connection, TimePoint now) {
+  if (now >= connection.ack_at()) {
+    connection.make_ack_due();
+    mark_unsent(connection);
+  }
+  const TimePoint ack_at = connection.is_ack_due() ? TimePoint::max() : connection.ack_at();
+  if (!connection.outgoing.has_unacknowledged()) {
+    connection.progress_at = now;
+    return ack_at;
+  }
+  if (now < connection.watch_at) return std::min(ack_at, connection.watch_at);
+  connection.watch_at = now + kWatchPeriod;
+  uint64_t progress = connection.traffic.bytes_received + connection.outgoing.acknowledged();
+  for (Link* link : connection.links()) {
+    link->watch(now);
+    progress += link->progress();
+  }
+  if (progress != connection.progress) connection.progress_at = now;
+  connection.progress = progress;
+  // A process that is stopped takes nothing any more, though its kernel answers.
+  if (now < after(connection.progress_at, options_.grace_seconds))
+    return std::min(ack_at, connection.watch_at);
+  for (Link* link : connection.links()) {
+    if (connection.state != Connection::State::Up) break;
+    link->cut();
+    replace_link(connection, *link,
+                 {ErrorKind::MemberLost,
+                  "no acknowledgement for " + seconds_text(now - connection.progress_at)});
+  }
+  return ack_at;
 }
 
 }  // namespace pccl::transport

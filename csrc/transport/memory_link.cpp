@@ -208,12 +208,10 @@ void MemoryLink::flush() {
       }
       out_.writer_waits.store(0, std::memory_order_relaxed);
     }
-    const OutFrame sent = connection_.pop_frame();
-    if (sent.header.length > 0) {
-      std::memcpy(room, sent.payload != nullptr ? sent.payload : sent.owned.data(),
-                  sent.header.length);
-    }
+    OutFrame sent = connection_.pop_frame();
+    if (sent.header.length > 0) std::memcpy(room, sent.bytes(), sent.header.length);
     commit(sent.header);
+    host_.pool().give_back(std::move(sent.buffer));
     if (sent.owner != nullptr) sent.owner->on_sent(sent.cookie);
   }
 }
@@ -260,7 +258,7 @@ void MemoryLink::cut() {
 void MemoryLink::stop(const Error& error) {
   if (is_down_) return;
   cut();
-  host_.on_link_down(connection_, error);
+  host_.on_link_down(connection_, *this, error);
 }
 
 void MemoryLink::receive() {

@@ -21,6 +21,9 @@ constexpr int kBacklog = 512;
 constexpr int kKeepaliveIdle = 5;
 constexpr int kKeepaliveInterval = 5;
 constexpr int kKeepaliveCount = 3;
+// Where the connection outlives its socket: after 3 + 3 * 1 s, well within the grace.
+constexpr int kResumableIdle = 3;
+constexpr int kResumableInterval = 1;
 
 // Within a host: the kernel doubles it, and what lies in the socket then stays in a core's cache
 // between the sender's copy and the receiver's. The default (megabytes) costs half of the rate.
@@ -178,6 +181,11 @@ void set_stream_options(int socket) {
   set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, kKeepaliveInterval);
   set_option(socket, IPPROTO_TCP, TCP_KEEPCNT, kKeepaliveCount);
   if (is_local(socket)) set_option(socket, SOL_SOCKET, SO_SNDBUF, kLocalSendBufferBytes);
+}
+
+void set_resumable_options(int socket) {
+  set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, kResumableIdle);
+  set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, kResumableInterval);
 }
 
 bool send_all(int socket, std::span<const std::byte> bytes, std::span<const int> descriptors) {

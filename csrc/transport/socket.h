@@ -30,6 +30,20 @@ std::string connect_error(int socket);
 // being sent; a small buffer where both ends are on one host.
 void set_stream_options(int socket);
 
+// Besides: silence is noticed within seconds also while nothing is being sent, for connections that
+// can be had again.
+void set_resumable_options(int socket);
+
+// What the kernel knows of a connected TCP socket.
+struct SocketState {
+  double round_trip_seconds = 0;  // smoothed; 0: not measured
+  double deviation_seconds = 0;   // of the round trip
+  double heard_seconds = 0;       // since anything came from the other side
+  bool is_waiting = false;        // something was sent that the other kernel has not acknowledged
+  uint64_t bytes_acknowledged = 0;
+};
+SocketState socket_state(int socket);
+
 // Sends `bytes` with file descriptors attached (UNIX sockets); false if the socket did not take all
 // of it.
 bool send_all(int socket, std::span<const std::byte> bytes, std::span<const int> descriptors = {});

@@ -5,7 +5,11 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <cstdio>
 #include <cstring>
+
+#include "transport/socket.h"
 
 namespace pccl::transport {
 
@@ -23,16 +27,24 @@ void SocketLink::cut() {
   if (is_down_) return;
   is_down_ = true;
   host_.engine().remove(socket_.get(), this);
+  if (sent_of_front_ > 0) sending_.front()->was_begun = true;
+  // The connection's window has them.
+  sending_.clear();
+  sent_of_front_ = 0;
+  queued_bytes_ = 0;
+  ack_left_ = 0;
 }
 
 void SocketLink::stop(const Error& error) {
   if (is_down_) return;
   cut();
-  host_.on_link_down(connection_, error);
+  host_.on_link_down(connection_, *this, error);
 }
 
 void SocketLink::shutdown_writing() {
-  if (!is_down_) ::shutdown(socket_.get(), SHUT_WR);
+  if (is_down_ || is_shut_) return;
+  is_shut_ = true;
+  ::shutdown(socket_.get(), SHUT_WR);
 }
 
 void SocketLink::on_events(uint32_t epoll_events) {
@@ -50,31 +62,24 @@ void SocketLink::on_turn() {
 // --- sending -------------------------------------------------------------------------------------
 
 void SocketLink::flush() {
-  while (!is_down_ && writable_) {
-    while (sending_.size() < kBatchFrames && queued_bytes_ < kBatchBytes) {
-      if (connection_.front_frame() == nullptr) break;
-      OutFrame frame = connection_.pop_frame();
-      queued_bytes_ += sizeof(FrameHeader) + frame.header.length;
-      sending_.push_back(std::move(frame));
-    }
-    if (sending_.empty()) return;
-    std::array<iovec, 2 * kBatchFrames> parts;
-    size_t count = 0;
-    size_t skip = sent_of_front_;
-    for (OutFrame& frame : sending_) {
-      if (count + 2 > parts.size()) break;
-      auto* header = reinterpret_cast<std::byte*>(&frame.header);
-      if (skip < sizeof(FrameHeader)) parts[count++] = {header + skip, sizeof(FrameHeader) - skip};
-      const size_t begin = skip < sizeof(FrameHeader) ? 0 : skip - sizeof(FrameHeader);
-      const std::byte* payload = frame.payload != nullptr ? frame.payload : frame.owned.data();
-      if (frame.header.length > begin) {
-        parts[count++] = {const_cast<std::byte*>(payload) + begin, frame.header.length - begin};
+  while (!is_down_ && !is_shut_ && writable_) {
+    if (ack_left_ == 0 && sent_of_front_ == 0) {
+      if (const auto ack = connection_.take_ack()) {
+        ack_ = *ack;
+        ack_left_ = sizeof(ack_);
       }
-      skip = 0;
     }
+    while (sending_.size() < kBatchFrames && queued_bytes_ < kBatchBytes) {
+      SentFrame* sent = connection_.take_frame(*this);
+      if (sent == nullptr) break;
+      queued_bytes_ += sizeof(FrameHeader) + sent->frame.header.length;
+      sending_.push_back(sent);
+    }
+    if (sending_.empty() && ack_left_ == 0) return;
+    std::array<iovec, 2 * kBatchFrames + 1> parts;
     msghdr message{};
     message.msg_iov = parts.data();
-    message.msg_iovlen = count;
+    message.msg_iovlen = gather(parts);
     const ssize_t sent = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0) {
       if (errno == EINTR) continue;
@@ -82,49 +87,94 @@ void SocketLink::flush() {
         writable_ = false;
         return;
       }
+      const std::string reason = std::string("send: ") + std::strerror(errno);
       // What the peer sent before it died may still lie in the socket, an abort with the reason for
       // example.
       receive();
-      stop({ErrorKind::MemberLost, std::string("send: ") + std::strerror(errno)});
+      stop({ErrorKind::MemberLost, reason});
       return;
     }
     drop_sent(static_cast<size_t>(sent));
   }
 }
 
+size_t SocketLink::gather(std::span<iovec> parts) {
+  size_t count = 0;
+  if (ack_left_ > 0) {
+    auto* end = reinterpret_cast<std::byte*>(&ack_ + 1);
+    parts[count++] = {end - ack_left_, ack_left_};
+  }
+  size_t skip = sent_of_front_;
+  for (SentFrame* sent : sending_) {
+    if (count + 2 > parts.size()) break;
+    OutFrame& frame = sent->frame;
+    auto* header = reinterpret_cast<std::byte*>(&frame.header);
+    if (skip < sizeof(FrameHeader)) parts[count++] = {header + skip, sizeof(FrameHeader) - skip};
+    const size_t begin = skip < sizeof(FrameHeader) ? 0 : skip - sizeof(FrameHeader);
+    if (frame.header.length > begin) {
+      parts[count++] = {const_cast<std::byte*>(frame.bytes()) + begin, frame.header.length - begin};
+    }
+    skip = 0;
+  }
+  return count;
+}
+
 void SocketLink::drop_sent(size_t bytes) {
   connection_.traffic.bytes_sent += bytes;
+  const size_t of_ack = std::min(bytes, ack_left_);
+  ack_left_ -= of_ack;
+  bytes -= of_ack;
   queued_bytes_ -= bytes;
   sent_of_front_ += bytes;
   while (!sending_.empty()) {
-    OutFrame& front = sending_.front();
-    const size_t size = sizeof(FrameHeader) + front.header.length;
+    SentFrame& front = *sending_.front();
+    const size_t size = sizeof(FrameHeader) + front.frame.header.length;
     if (sent_of_front_ < size) break;
     sent_of_front_ -= size;
-    FrameOwner* owner = front.owner;
-    const uint64_t cookie = front.cookie;
     sending_.pop_front();
-    if (owner != nullptr) owner->on_sent(cookie);
+    connection_.on_written(front);
   }
 }
 
 void SocketLink::abandon(const FrameOwner* owner) {
-  for (size_t i = 0; i < sending_.size(); ++i) {
-    OutFrame& frame = sending_[i];
-    if (frame.owner != owner) continue;
-    // The bytes must still go out, for the frames behind them; they are simply not the owner's any
-    // more.
-    if (frame.payload != nullptr) {
-      frame.owned.assign(frame.payload, frame.payload + frame.header.length);
-      frame.payload = nullptr;
-    }
-    frame.owner = nullptr;
+  if (in_payload_ && placement_.owner == owner) divert();
+}
+
+void SocketLink::divert() {
+  if (!in_payload_ || placement_.target == nullptr) return;
+  buffer_ = host_.pool().take(header_.length);
+  std::memcpy(buffer_.bytes.get(), payload_, payload_received_);
+  payload_ = buffer_.bytes.get();
+  placement_ = {};
+}
+
+// A silence of this many round trips while something is under way, within these bounds, is an
+// outage. The kernel would wait longer and longer before it tries again.
+constexpr double kSilentRoundTrips = 10;
+constexpr double kSilentSecondsMin = 1;
+constexpr double kSilentSecondsMax = 5;
+
+void SocketLink::watch(TimePoint now) {
+  const SocketState state = socket_state(socket_.get());
+  connection_.round_trip_seconds = state.round_trip_seconds;
+  bytes_acknowledged_ = state.bytes_acknowledged;
+  const std::chrono::duration<double> between = now - watched_at_;
+  const bool was_watched = watched_at_ != TimePoint{} && between.count() < 2 * kSilentSecondsMin;
+  watched_at_ = now;
+  if (!state.is_waiting || !was_watched || state.heard_seconds < between.count()) {
+    is_quiet_ = false;
+    return;
   }
-  if (in_payload_ && placement_.owner == owner && placement_.target != nullptr) {
-    buffer_ = host_.pool().take(header_.length);
-    payload_ = buffer_.bytes.get();
-    placement_ = {};
-  }
+  if (!is_quiet_) quiet_since_ = now;
+  is_quiet_ = true;
+  const double round_trip = state.round_trip_seconds + 4 * state.deviation_seconds;
+  const double seconds_max =
+      std::clamp(kSilentRoundTrips * round_trip, kSilentSecondsMin, kSilentSecondsMax);
+  const std::chrono::duration<double> quiet = now - quiet_since_;
+  if (quiet.count() < seconds_max) return;
+  char text[64];
+  std::snprintf(text, sizeof(text), "no acknowledgement for %.1f s", quiet.count());
+  stop({ErrorKind::MemberLost, text});
 }
 
 // --- receiving -----------------------------------------------------------------------------------
@@ -181,24 +231,35 @@ bool SocketLink::receive_staging() {
   return static_cast<size_t>(count) == room || peer_closed_ || in_payload_;
 }
 
+void SocketLink::fail(const std::string& fault) {
+  host_.on_bad_frame(connection_, fault);
+  stop({ErrorKind::RemoteProtocol, fault});
+}
+
 void SocketLink::parse_staging() {
   while (!is_down_ && !in_payload_ && staging_end_ - staging_begin_ >= sizeof(FrameHeader)) {
     FrameHeader header;
     std::memcpy(&header, staging_.get() + staging_begin_, sizeof(header));
-    if (const auto fault = find_fault(header)) {
-      host_.on_bad_frame(connection_, *fault);
-      stop({ErrorKind::RemoteProtocol, *fault});
+    auto fault = find_fault(header);
+    if (!fault) fault = connection_.find_numbering_fault(header);
+    if (fault) {
+      fail(*fault);
       return;
     }
     const size_t available = staging_end_ - staging_begin_ - sizeof(header);
-    if (available >= header.length) {
+    if (header.type == FrameType::Ack) {
+      staging_begin_ += sizeof(header);
+      const bool was_full = !connection_.outgoing.has_room();
+      connection_.outgoing.acknowledge(header.sequence);
+      if (was_full) host_.mark_unsent(connection_);
+    } else if (available >= header.length) {
       const std::byte* data = staging_.get() + staging_begin_ + sizeof(header);
       staging_begin_ += sizeof(header) + header.length;
-      host_.sink().on_frame(connection_, header, Payload(data, header.length, &host_.pool()));
-      continue;
+      deliver(header, Payload(data, header.length, &host_.pool()));
+    } else {
+      staging_begin_ += sizeof(header);
+      begin_payload(header, available);
     }
-    staging_begin_ += sizeof(header);
-    begin_payload(header, available);
   }
   const size_t rest = staging_end_ - staging_begin_;
   if (rest > 0 && staging_begin_ > 0)
@@ -210,7 +271,13 @@ void SocketLink::parse_staging() {
 void SocketLink::begin_payload(const FrameHeader& header, size_t available) {
   header_ = header;
   in_payload_ = true;
-  placement_ = host_.sink().place(connection_, header);
+  const bool is_fresh = connection_.incoming.look(header.sequence) == ReceiveWindow::Sight::Fresh;
+  placement_ = {};
+  if (!connection_.is_numbered) {
+    placement_ = host_.sink().place(connection_, header);
+  } else if (is_fresh) {
+    placement_ = connection_.begin_arrival(header, *this, host_.sink());
+  }
   if (placement_.target == nullptr) buffer_ = host_.pool().take(header.length);
   payload_ = placement_.target != nullptr ? placement_.target : buffer_.bytes.get();
   std::memcpy(payload_, staging_.get() + staging_begin_, available);
@@ -219,12 +286,25 @@ void SocketLink::begin_payload(const FrameHeader& header, size_t available) {
 }
 
 void SocketLink::finish_payload() {
-  in_payload_ = false;
   Payload payload = buffer_.bytes ? Payload(std::move(buffer_), header_.length, &host_.pool())
                                   : Payload(payload_, header_.length, &host_.pool());
   buffer_ = {};
   placement_ = {};
-  host_.sink().on_frame(connection_, header_, std::move(payload));
+  in_payload_ = false;
+  deliver(header_, std::move(payload));
+}
+
+void SocketLink::deliver(const FrameHeader& header, Payload payload) {
+  if (connection_.is_numbered) {
+    const bool was_owed = connection_.ack_at() != TimePoint::max();
+    if (!connection_.consume(header, *this, payload, host_.pool())) return;
+    if (connection_.is_ack_due()) {
+      host_.mark_unsent(connection_);
+    } else if (!was_owed) {
+      host_.engine().wake_at(connection_.ack_at());
+    }
+  }
+  host_.sink().on_frame(connection_, header, std::move(payload));
 }
 
 }  // namespace pccl::transport

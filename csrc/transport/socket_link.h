@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <deque>
 #include <memory>
+#include <span>
+#include <string>
 
 #include "base/file_descriptor.h"
 #include "transport/connection.h"
@@ -25,9 +27,12 @@ class SocketLink final : public Link, public Pollable {
 
   void flush() override;
   void abandon(const FrameOwner* owner) override;
-  bool has_unsent() const override { return !sending_.empty(); }
+  bool has_unsent() const override { return !sending_.empty() || ack_left_ > 0; }
   void shutdown_writing() override;
   void cut() override;
+  void divert() override;
+  void watch(TimePoint now) override;
+  uint64_t progress() const override { return bytes_acknowledged_; }
 
   void on_events(uint32_t epoll_events) override;
   void on_turn() override;
@@ -45,6 +50,9 @@ class SocketLink final : public Link, public Pollable {
   void parse_staging();
   void begin_payload(const FrameHeader& header, size_t available);
   void finish_payload();
+  void deliver(const FrameHeader& header, Payload payload);
+  void fail(const std::string& fault);
+  size_t gather(std::span<iovec> parts);  // of what is to be sent
   void drop_sent(size_t bytes);
   void stop(const Error& error);
 
@@ -54,8 +62,12 @@ class SocketLink final : public Link, public Pollable {
   bool writable_ = true;
   bool is_down_ = false;
   bool peer_closed_ = false;
+  bool is_shut_ = false;  // for writing
 
-  std::deque<OutFrame> sending_;
+  // An acknowledgement goes before the frames, and has no number.
+  FrameHeader ack_;
+  size_t ack_left_ = 0;  // bytes of it
+  std::deque<SentFrame*> sending_;
   size_t sent_of_front_ = 0;  // bytes of the front frame, header included
   size_t queued_bytes_ = 0;   // unsent bytes of sending_
 
@@ -69,6 +81,12 @@ class SocketLink final : public Link, public Pollable {
   BufferPool::Buffer buffer_;
   std::byte* payload_ = nullptr;
   size_t payload_received_ = 0;
+
+  // Since when something is under way and the other kernel is silent.
+  bool is_quiet_ = false;
+  TimePoint quiet_since_{};
+  TimePoint watched_at_{};
+  uint64_t bytes_acknowledged_ = 0;
 };
 
 }  // namespace pccl::transport

@@ -75,6 +75,13 @@ class RawSocket {
     REQUIRE(reply);
     return *reply;
   }
+  // Whether the other side's kernel gets all that was sent, soon.
+  bool is_drained() {
+    const TimePoint deadline = soon();
+    while (socket_state(socket_.get()).is_waiting && Clock::now() < deadline) {
+    }
+    return !socket_state(socket_.get()).is_waiting;
+  }
   bool is_closed_by_peer() { return read(1).empty(); }
   void close() { socket_.reset(); }
 

@@ -174,4 +174,12 @@ inline EndpointOptions tcp_options(std::string host = "127.0.0.1", int sockets =
           .connect_timeout_seconds = 20};
 }
 
+// A member that nobody can call: as behind a router. Only its own calls, through a proxy, count.
+inline EndpointOptions hidden_options(int sockets = 1, double grace_seconds = 10) {
+  EndpointOptions options = tcp_options("127.0.0.1", sockets);
+  options.advertise_hosts = {"127.0.0.9"};
+  options.grace_seconds = grace_seconds;
+  return options;
+}
+
 }  // namespace pccl::transport

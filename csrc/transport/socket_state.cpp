@@ -1,0 +1,26 @@
+// Apart from socket.cpp: the kernel's header knows more than the C library's, and they exclude each
+// other.
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+
+#include "transport/socket.h"
+
+namespace pccl::transport {
+
+SocketState socket_state(int socket) {
+  tcp_info info{};
+  socklen_t length = sizeof(info);
+  if (getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return {};
+  SocketState state;
+  state.round_trip_seconds = info.tcpi_rtt * 1e-6;
+  state.deviation_seconds = info.tcpi_rttvar * 1e-6;
+  state.heard_seconds = std::min(info.tcpi_last_ack_recv, info.tcpi_last_data_recv) * 1e-3;
+  state.is_waiting = info.tcpi_unacked > 0;
+  state.bytes_acknowledged = info.tcpi_bytes_acked;
+  return state;
+}
+
+}  // namespace pccl::transport
