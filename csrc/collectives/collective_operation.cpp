@@ -229,7 +229,8 @@ void CollectiveOperation::advance_exchange(Part& part) {
         }
         transport::OutFrame frame;
         frame.header = header;
-        frame.owned = part.value;
+        frame.buffer = group_.pool().take(length);
+        std::memcpy(frame.buffer.bytes.get(), part.value.data(), length);
         group_.send(round.partner, std::move(frame));
       }
       part.rounds_sent += 1;

@@ -97,8 +97,8 @@ void Connection::on_written(SentFrame& sent) {
   if (owner != nullptr) owner->on_sent(cookie);
 }
 
-std::optional<FrameHeader> Connection::take_ack() {
-  if (!ack_is_due_) return std::nullopt;
+std::optional<FrameHeader> Connection::take_ack(bool has_company) {
+  if (!ack_is_due_ && !(has_company && owed_bytes_ >= kAckBytesInCompany)) return std::nullopt;
   ack_is_due_ = false;
   owed_frames_ = 0;
   owed_bytes_ = 0;

@@ -129,8 +129,8 @@ class Connection {
   // The same for sockets: the next frame is numbered, and `link` carries it until on_written().
   SentFrame* take_frame(const Link& link);
   void on_written(SentFrame& sent);
-  // The acknowledgement that is due now, if one is.
-  std::optional<FrameHeader> take_ack();
+  // The acknowledgement that is due now, if one is; with company, because frames go anyway, sooner.
+  std::optional<FrameHeader> take_ack(bool has_company);
   size_t link_count() const { return links_.size(); }
   void shutdown_writing() {
     for (auto& link : links_) link->shutdown_writing();
@@ -218,6 +218,8 @@ class Connection {
   static constexpr uint32_t kAckFrames = 32;
   static constexpr uint64_t kAckBytes = 256 << 10;
   static constexpr auto kAckDelay = std::chrono::milliseconds(20);
+  // The same in the company of other frames, where it costs nothing but its bytes.
+  static constexpr uint64_t kAckBytesInCompany = 16 << 10;
 
   static uint64_t cost(uint32_t length) { return kWaitingFrameBytes + length; }
   bool has_to_send() const;

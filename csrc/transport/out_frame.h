@@ -33,8 +33,8 @@ struct OutFrame {
     if (payload != nullptr) return payload;
     return buffer.bytes ? buffer.bytes.get() : owned.data();
   }
-  // Makes the payload this frame's own.
-  void detach();
+  // Makes the payload this frame's own; `pool` may be null.
+  void detach(BufferPool* pool);
 };
 
 // Where a segment's payload shall be put while it arrives.

@@ -63,17 +63,17 @@ void SocketLink::on_turn() {
 
 void SocketLink::flush() {
   while (!is_down_ && !is_shut_ && writable_) {
-    if (ack_left_ == 0 && sent_of_front_ == 0) {
-      if (const auto ack = connection_.take_ack()) {
-        ack_ = *ack;
-        ack_left_ = sizeof(ack_);
-      }
-    }
     while (sending_.size() < kBatchFrames && queued_bytes_ < kBatchBytes) {
       SentFrame* sent = connection_.take_frame(*this);
       if (sent == nullptr) break;
       queued_bytes_ += sizeof(FrameHeader) + sent->frame.header.length;
       sending_.push_back(sent);
+    }
+    if (ack_left_ == 0 && sent_of_front_ == 0) {
+      if (const auto ack = connection_.take_ack(!sending_.empty())) {
+        ack_ = *ack;
+        ack_left_ = sizeof(ack_);
+      }
     }
     if (sending_.empty() && ack_left_ == 0) return;
     std::array<iovec, 2 * kBatchFrames + 1> parts;

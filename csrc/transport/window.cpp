@@ -1,12 +1,18 @@
 #include "transport/window.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace pccl::transport {
 
-void OutFrame::detach() {
-  if (payload != nullptr) owned.assign(payload, payload + header.length);
+void OutFrame::detach(BufferPool* pool) {
+  if (payload != nullptr && pool != nullptr) {
+    buffer = pool->take(header.length);
+    std::memcpy(buffer.bytes.get(), payload, header.length);
+  } else if (payload != nullptr) {
+    owned.assign(payload, payload + header.length);
+  }
   payload = nullptr;
   owner = nullptr;
 }
@@ -39,7 +45,7 @@ SentFrame* SendWindow::take_lost(const Link& carrier) {
 void SendWindow::on_written(SentFrame& sent) {
   sent.is_written = true;
   // The owner is told, and what does not stay may change then.
-  if (keeps_ && sent.frame.payload != nullptr && !sent.frame.stays) sent.frame.detach();
+  if (keeps_ && sent.frame.payload != nullptr && !sent.frame.stays) sent.frame.detach(pool_);
   release();
 }
 
@@ -68,7 +74,7 @@ void SendWindow::lose(const Link& carrier) {
 
 void SendWindow::detach(const FrameOwner* owner) {
   for (SentFrame& sent : frames_) {
-    if (sent.frame.owner == owner) sent.frame.detach();
+    if (sent.frame.owner == owner) sent.frame.detach(pool_);
   }
 }
 
