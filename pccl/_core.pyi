@@ -37,7 +37,17 @@ class Work:
     @property
     def contributions(
         self,
-    ) -> list[tuple[int, int, list[str], float]]: ...  # elements from, to; of whom; their weight
+    ) -> list[tuple[int, int, list[str], float]]:
+        """Of an all_reduce in a run, once it is done: elements from, to; whose sum; their weight.
+
+        Of one that failed: the elements that hold the result nevertheless.
+        """
+    @property
+    def contributors(self) -> list[str]:
+        """Ids of the members that are in every element of the result; see `contributions`."""
+    @property
+    def weight(self) -> float:
+        """Of all contributions together (their number, without weights), where it is least."""
     @property
     def source_rank(self) -> int: ...  # recv: who sent; else -1
     @property

@@ -44,7 +44,7 @@ class Reductions(GroupBase):
 
         Raises:
             ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.
-            PcclError: see the class. `tensor` is undefined.
+            PcclError: see the class. The message says which elements hold the result.
         """
         buffer = _arrays.target(tensor, "tensor")
         code = reduce_op(op, buffer, factor)

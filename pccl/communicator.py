@@ -123,9 +123,10 @@ class Communicator(Reductions, Moves):
         CallMismatch: ranks called different things.
         RemoteProtocolError: a rank sent what no rank may send.
         Aborted: abort() was called, here or elsewhere, or the group is closed.
-    An output, that of an in-place call as well, then holds undefined bytes: some of the input, some
-    of the result, even within one element. What is only input is unchanged. Both are the caller's
-    again: nobody reads or writes them any more.
+    What is only input is unchanged then. The tensor of all_reduce holds the result in some elements
+    and its input in others, and the message says in which; segments that were just arriving hold
+    fragments of both. Any other output holds undefined bytes. All are the caller's again: nobody
+    reads or writes them any more.
     """
 
     _core: CoreCommunicator

@@ -127,8 +127,8 @@ class ElasticCommunicator(Reductions, Moves):
 
     When members are lost:
         all_reduce and barrier complete at every survivor; nobody sees an error, and the result says
-        who is in it (`Work.contributions`). Parts that were final at a survivor are kept, the rest
-        is reduced again over the survivors.
+        who is in it (`Work.contributors` and `weight`, element by element `contributions`). Parts
+        that were final at a survivor are kept, the rest is reduced again over the survivors.
         broadcast completes unless its root is lost and no survivor has all of it.
         Every other collective, whose shape depends on the world size, and messages end in
         MemberLost on every survivor; the run goes on, with `rank` and `world_size` as they are now.
@@ -220,13 +220,13 @@ class ElasticCommunicator(Reductions, Moves):
             op: as in Communicator.all_reduce. "avg" divides each element by the number of members
                 that are in it.
             weight: with op="avg": of this member's contribution; all members pass one, or none.
-            uniform: one set of contributors for the whole tensor. In place it keeps a copy of the
-                input, S bytes.
+            uniform: one set of contributors for the whole tensor; after an error it holds its input
+                again, or all of the result. It keeps a copy of the input, S bytes.
 
         Raises:
             ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.
-            PcclError: see the class. `tensor` then holds the result in some elements and its input
-                in the others.
+            PcclError: see the class. Each element of `tensor` then holds its input or the result;
+                the message and `Work.contributions` say which. With `uniform` all hold one of both.
         """
         if weight is not None:
             if op not in ("avg", "mean"):

@@ -112,6 +112,31 @@ py::list contributions(const Work& work) {
   return result;
 }
 
+// Those that are in every element of the result.
+py::list contributors(const Work& work) {
+  std::vector<transport::MemberId> common;
+  const auto& parts = work.is_completed() ? work.contributions() : std::vector<Contribution>{};
+  if (!parts.empty()) common = parts.front().members;
+  for (const Contribution& part : parts) {
+    std::erase_if(common, [&part](const transport::MemberId& member) {
+      return std::find(part.members.begin(), part.members.end(), member) == part.members.end();
+    });
+  }
+  py::list result;
+  for (const transport::MemberId& member : common) result.append(transport::to_text(member));
+  return result;
+}
+
+double least_weight(const Work& work) {
+  if (!work.is_completed() || work.contributions().empty()) return 0;
+  const auto& parts = work.contributions();
+  return std::min_element(parts.begin(), parts.end(),
+                          [](const Contribution& left, const Contribution& right) {
+                            return left.weight < right.weight;
+                          })
+      ->weight;
+}
+
 using WorkClass = py::class_<Work, std::shared_ptr<Work>>;
 using CallsClass = py::class_<CollectiveCalls, std::shared_ptr<CollectiveCalls>>;
 
@@ -264,6 +289,8 @@ void bind_work(py::module_& module) {
              return to_exception(self.error());
            })
       .def_property_readonly("contributions", &contributions)
+      .def_property_readonly("contributors", &contributors)
+      .def_property_readonly("weight", &least_weight)
       .def_property_readonly("source_rank", &Work::source_rank)
       .def_property_readonly("operation", [](const Work& self) { return self.operation; })
       .def("notify", &Work::notify);

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <span>
 
+#include "collectives/element_ranges.h"
 #include "collectives/group.h"
 #include "kernels/reduce.h"
 
@@ -365,22 +366,40 @@ std::string CollectiveOperation::buffer_state() const {
     case Collective::Barrier:
       return "";
     case Collective::AllReduce:
-      return "The tensor may hold its input in some places and the result in others: do not use "
-             "it.";
+      return call_.on_end ? "" : reduced_state();
     default:
       break;
   }
   return "Outputs may be partly written: do not use them. Inputs are unchanged.";
 }
 
+std::string CollectiveOperation::reduced_state() const {
+  std::vector<ElementRange> results;
+  for (const FinalRange& range : finals()) results.push_back({range.begin, range.end});
+  std::vector<ElementRange> torn;
+  for (const Part& part : parts_) {
+    for (uint32_t segment = part.finals; segment < part.placed.size(); ++segment) {
+      if (part.placed[segment] && !part.have[segment])
+        torn.push_back(elements_of(part, segment, segment + 1));
+    }
+  }
+  const BlockMemory& block = call_.blocks[0];
+  return describe_reduced(std::move(results), std::move(torn), block.count,
+                          block.input == block.output);
+}
+
+ElementRange CollectiveOperation::elements_of(const Part& part, uint32_t from, uint32_t to) const {
+  const uint64_t per_segment = part.segment_bytes / element_bytes_;
+  const uint64_t count = part.bytes / element_bytes_;
+  return {part.plan->offset + std::min(count, from * per_segment),
+          part.plan->offset + std::min(count, to * per_segment)};
+}
+
 std::vector<FinalRange> CollectiveOperation::finals() const {
   std::vector<FinalRange> ranges;
   for (const Part& part : parts_) {
-    const uint64_t per_segment = part.segment_bytes / element_bytes_;
-    const uint64_t count = part.bytes / element_bytes_;
     const auto add = [&](uint32_t from, uint32_t to) {
-      const uint64_t begin = part.plan->offset + from * per_segment;
-      const uint64_t end = part.plan->offset + std::min(count, to * per_segment);
+      const auto [begin, end] = elements_of(part, from, to);
       if (begin < end) ranges.push_back({begin, end, part.final_weight});
     };
     add(0, part.finals);

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "collectives/element_ranges.h"
 #include "collectives/operation.h"
 #include "collectives/rank_plan.h"
 
@@ -43,7 +44,7 @@ struct CollectiveCall {
   // An element of an output that is an input, too, changes only from its input to its final value:
   // nothing is received right into it.
   bool keeps_inputs = false;
-  // Told of the end instead of the work.
+  // Told of the end instead of the work; it also knows what an all_reduce's memory then holds.
   std::function<void(CollectiveOperation&, const Error&)> on_end;
 };
 
@@ -118,6 +119,8 @@ class CollectiveOperation final : public Operation {
   Part* part_of(const transport::FrameHeader& header);
 
   uint32_t length_of(const Part& part, uint32_t segment) const;
+  ElementRange elements_of(const Part& part, uint32_t from, uint32_t to) const;  // segments
+  std::string reduced_state() const;
   uint32_t index_of(const Part& part) const { return static_cast<uint32_t>(&part - parts_.data()); }
   transport::FrameHeader data_header(const Part& part, uint32_t length) const;
   // `weight`: of all sources together.

@@ -1,7 +1,6 @@
 #include "recovery/operation_log.h"
 
 #include <algorithm>
-#include <cstring>
 #include <iterator>
 #include <utility>
 
@@ -192,43 +191,21 @@ void OperationLog::start_receive(int32_t source, uint32_t tag, MessageMemory mem
 
 // --- ending --------------------------------------------------------------------------------------
 
-void OperationLog::take_finals(Record& record, const CollectiveOperation& operation,
-                               const Layer& layer) {
-  if (!is_recoverable(record)) return;
-  // What moved here was final before, in another quorum.
-  FinalMap fresh;
-  const bool is_weighted = record.call.signature.op == ReduceOp::WeightedAvg;
-  const auto contributors = static_cast<double>(participants(layer.quorum, record.number).size());
-  for (const FinalRange& range : operation.finals()) {
-    fresh.add({range.begin, range.end, layer.quorum.quorum_id,
-               is_weighted ? range.weight : contributors});
-  }
-  for (const FinalMap::Range& origin : record.origin.ranges()) {
-    for (const FinalMap::Range& range : fresh.ranges()) {
-      FinalMap::Range both = origin;
-      both.begin = std::max(origin.begin, range.begin);
-      both.end = std::min(origin.end, range.end);
-      if (both.begin < both.end) record.finals.add(both);
-    }
-  }
-  for (const FinalMap::Range& range : fresh.ranges()) record.finals.add(range);
-}
-
 void OperationLog::on_attempt_end(uint64_t number, CollectiveOperation& operation,
                                   const Error& error) {
   const auto found = records_.find(number);
   if (found == records_.end()) return;
   Record& record = found->second;
-  if (error) {
-    settle(record, error);
-    completed_.insert(number);
-    records_.erase(found);
-    return;
-  }
   for (const Layer& layer : layers_) {
     if (layer.quorum.quorum_id == record.quorum_id) take_finals(record, operation, layer);
   }
-  complete(record);
+  if (!error) {
+    complete(record);
+    return;
+  }
+  settle(record, error);
+  completed_.insert(number);
+  records_.erase(found);
 }
 
 void OperationLog::complete(Record& record) {
@@ -263,50 +240,6 @@ bool OperationLog::can_keep_copy(const Record& record) const {
   if (!is_recoverable(record)) return false;
   const uint64_t bytes = element_count(record) * element_bytes(record.call.signature.dtype);
   return bytes <= kCopyBytesMax && kept_bytes_ + bytes <= kKeptBytesMax;
-}
-
-void OperationLog::settle(Record& record, const Error& error) {
-  if (!record.work) return;
-  const std::shared_ptr<Work> work = std::move(record.work);
-  record.work = nullptr;
-  if (!error) work->set_contributions(contributions(record));
-  work->complete(error);
-}
-
-std::vector<Contribution> OperationLog::contributions(const Record& record) const {
-  std::vector<Contribution> all;
-  if (record.call.signature.collective != Collective::AllReduce) return all;
-  for (const FinalMap::Range& range : record.finals.ranges()) {
-    Contribution contribution{range.begin, range.end, {}, range.weight};
-    for (const Past& past : history_) {
-      if (past.quorum.quorum_id != range.quorum_id) continue;
-      for (const int32_t rank : participants(past.quorum, record.number))
-        contribution.members.push_back(past.quorum.members[static_cast<size_t>(rank)]);
-    }
-    all.push_back(std::move(contribution));
-  }
-  return all;
-}
-
-// Lets go of results that everybody has.
-void OperationLog::release_known() {
-  if (layers_.empty()) return;
-  const RunQuorum& quorum = layers_.back().quorum;
-  while (!records_.empty()) {
-    Record& record = records_.begin()->second;
-    if (record.state != State::Complete || record.is_helping) break;
-    bool is_known = true;
-    for (size_t rank = 0; rank < quorum.members.size() && is_known; ++rank) {
-      const MemberId& member = quorum.members[rank];
-      if (member == own_ || quorum.joined_at[rank] > record.number) continue;
-      const auto done = done_.find(member);
-      is_known = done != done_.end() && done->second > record.number;
-    }
-    if (!is_known) break;
-    kept_bytes_ -= record.copy.size();
-    settle(record, {});
-    records_.erase(records_.begin());
-  }
 }
 
 // Quorums that nothing runs in any more. Not from inside their groups.
@@ -367,6 +300,7 @@ void OperationLog::on_member_lost(Group& group, int32_t rank, const Error& error
     if (layer.group == &group)
       host_.on_link_lost(layer.quorum.members[static_cast<size_t>(rank)], error);
   }
+  release_known();
 }
 
 // --- breaking ------------------------------------------------------------------------------------
@@ -390,6 +324,11 @@ void OperationLog::close(const Error& error) {
   records_.clear();
   kept_bytes_ = 0;
   for (auto& [number, record] : records) {
+    for (const Layer& layer : layers_) {
+      if (record.state != State::Running || layer.quorum.quorum_id != record.quorum_id) continue;
+      if (const CollectiveOperation* operation = layer.group->find(number))
+        take_finals(record, *operation, layer);
+    }
     settle(record,
            {error.kind, record.call.signature.describe() + ", operation " + std::to_string(number) +
                             " of run '" + run_ + "': " + error.message});
@@ -410,13 +349,9 @@ TimePoint OperationLog::on_time(TimePoint now) {
       next = std::min(next, record.deadline);
       continue;
     }
-    const char* const phase = record.state == State::Waiting ? "waiting for the quorum to change"
-                              : record.state == State::Collecting
-                                  ? "waiting for what the other survivors hold of it"
-                                  : "complete here, waiting for the others to have all of it, too";
     fail({ErrorKind::Timeout, record.call.signature.describe() + ", operation " +
                                   std::to_string(number) +
-                                  ", was not done before its deadline: " + phase + "."});
+                                  ", was not done before its deadline: " + phase(record) + "."});
     break;
   }
   return next;

@@ -153,7 +153,10 @@ class OperationLog final : public GroupObserver {
   void complete(Record& record);
   bool can_keep_copy(const Record& record) const;
   void settle(Record& record, const Error& error);
+  static std::string restore_input(Record& record);
   std::vector<Contribution> contributions(const Record& record) const;
+  std::string phase(const Record& record) const;
+  bool may_need(const RunQuorum& quorum, size_t rank, uint64_t number) const;
   void release_known();
   void remove_old_layers();
 

@@ -94,6 +94,9 @@ class Member {
         true);
     return work;
   }
+  void fail(const Error& error) {
+    run([&] { log_.fail(error); });
+  }
   uint64_t kept_bytes() {
     uint64_t bytes = 0;
     run([&] { bytes = log_.kept_bytes(); });

@@ -308,6 +308,56 @@ TEST_CASE("weights are those of the members that contributed") {
   }
 }
 
+TEST_CASE("after an error each element is the input or the result, and the error says which") {
+  int partly = 0;
+  for (const Way& way : {kWays[0], kWays[2]}) {
+    for (uint64_t seed = 0; seed < 12; ++seed) {
+      CAPTURE(way.name);
+      CAPTURE(seed);
+      std::mt19937_64 random(seed);
+      const bool is_uniform = seed % 3 == 2;
+      Run run(3, way);
+      const size_t count = 500'000 + random() % 1'500'000;
+      std::vector<std::vector<int64_t>> tensors;
+      for (size_t i = 0; i < 3; ++i) tensors.emplace_back(count, contribution(i));
+      std::vector<std::shared_ptr<Work>> works;
+      for (size_t i = 0; i < 3; ++i)
+        works.push_back(run.members[i]->start(all_reduce(tensors[i], is_uniform)));
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+      // In some, one is lost before it ends: finals of two quorums.
+      const bool loses = seed % 2 == 1;
+      if (loses) {
+        run.members[2]->hold(true);
+        run.change({2}, {});
+        std::this_thread::sleep_for(std::chrono::microseconds(random() % 1000));
+      }
+      run.members[0]->fail({ErrorKind::Aborted, "the test wants it."});
+      for (const size_t i : run.alive) {
+        REQUIRE(works[i]->wait(after(Clock::now(), kSoonSeconds)));
+        std::vector<int64_t> expected(count, contribution(i));
+        size_t results = 0;
+        for (const Contribution& range : works[i]->contributions()) {
+          const int64_t sum = sum_of(range.members.size() == 3 ? std::set<size_t>{0, 1, 2}
+                                                               : std::set<size_t>{0, 1});
+          for (uint64_t e = range.begin; e < range.end; ++e) expected[e] = sum;
+          results += range.end - range.begin;
+        }
+        REQUIRE(tensors[i] == expected);
+        if (!works[i]->error()) continue;
+        const std::string& text = works[i]->error().message;
+        CHECK((!is_uniform || results == 0 || results == count));
+        const std::string held = results == 0       ? "The tensor holds its input."
+                                 : results == count ? "The tensor holds the result."
+                                                    : "The tensor holds the result in elements [";
+        CHECK_MESSAGE(text.find(held) != std::string::npos, text);
+        if (results > 0 && results < count) partly += 1;
+      }
+      for (auto& member : run.members) member->close();
+    }
+  }
+  CHECK(partly > 0);
+}
+
 TEST_CASE("copies of results are let go when everybody has them") {
   Run run(3, kWays[2]);
   std::vector<std::vector<int64_t>> tensors(3, std::vector<int64_t>(1000, 1));

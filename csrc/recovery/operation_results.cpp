@@ -1,0 +1,125 @@
+// What an operation's result holds, who is told, and until when it is kept for others.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "collectives/element_ranges.h"
+#include "recovery/operation_log.h"
+
+namespace pccl::recovery {
+
+using transport::Collective;
+
+void OperationLog::take_finals(Record& record, const CollectiveOperation& operation,
+                               const Layer& layer) {
+  if (!is_recoverable(record)) return;
+  // What moved here was final before, in another quorum.
+  FinalMap fresh;
+  const bool is_weighted = record.call.signature.op == ReduceOp::WeightedAvg;
+  const auto contributors = static_cast<double>(participants(layer.quorum, record.number).size());
+  for (const FinalRange& range : operation.finals()) {
+    fresh.add({range.begin, range.end, layer.quorum.quorum_id,
+               is_weighted ? range.weight : contributors});
+  }
+  for (const FinalMap::Range& origin : record.origin.ranges()) {
+    for (const FinalMap::Range& range : fresh.ranges()) {
+      FinalMap::Range both = origin;
+      both.begin = std::max(origin.begin, range.begin);
+      both.end = std::min(origin.end, range.end);
+      if (both.begin < both.end) record.finals.add(both);
+    }
+  }
+  for (const FinalMap::Range& range : fresh.ranges()) record.finals.add(range);
+}
+
+void OperationLog::settle(Record& record, const Error& error) {
+  if (!record.work) return;
+  const std::shared_ptr<Work> work = std::move(record.work);
+  record.work = nullptr;
+  Error told = error;
+  if (error && record.call.signature.collective == Collective::AllReduce) {
+    told.message += " " + restore_input(record);
+  }
+  work->set_contributions(contributions(record));
+  work->complete(std::move(told));
+}
+
+// Puts back the input that was kept, and says what the caller's memory then holds.
+std::string OperationLog::restore_input(Record& record) {
+  const BlockMemory& block = record.call.blocks[0];
+  const bool is_in_place = block.input == block.output;
+  const bool is_whole = record.finals.covers(0, block.count);
+  if (!record.input.empty() && !is_whole) {
+    std::memcpy(block.output, record.input.data(), record.input.size());
+    record.finals.clear();
+  }
+  std::vector<ElementRange> results;
+  for (const FinalMap::Range& range : record.finals.ranges())
+    results.push_back({range.begin, range.end});
+  return describe_reduced(std::move(results), {}, block.count, is_in_place);
+}
+
+std::vector<Contribution> OperationLog::contributions(const Record& record) const {
+  std::vector<Contribution> all;
+  if (record.call.signature.collective != Collective::AllReduce) return all;
+  for (const FinalMap::Range& range : record.finals.ranges()) {
+    Contribution contribution{range.begin, range.end, {}, range.weight};
+    for (const Past& past : history_) {
+      if (past.quorum.quorum_id != range.quorum_id) continue;
+      for (const int32_t rank : participants(past.quorum, record.number))
+        contribution.members.push_back(past.quorum.members[static_cast<size_t>(rank)]);
+    }
+    all.push_back(std::move(contribution));
+  }
+  return all;
+}
+
+// Whether the member of that rank may not have the result of operation `number` yet. Whose process
+// has left or died needs none any more.
+bool OperationLog::may_need(const RunQuorum& quorum, size_t rank, uint64_t number) const {
+  const MemberId& member = quorum.members[rank];
+  if (member == own_ || quorum.joined_at[rank] > number) return false;
+  const transport::Connection& connection = *quorum.connections[rank];
+  if (connection.state == transport::Connection::State::Closed && connection.has_ended)
+    return false;
+  const auto done = done_.find(member);
+  return done == done_.end() || done->second <= number;
+}
+
+// Lets go of results that everybody has.
+void OperationLog::release_known() {
+  if (layers_.empty()) return;
+  const RunQuorum& quorum = layers_.back().quorum;
+  while (!records_.empty()) {
+    Record& record = records_.begin()->second;
+    if (record.state != State::Complete || record.is_helping) break;
+    bool is_known = true;
+    for (size_t rank = 0; rank < quorum.members.size() && is_known; ++rank)
+      is_known = !may_need(quorum, rank, record.number);
+    if (!is_known) break;
+    kept_bytes_ -= record.copy.size();
+    settle(record, {});
+    records_.erase(records_.begin());
+  }
+}
+
+// What it waits for, and whom.
+std::string OperationLog::phase(const Record& record) const {
+  if (record.state == State::Waiting) return "waiting for the quorum to change";
+  const bool is_collecting = record.state == State::Collecting;
+  std::string text = is_collecting ? "waiting for what other survivors hold of it"
+                                   : "complete here, waiting for others to have all of it, too";
+  if (layers_.empty()) return text;
+  const RunQuorum& quorum = layers_.back().quorum;
+  const char* separator = ": ";
+  for (size_t rank = 0; rank < quorum.members.size(); ++rank) {
+    if (!may_need(quorum, rank, record.number)) continue;
+    if (is_collecting && record.told.contains(quorum.members[rank])) continue;
+    text += separator + ("rank " + std::to_string(rank)) + " (" +
+            quorum.connections[rank]->peer.describe() + ")";
+    separator = ", ";
+  }
+  return text + " in quorum " + std::to_string(quorum.quorum_id);
+}
+
+}  // namespace pccl::recovery
