@@ -25,7 +25,9 @@ struct Block {
 struct CallOptions {
   double timeout_seconds = 0;  // 0: the communicator's
   bool is_uniform = false;     // all_reduce of a run: one contributor set for the whole tensor
-  bool is_urgent = true;       // false: the caller wait()s at once, so no other thread is woken
+  bool checks_finite =
+      false;              // all_reduce of a run: a contribution with NaN or infinity is refused
+  bool is_urgent = true;  // false: the caller wait()s at once, so no other thread is woken
   std::shared_ptr<void> keep;  // released when the operation has ended
 };
 

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "collective_planner.h"
+#include "kernels/finite.h"
 #include "run_driver.h"
 
 namespace pccl {
@@ -17,6 +18,8 @@ namespace {
 
 // How long leave() waits for others to take what is queued for them.
 constexpr double kGoodbyeSeconds = 3;
+// And before that for the word that they have every result which is complete here.
+constexpr double kHandOverSeconds = 10;
 // Waits are cut into pieces of this length, so that nothing depends on a single wake-up.
 constexpr double kLookSeconds = 0.05;
 
@@ -154,6 +157,12 @@ Run::WorkPtr Run::start(const Place& place, Signature signature, std::vector<Blo
   call->factor = factor;
   call->quorum_id = place.quorum_id;
   call->is_uniform = options.is_uniform;
+  // A contribution that does not count may hold anything.
+  const bool counts = signature.op != ReduceOp::WeightedAvg || factor != 0;
+  if (options.checks_finite && counts) {
+    const BlockMemory& block = call->blocks[0];
+    call->nonfinite = kernels::find_nonfinite(block.input, block.count, signature.dtype);
+  }
   const bool is_urgent = options.is_urgent;
   WorkPtr work = make_work(transport::collective_name(signature.collective), options);
   submit([call, work](recovery::OperationLog& log) { log.start(std::move(*call), work); }, work,
@@ -184,12 +193,23 @@ void Run::abort(const std::string& reason) {
   });
 }
 
+void Run::hand_over(TimePoint until) {
+  std::atomic<bool> is_done{false};
+  while (Clock::now() < until) {
+    bool owes = false;
+    run_on_driver([this, &owes] { owes = driver_->owes_results(); });
+    if (!owes) return;
+    endpoint_.engine().wait(is_done, std::min(until, after(Clock::now(), kLookSeconds)));
+  }
+}
+
 void Run::leave() {
   {
     std::lock_guard lock(mutex_);
     if (std::exchange(is_closed_, true)) return;
     if (!seen_.ended) seen_.ended = {ErrorKind::Aborted, "this member has left the run."};
   }
+  hand_over(after(Clock::now(), kHandOverSeconds));
   endpoint_.engine().submit([this] { driver_->leave(); }, false);
   endpoint_.close(after(Clock::now(), kGoodbyeSeconds));
   completions_->close();

@@ -86,7 +86,12 @@ class Run final : public CollectiveCalls {
   bool wait_for_change(uint64_t quorum_id, TimePoint until);
   // What this member holds of the shared state; reported to the coordinator.
   void set_revision(uint64_t revision, const membership::Digest& digest);
-  uint64_t committed_revision() const { return seen().committed_revision; }
+  // On the coordinator's disk, as it last said; revision 0: none is.
+  struct Revision {
+    uint64_t number = 0;
+    membership::Digest digest{};
+  };
+  Revision committed_revision() const { return seen().committed_revision; }
 
   // Breaks the run's operations, here and at the other members.
   void abort(const std::string& reason);
@@ -107,7 +112,7 @@ class Run final : public CollectiveCalls {
     std::string trouble;
     double round_trip_seconds = 0;
     uint64_t pending_quorum_id = 0;
-    uint64_t committed_revision = 0;
+    Revision committed_revision;
     std::optional<Place> pinned;
   };
 
@@ -119,6 +124,7 @@ class Run final : public CollectiveCalls {
   void submit(std::function<void(recovery::OperationLog&)> task, const WorkPtr& work,
               bool is_urgent);
   void run_on_driver(const std::function<void()>& task);
+  void hand_over(TimePoint until);
   Seen seen() const;
   bool wait_for(const std::function<bool(const Seen&)>& is_there, TimePoint until);
 

@@ -122,7 +122,7 @@ void Run::Driver::on_frame(Connection& from, const FrameHeader& header,
   member_->set_progress(to_membership(log_->progress()));
   member_->on_message(*message, Clock::now());
   const double round_trip = member_->round_trip_seconds();
-  const uint64_t committed = member_->committed_revision();
+  const Revision committed{member_->committed_revision(), member_->committed_digest()};
   show([round_trip, committed](Seen& seen) {
     seen.trouble.clear();
     seen.round_trip_seconds = round_trip;
@@ -271,6 +271,13 @@ void Run::Driver::end(const Error& error) {
   has_ended_ = true;
   log_->close(error);
   show([&error](Seen& seen) { seen.ended = error; });
+}
+
+bool Run::Driver::owes_results() {
+  if (has_ended_ || !log_) return false;
+  router_.sweep();
+  log_->announce();
+  return log_->owes_results();
 }
 
 void Run::Driver::leave() {

@@ -21,6 +21,8 @@ class Run::Driver final : public transport::FrameSink {
   void resolve();
   void begin();
   void leave();
+  // Whether others may need a result of this member; they are told what it has.
+  bool owes_results();
   void gate_newcomers() { is_gated_ = true; }
   void admit(uint64_t quorum_id);
   void set_revision(uint64_t revision, const membership::Digest& digest);

@@ -207,6 +207,7 @@ class ElasticCommunicator(Reductions, Moves):
         factor: float = 1.0,
         weight: float | None = None,
         uniform: bool = False,
+        finite: bool = False,
         async_op: bool = False,
         timeout_seconds: float = 0,
     ) -> Work | None:
@@ -223,8 +224,12 @@ class ElasticCommunicator(Reductions, Moves):
             uniform: one set of contributors for the whole tensor; after an error it holds its input
                 again, or all of the result. It keeps a copy of the input, S bytes.
 
+            finite: look for NaN and infinity in this member's contribution first, one pass over S
+                bytes. Who has one is named on every member, and nothing is mixed in.
+
         Raises:
             ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.
+            NonFiniteContribution: see `finite`; every `tensor` holds its input, the run goes on.
             PcclError: see the class. Each element of `tensor` then holds its input or the result;
                 the message and `Work.contributions` say which. With `uniform` all hold one of both.
         """
@@ -245,6 +250,7 @@ class ElasticCommunicator(Reductions, Moves):
             not async_op,
             buffer,
             uniform,
+            finite,
         )
         return work if async_op else None
 
@@ -260,7 +266,7 @@ class ElasticCommunicator(Reductions, Moves):
         the highest revision - the most frequent one, of equal ones the one at the lowest rank -
         fetch the pieces that differ, each verified, from all members that have them; a source that
         dies is replaced, and what came is not fetched again. Without differences it costs a digest
-        of S bytes and one all_gather of 72 bytes; a member that fetches gets S bytes.
+        of S bytes and one all_gather of 112 bytes; a member that fetches gets S bytes.
 
         Args:
             state: arrays by name, the same names, dtypes and shapes on every member; written where

@@ -37,6 +37,8 @@ _GREETING = np.dtype(
         ("attempt", "<u8"),
         ("layout", "V16"),
         ("digest", "V32"),
+        ("committed", "<u8"),  # revision, as far as the member knows; 0: none
+        ("committed_digest", "V32"),
     ]
 )
 
@@ -134,6 +136,9 @@ class StateSync:
         greeting["attempt"] = attempt
         greeting["layout"] = np.void(state.layout)
         greeting["digest"] = np.void(state.digest())
+        committed, committed_digest = self._core.committed_revision
+        greeting["committed"] = committed
+        greeting["committed_digest"] = np.void(committed_digest)
         told = self._gather(greeting.view(np.uint8), world_size).view(_GREETING).reshape(-1)
         if len({entry["layout"].tobytes() for entry in told}) > 1:
             raise _core.CallMismatch(
@@ -146,16 +151,21 @@ class StateSync:
             self._core.wait_for_change(quorum_id, _ADMISSION_SECONDS)
             return None
         newest = int(told["revision"].max()) - 1
-        if newest < max(0, self._core.committed_revision):
-            raise NoHolder(
-                f"sync_state: revision {self._core.committed_revision} was committed, and no "
-                f"member of quorum {quorum_id} holds it: the newest is {newest}. Restart a member "
-                "from a checkpoint of that revision"
-            )
         digests = [entry["digest"].tobytes() for entry in told]
         candidates = [
             digests[r] for r in range(world_size) if int(told["revision"][r]) - 1 == newest
         ]
+        # Members hear of a commitment at different times; all must decide alike.
+        known = told[int(told["committed"].argmax())]
+        committed = int(known["committed"])
+        if newest == committed > 0:
+            candidates = [digest for digest in candidates if digest == known["committed_digest"].tobytes()]
+        if newest < committed or not candidates:
+            raise NoHolder(
+                f"sync_state: revision {committed} was committed, and no member of quorum "
+                f"{quorum_id} holds its bytes: the newest here is {newest}. Restart a member from "
+                "a checkpoint of that revision"
+            )
         reference = Counter(candidates).most_common(1)[0][0]
         holders = [r for r in range(world_size) if digests[r] == reference]
         lacking = [r for r in range(world_size) if digests[r] != reference]

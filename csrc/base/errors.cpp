@@ -16,6 +16,8 @@ void throw_error(const Error& error) {
       throw ConnectError(error.message);
     case ErrorKind::Aborted:
       throw Aborted(error.message);
+    case ErrorKind::NonFinite:
+      throw NonFiniteContribution(error.message);
     case ErrorKind::None:
       break;
   }

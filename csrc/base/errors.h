@@ -16,6 +16,7 @@ enum class ErrorKind : uint8_t {
   RemoteProtocol = 4,  // a member sent what no member may send
   Connect = 5,         // no connection could be made
   Aborted = 6,         // somebody called abort(), or the group is closed
+  NonFinite = 7,       // a member's contribution holds NaN or infinity
 };
 
 // A failed operation: what kind, and the sentence that the caller reads.
@@ -51,6 +52,10 @@ class ConnectError : public PcclError {
   using PcclError::PcclError;
 };
 class Aborted : public PcclError {
+ public:
+  using PcclError::PcclError;
+};
+class NonFiniteContribution : public PcclError {
  public:
   using PcclError::PcclError;
 };

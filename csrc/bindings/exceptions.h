@@ -44,6 +44,7 @@ inline void bind_errors(py::module_& module) {
   bind_error<pccl::RemoteProtocolError>(module, "RemoteProtocolError", base);
   bind_error<pccl::ConnectError>(module, "ConnectError", base);
   bind_error<pccl::Aborted>(module, "Aborted", base);
+  bind_error<pccl::NonFiniteContribution>(module, "NonFiniteContribution", base);
 }
 
 }  // namespace pccl::bindings

@@ -12,7 +12,7 @@ using enum CoordinatorState;
 constexpr CoordinatorTransition kTransitions[] = {
     {Gathering, "every seat that is not lost obeys, nothing to change", Steady},
     {Gathering, "every seat that is not lost obeys, something to change", Proposing},
-    {Gathering, "those that obey may not go on, or nobody holds the last revision", Waiting},
+    {Gathering, "those that obey may not go on", Waiting},
     {Steady, "a seat is lost, or somebody joins", Proposing},
     {Steady, "seats are lost, the rest may not go on", Waiting},
     {Steady, "a higher term, or a later quorum, is heard of", Gathering},
@@ -111,6 +111,10 @@ void Coordinator::note(const std::string& text) { actions_.emplace_back(Note{tex
 
 void Coordinator::note_waiting(const std::string& text, const std::string& details) {
   state_ = Waiting;
+  note_once(text, details);
+}
+
+void Coordinator::note_once(const std::string& text, const std::string& details) {
   if (std::exchange(waiting_, text) != text) note(text + details);
 }
 

@@ -133,6 +133,7 @@ class Coordinator {
   void persist();
   void note(const std::string& text);
   void note_waiting(const std::string& text, const std::string& details = {});
+  void note_once(const std::string& text, const std::string& details = {});
   void send(const MemberId& to, const Message& message);
   std::string name_of(const MemberId& id) const;
   void set_quorum(Quorum quorum);
@@ -151,6 +152,7 @@ class Coordinator {
   void wait_for_more(const std::vector<Seat>& seats);
   void propose_next(TimePoint now);
   void propose_first(TimePoint now);
+  void close_quorum();
   std::vector<Seat> newcomers(TimePoint now) const;
   const Proposal* accepted_before() const;
   void propose(Outstanding next, TimePoint now);

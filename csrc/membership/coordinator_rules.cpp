@@ -35,9 +35,21 @@ void Coordinator::decide(TimePoint now) {
   });
   if (is_anybody_left) {
     propose_next(now);
-  } else {
-    propose_first(now);
+    return;
   }
+  if (!seats.empty() && is_authoritative_) close_quorum();
+  propose_first(now);
+}
+
+// Nobody of it is left, and that is remembered: after a restart it would be waited for.
+void Coordinator::close_quorum() {
+  Outstanding next;
+  next.proposal.quorum.quorum_id = durable_.quorum.quorum_id + 1;
+  next.proposal.term = durable_.term;
+  next.proposal.ballot = ++ballot_;
+  next.reason = "nobody is left";
+  outstanding_ = std::move(next);
+  commit();
 }
 
 // --- who is lost ---------------------------------------------------------------------------------
@@ -245,8 +257,9 @@ void Coordinator::propose_next(TimePoint now) {
 void Coordinator::propose_first(TimePoint now) {
   if (!is_authoritative_) return note_waiting("waits for a member of the last quorum");
   if (durable_.quorum.quorum_id != 0 && durable_.revision != 0) {
-    return note_waiting("no living member holds revision " + std::to_string(durable_.revision) +
-                        " of the shared state: restore it, or start a run with another name");
+    // They come with checkpoints, or stop when they compare their states.
+    note_once("no living member holds revision " + std::to_string(durable_.revision) +
+              " of the shared state: it must come from a checkpoint");
   }
   Outstanding next;
   next.proposal.quorum = {durable_.quorum.quorum_id + 1, newcomers(now)};

@@ -112,20 +112,24 @@ void OperationLog::launch(Record& record) {
     const size_t bytes = block.count * element_bytes(record.call.signature.dtype);
     record.input.assign(block.input, block.input + bytes);
   }
+  const auto refused = refused_.find(record.number);
+  if (refused != refused_.end()) {
+    const Refusal refusal = refused->second;
+    refused_.erase(refused);
+    end_refused(record.number, refusal);
+    return;
+  }
+  if (record.call.nonfinite) {
+    refuse(record, {Refusal::Reason::NonFinite, *record.call.nonfinite, own_});
+    return;
+  }
   if (record.number < recover_end_) {
     begin_recovery(record);
     return;
   }
   Layer& layer = layer_of(record.number);
-  const auto refused = refused_.find(record.number);
-  if (refused != refused_.end()) {
-    const std::string who = std::move(refused->second);
-    refused_.erase(refused);
-    end_refused(record.number, who);
-    return;
-  }
   if (is_stale(record, layer)) {
-    refuse(record);
+    refuse(record, {Refusal::Reason::Stale, 0, own_});
     return;
   }
   record.state = State::Running;

@@ -13,6 +13,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -53,8 +54,9 @@ struct RunCall {
   std::vector<BlockMemory> blocks;
   std::vector<uint64_t> block_counts;  // for the planner, where blocks differ
   double factor = 1;
-  uint64_t quorum_id = 0;   // whose ranks the caller meant; 0: any
-  bool is_uniform = false;  // one contributor set for the whole tensor
+  uint64_t quorum_id = 0;             // whose ranks the caller meant; 0: any
+  bool is_uniform = false;            // one contributor set for the whole tensor
+  std::optional<uint64_t> nonfinite;  // the element of the input for which it is refused
 };
 
 class OperationLog final : public GroupObserver {
@@ -91,6 +93,11 @@ class OperationLog final : public GroupObserver {
   const Error& broken() const { return broken_; }
   // Bytes of results that are kept for others.
   uint64_t kept_bytes() const { return kept_bytes_; }
+  // Whether somebody may still need a result that is here. Who leaves then may take it along, and
+  // the others end with another one.
+  bool owes_results() const;
+  // Tells the others at once what is complete here.
+  void announce();
   TimePoint on_time(TimePoint now);
 
   void on_elastic_frame(Group& group, const transport::FrameHeader& header,
@@ -143,9 +150,17 @@ class OperationLog final : public GroupObserver {
   void run_message(std::function<void(Group&)> start);
   void launch(Record& record);
   bool is_stale(const Record& record, const Layer& layer) const;
-  // Its caller meant another quorum: ends it here and at the others.
-  void refuse(Record& record);
-  void end_refused(uint64_t number, const std::string& who);
+  // Why one member ends an operation on all.
+  struct Refusal {
+    enum class Reason : uint8_t { Stale = 0, NonFinite = 1 };
+    Reason reason = Reason::Stale;  // its caller meant another quorum, or
+    uint64_t element = 0;           // of its contribution is no number
+    MemberId member{};              // who refused it
+  };
+  void refuse(Record& record, const Refusal& refusal);
+  void send_refusal(Layer& layer, int32_t rank, uint64_t number, const Refusal& refusal);
+  void on_refusal(const MemberId& from, uint64_t number, std::span<const std::byte> bytes);
+  void end_refused(uint64_t number, const Refusal& refusal);
   void launch_waiting();
   CollectiveCall call_of(Record& record, const Layer& layer);
   void on_attempt_end(uint64_t number, CollectiveOperation& operation, const Error& error);
@@ -167,7 +182,6 @@ class OperationLog final : public GroupObserver {
   void maybe_recover(Record& record);
   void recover(Record& record, const std::vector<int32_t>& ranks);
   void end_whole(Record& record);
-  void announce();
   void send_to(Layer& layer, int32_t rank, transport::OutFrame frame);
 
   transport::Endpoint& endpoint_;
@@ -198,7 +212,8 @@ class OperationLog final : public GroupObserver {
   uint64_t recover_from_ = 0;
   uint64_t recover_end_ = 0;
   std::map<uint64_t, std::map<MemberId, std::vector<std::byte>>> early_finals_;
-  std::map<uint64_t, std::string> refused_;  // calls not made here yet, and by whom
+  std::map<uint64_t, Refusal> refused_;        // calls not made here yet
+  std::map<uint64_t, Refusal> ended_refused_;  // the latest: others may not have heard of it
   std::vector<std::function<void(Group&)>> held_messages_;
 };
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/bytes.h"
 #include "recovery/operation_log.h"
 
 namespace pccl::recovery {
@@ -129,17 +130,18 @@ void OperationLog::send_finals(Record& record) {
 void OperationLog::on_finals(const MemberId& from, const FrameHeader& header,
                              std::span<const std::byte> bytes) {
   if ((header.flags & transport::kFlagRefused) != 0) {
-    const std::string who = "member " + transport::to_text(from);
-    if (header.operation < launched_) {
-      end_refused(header.operation, who);
-    } else if (refused_.size() < kRefusedMax) {
-      refused_[header.operation] = who;
-    }
+    on_refusal(from, header.operation, bytes);
     return;
   }
   const auto found = records_.find(header.operation);
   const bool has_begun = found != records_.end() && header.operation < launched_;
   if (!has_begun) {
+    const auto refused = ended_refused_.find(header.operation);
+    if (refused != ended_refused_.end()) {
+      send_refusal(layer_of(header.operation), header.source_rank, header.operation,
+                   refused->second);
+      return;
+    }
     // Its caller is not here yet.
     if (header.operation >= std::max(recover_from_, launched_) && header.operation < recover_end_)
       early_finals_[header.operation][from].assign(bytes.begin(), bytes.end());
@@ -262,36 +264,74 @@ void OperationLog::end_whole(Record& record) {
   announce();
 }
 
-// --- calls for another quorum ---
+// --- refused calls ---
 
-void OperationLog::refuse(Record& record) {
+// They end in the same error on every member. Nothing is final then: every element lacks the
+// contribution of who refused, unless a quorum without it has formed.
+void OperationLog::refuse(Record& record, const Refusal& refusal) {
   Layer& layer = layer_of(record.number);
   for (const int32_t rank : participants(layer.quorum, record.number)) {
-    if (rank == layer.quorum.rank) continue;
-    transport::OutFrame frame;
-    frame.header.type = FrameType::Finals;
-    frame.header.operation = record.number;
-    frame.header.flags = transport::kFlagRefused;
-    frame.header.set_signature(record.call.signature);
-    frame.owned = FinalMap().encode();
-    send_to(layer, rank, std::move(frame));
+    if (rank != layer.quorum.rank) send_refusal(layer, rank, record.number, refusal);
   }
-  end_refused(record.number, "this member");
+  end_refused(record.number, refusal);
 }
 
-void OperationLog::end_refused(uint64_t number, const std::string& who) {
+void OperationLog::send_refusal(Layer& layer, int32_t rank, uint64_t number,
+                                const Refusal& refusal) {
+  transport::OutFrame frame;
+  frame.header.type = FrameType::Finals;
+  frame.header.operation = number;
+  frame.header.flags = transport::kFlagRefused;
+  ByteWriter out;
+  out.put(static_cast<uint8_t>(refusal.reason));
+  out.put(refusal.element);
+  out.put(refusal.member);
+  frame.owned = out.bytes();
+  send_to(layer, rank, std::move(frame));
+}
+
+void OperationLog::on_refusal(const MemberId& from, uint64_t number,
+                              std::span<const std::byte> bytes) {
+  ByteReader in(bytes);
+  const auto reason = in.get<uint8_t>();
+  Refusal refusal{static_cast<Refusal::Reason>(reason), in.get<uint64_t>()};
+  refusal.member = in.get<MemberId>();
+  if (!in.ok() || reason > static_cast<uint8_t>(Refusal::Reason::NonFinite)) {
+    fail({ErrorKind::RemoteProtocol, "member " + transport::to_text(from) + " refused operation " +
+                                         std::to_string(number) +
+                                         " for a reason that this version does not know."});
+  } else if (number < launched_) {
+    end_refused(number, refusal);
+  } else if (refused_.size() < kRefusedMax) {
+    refused_[number] = refusal;
+  }
+}
+
+void OperationLog::end_refused(uint64_t number, const Refusal& refusal) {
   const auto found = records_.find(number);
   if (found == records_.end()) return;
   Record& record = found->second;
   const Layer& layer = layer_of(number);
   layer.group->drop(number);
-  settle(record, {ErrorKind::MemberLost,
-                  record.call.signature.describe() + ", operation " + std::to_string(number) +
-                      " of run '" + run_ + "': " + who + " called it for an older quorum; quorum " +
-                      std::to_string(layer.quorum.quorum_id) + " has " +
-                      std::to_string(layer.quorum.members.size()) +
-                      " members. It ends so on every one of them. Outputs may be partly written: "
-                      "do not use them. Inputs are unchanged. Call it again."});
+  ended_refused_[number] = refusal;
+  if (ended_refused_.size() > kRefusedMax) ended_refused_.erase(ended_refused_.begin());
+  const std::string who =
+      refusal.member == own_ ? "this member" : "member " + transport::to_text(refusal.member);
+  const std::string begin = record.call.signature.describe() + ", operation " +
+                            std::to_string(number) + " of run '" + run_ + "': ";
+  if (refusal.reason == Refusal::Reason::NonFinite) {
+    settle(record, {ErrorKind::NonFinite, begin + "element " + std::to_string(refusal.element) +
+                                              " of the contribution of " + who +
+                                              " is NaN or infinite. Nobody's is mixed in; it ends "
+                                              "so on every member, and the run goes on."});
+  } else {
+    settle(record, {ErrorKind::MemberLost,
+                    begin + who + " called it for an older quorum; quorum " +
+                        std::to_string(layer.quorum.quorum_id) + " has " +
+                        std::to_string(layer.quorum.members.size()) +
+                        " members. It ends so on every one of them. Outputs may be partly written: "
+                        "do not use them. Inputs are unchanged. Call it again."});
+  }
   kept_bytes_ -= record.copy.size();
   completed_.insert(number);
   records_.erase(found);

@@ -86,6 +86,12 @@ bool OperationLog::may_need(const RunQuorum& quorum, size_t rank, uint64_t numbe
   return done == done_.end() || done->second <= number;
 }
 
+bool OperationLog::owes_results() const {
+  return !broken_ && std::any_of(records_.begin(), records_.end(), [](const auto& item) {
+    return item.second.state == State::Complete;
+  });
+}
+
 // Lets go of results that everybody has.
 void OperationLog::release_known() {
   if (layers_.empty()) return;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/types.h"
+#include "kernels/finite.h"
 #include "kernels/half.h"
 #include "kernels/reduce.h"
 #include "kernels_reference.h"
@@ -413,4 +414,31 @@ TEST_CASE("select_target takes what this machine has and refuses the rest") {
   CHECK_FALSE(kernels::select_target("nonsense"));
   CHECK_FALSE(kernels::select_target(""));
   CHECK(kernels::selected_target() == before);
+}
+
+TEST_CASE("the first element that is no number is found, wherever it lies") {
+  const auto check = [](auto zero, DataType dtype, const auto& bad, size_t per_element) {
+    for (const size_t count : {size_t{0}, size_t{1}, size_t{13}, size_t{4096}, size_t{9001}}) {
+      std::vector<decltype(zero)> numbers(count * per_element, zero);
+      CHECK_FALSE(kernels::find_nonfinite(numbers.data(), count, dtype));
+      for (const auto value : bad) {
+        for (const size_t at : {size_t{0}, count / 2, count - 1}) {
+          if (count == 0) continue;
+          numbers.assign(count * per_element, zero);
+          numbers[at * per_element + per_element - 1] = value;
+          CHECK(kernels::find_nonfinite(numbers.data(), count, dtype) == at);
+        }
+      }
+    }
+  };
+  const std::array<float, 3> floats{NAN, INFINITY, -INFINITY};
+  const std::array<double, 3> doubles{NAN, INFINITY, -INFINITY};
+  check(3e38F, DataType::Float32, floats, 1);
+  check(1e308, DataType::Float64, doubles, 1);
+  check(-1.0F, DataType::Complex64, floats, 2);
+  check(-1.0, DataType::Complex128, doubles, 2);
+  check(uint16_t{0x7BFF}, DataType::Float16, std::array<uint16_t, 3>{0x7C00, 0xFC00, 0x7E01}, 1);
+  check(uint16_t{0x7F7F}, DataType::BFloat16, std::array<uint16_t, 3>{0x7F80, 0xFF80, 0xFFC0}, 1);
+  const std::vector<uint32_t> integers(100, 0xFFFFFFFFU);
+  CHECK_FALSE(kernels::find_nonfinite(integers.data(), 100, DataType::UInt32));
 }

@@ -358,6 +358,45 @@ TEST_CASE("after an error each element is the input or the result, and the error
   CHECK(partly > 0);
 }
 
+TEST_CASE(
+    "a contribution that is no number is refused on every member, by name, and mixed in nowhere") {
+  for (const bool is_lost : {false, true}) {
+    CAPTURE(is_lost);
+    Run run(4, kWays[0]);
+    constexpr size_t kCount = 300'000;
+    std::vector<std::vector<int64_t>> tensors;
+    std::vector<std::shared_ptr<Work>> works(4);
+    for (size_t i = 0; i < 4; ++i) tensors.emplace_back(kCount, contribution(i));
+    const auto start = [&](size_t i) {
+      RunCall call = all_reduce(tensors[i]);
+      if (i == 1) call.nonfinite = 17;
+      works[i] = run.members[i]->start(std::move(call));
+    };
+    for (const size_t i : {size_t{0}, size_t{3}}) start(i);
+    if (is_lost) {
+      // What stood still in one quorum and is refused in the next.
+      run.members[3]->hold(true);
+      run.change({3}, {});
+    }
+    for (const size_t i : {size_t{1}, size_t{2}}) start(i);
+    const std::string name = "member " + transport::to_text(run.members[1]->address().member_id);
+    for (const size_t i : run.alive) {
+      REQUIRE(works[i]->wait(after(Clock::now(), kSoonSeconds)));
+      const std::string& text = works[i]->error().message;
+      CHECK(works[i]->error().kind == ErrorKind::NonFinite);
+      CHECK_MESSAGE(text.find(i == 1 ? "this member" : name) != std::string::npos, text);
+      CHECK_MESSAGE(text.find("element 17") != std::string::npos, text);
+      CHECK(tensors[i] == std::vector<int64_t>(kCount, contribution(i)));
+    }
+    for (const size_t i : run.alive) works[i] = run.members[i]->start(all_reduce(tensors[i]));
+    for (const size_t i : run.alive) {
+      wait_well(works[i]);
+      CHECK(tensors[i] == std::vector<int64_t>(kCount, sum_of(run.alive)));
+    }
+    for (auto& member : run.members) member->close();
+  }
+}
+
 TEST_CASE("copies of results are let go when everybody has them") {
   Run run(3, kWays[2]);
   std::vector<std::vector<int64_t>> tensors(3, std::vector<int64_t>(1000, 1));

@@ -35,11 +35,14 @@ def check(work: Work, tensor: np.ndarray[Any, Any], average: bool) -> list[int]:
     return counts
 
 
-def reduce(comm: pccl.ElasticCommunicator, steps: int, elements: int, op: str) -> None:
+def reduce(
+    comm: pccl.ElasticCommunicator, steps: int, elements: int, op: str, first: int = 0
+) -> None:
     """all_reduce in place: `steps` times."""
-    for step in range(steps):
+    for step in range(first, first + steps):
         tensor = np.ones(elements, np.float32)
         begin = time.monotonic()
+        say(begin=step)
         work = comm.all_reduce(tensor, op, async_op=True)
         assert work is not None
         work.wait()
@@ -47,9 +50,40 @@ def reduce(comm: pccl.ElasticCommunicator, steps: int, elements: int, op: str) -
             step=step,
             seconds=time.monotonic() - begin,
             counts=check(work, tensor, op == "avg"),
+            contributors=len(work.contributors),
+            weight=work.weight,
             digest=hashlib.sha256(tensor).hexdigest(),
             world_size=comm.world_size,
         )
+
+
+def seeds(members: list[str], step: int) -> list[int]:
+    return [int(member, 16) * 1000 + step for member in members]
+
+
+def reduce_random(comm: pccl.ElasticCommunicator, steps: int, elements: int) -> None:
+    """all_reduce of numbers that everybody can compute again."""
+    for step in range(steps):
+        [own] = seeds([comm.member_id], step)
+        tensor = np.random.default_rng(own).standard_normal(elements, np.float32)
+        work = comm.all_reduce(tensor, async_op=True)
+        assert work is not None
+        work.wait()
+        counts = []
+        for begin, end, members, _ in work.contributions:
+            expected = np.zeros(elements)
+            for seed in seeds(members, step):
+                expected += np.random.default_rng(seed).standard_normal(elements, np.float32)
+            assert np.abs(tensor - expected)[begin:end].max() < 1e-5
+            counts.append(len(members))
+        say(step=step, counts=counts, digest=hashlib.sha256(tensor).hexdigest())
+
+
+def reduce_slowly(comm: pccl.ElasticCommunicator, steps: int, elements: int) -> None:
+    """The first of them takes its time."""
+    for step in range(steps):
+        time.sleep(0.1 if comm.rank == 0 else 0)
+        reduce(comm, 1, elements, "sum", step)
 
 
 def train(comm: pccl.ElasticCommunicator, steps: int) -> None:
@@ -73,6 +107,10 @@ def main() -> None:
             say(member=comm.member_id, rank=comm.rank)
             if program == "train":
                 train(comm, int(steps))
+            elif program == "random":
+                reduce_random(comm, int(steps), int(sys.argv[5]))
+            elif program == "slow":
+                reduce_slowly(comm, int(steps), int(sys.argv[5]))
             else:
                 reduce(comm, int(steps), int(sys.argv[5]), program)
     except pccl.PcclError as error:
