@@ -159,7 +159,9 @@ class StateSync:
         known = told[int(told["committed"].argmax())]
         committed = int(known["committed"])
         if newest == committed > 0:
-            candidates = [digest for digest in candidates if digest == known["committed_digest"].tobytes()]
+            candidates = [
+                digest for digest in candidates if digest == known["committed_digest"].tobytes()
+            ]
         if newest < committed or not candidates:
             raise NoHolder(
                 f"sync_state: revision {committed} was committed, and no member of quorum "

@@ -238,15 +238,15 @@ void bind_run_membership(RunClass& run) {
                              [](const Run& self) { return to_text(self.trouble().c_str()); })
       .def_property_readonly("round_trip_seconds", &Run::round_trip_seconds)
       .def_property_readonly("pending_quorum_id", &Run::pending_quorum_id)
-      .def_property_readonly("committed_revision",
-                             [](const Run& self) {
-                               const Run::Revision revision = self.committed_revision();
-                               const auto& digest = revision.digest;
-                               return py::make_tuple(
-                                   revision.number,
-                                   py::bytes(reinterpret_cast<const char*>(digest.data()),
-                                             digest.size()));
-                             })
+      .def_property_readonly(
+          "committed_revision",
+          [](const Run& self) {
+            const Run::Revision revision = self.committed_revision();
+            const auto& digest = revision.digest;
+            return py::make_tuple(
+                revision.number,
+                py::bytes(reinterpret_cast<const char*>(digest.data()), digest.size()));
+          })
       .def("gate_newcomers", &Run::gate_newcomers, py::call_guard<py::gil_scoped_release>())
       .def("admit", &Run::admit, py::arg("quorum_id"), py::call_guard<py::gil_scoped_release>())
       .def(

@@ -63,6 +63,8 @@ Dialer::Dialer(Endpoint& endpoint, Connection& connection, const Options& option
   }
   memory_pending_ = has_memory_;
   hello_.from = own;
+  // Who serves every run speaks as one of the peer's; else it would be a stranger there.
+  if (endpoint.options().accepts_any_run) hello_.from.run = peer.run;
   hello_.to = peer.member_id;
   hello_.nonce = connection.nonce;
   hello_.socket_index = options.socket_index;

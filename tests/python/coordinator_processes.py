@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,18 @@ def environment(**more: str) -> dict[str, str]:
 class CoordinatorProcess:
     """One process; restart() starts another one with the same database and port."""
 
-    def __init__(self, folder: Path, *options: str, port: int = 0, status: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        port: int = 0,
+        status: bool = True,
+        host: str = "127.0.0.1",
+        launch: Callable[..., Any] = subprocess.Popen,
+    ) -> None:
+        self._launch = launch
         self._command = [
-            *(sys.executable, "-m", "pccl", "coordinator", "--bind", "127.0.0.1"),
+            *(sys.executable, "-m", "pccl", "coordinator", "--bind", host),
             *("--database", str(folder / "coordinator.db")),
             *(("--status-port", "0") if status else ("--no-status",)),
             *options,
@@ -46,7 +56,7 @@ class CoordinatorProcess:
         """Start it and wait until it has printed its address."""
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.log: list[str] = []
-        self.process = subprocess.Popen(
+        self.process = self._launch(
             [*self._command, "--port", str(self.port)],
             env=environment(),
             stdout=subprocess.PIPE,

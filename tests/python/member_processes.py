@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,18 @@ PATIENCE_SECONDS = 60.0
 
 
 class MemberProcess:
-    def __init__(self, address: object, members: int, *program: object, **more: str) -> None:
-        self.process = subprocess.Popen(
+    def __init__(
+        self,
+        address: object,
+        members: int,
+        *program: object,
+        host: str = "127.0.0.1",
+        launch: Callable[..., Any] = subprocess.Popen,
+        **more: str,
+    ) -> None:
+        self.process = launch(
             [sys.executable, str(WORKER), str(address), str(members), *map(str, program)],
-            env=environment(PCCL_HOST="127.0.0.1", PCCL_BIND="127.0.0.1", **more),
+            env=environment(PCCL_HOST=host, PCCL_BIND=host, **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,50 +1,19 @@
 """Four hosts that are far apart: the same results, and an error in time when one is out of reach.
 
-Needs wanlab, which makes hosts out of network namespaces: WANLAB names its folder, which otherwise
-is looked for beside the repository. It needs root.
+Needs wanlab: see wide_area.py.
 """
 
-import importlib.util
-import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 from rank_processes import Ranks
+from wide_area import REASON, WANLAB
 
-BESIDE = Path(__file__).resolve().parents[3] / "shared" / "wanlab"
-
-
-def load_wanlab() -> tuple[ModuleType | None, str]:
-    """The module, or why there is none."""
-    folder = Path(os.environ.get("WANLAB", "") or BESIDE)
-    file = folder / "wanlab.py"
-    if not file.is_file():
-        return None, f"no wanlab in {folder} (WANLAB names another folder)"
-    spec = importlib.util.spec_from_file_location("wanlab", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["wanlab"] = module
-    spec.loader.exec_module(module)
-    reason = module.unavailable_reason()
-    if reason is None:
-        try:
-            with module.Lab() as lab:
-                lab.add_host("probe")
-        except (OSError, module.WanlabError) as error:
-            reason = f"wanlab cannot make a host here: {error}"
-    return module, reason or ""
-
-
-WANLAB, REASON = load_wanlab()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
 
 WORLD_SIZE = 4

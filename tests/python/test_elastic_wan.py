@@ -1,0 +1,86 @@
+"""The contract's lines that need hosts of their own; needs wanlab: see wide_area.py."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from coordinator_processes import CoordinatorProcess
+from member_processes import MemberProcess, agree, by_step
+from wide_area import REASON, WANLAB
+
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+
+
+@contextmanager
+def far_apart(
+    folder: Path, count: int, steps: int, elements: int
+) -> Iterator[tuple[Any, list[Any], CoordinatorProcess, list[MemberProcess]]]:
+    """Lab, hosts, coordinator on a host of its own (the last one), members on the others."""
+    assert WANLAB is not None
+    seed = random.randrange(1 << 30)
+    print(f"lab seed {seed}")
+    with WANLAB.Lab(seed=seed) as lab, ExitStack() as stack:
+        hosts = [lab.add_host(f"h{i}", up="100mbit", down="100mbit") for i in range(count + 1)]
+        for first in range(count + 1):
+            for second in range(first):
+                lab.link(hosts[first], hosts[second], rtt="20ms")
+        last = hosts[-1]
+        coordinator = stack.enter_context(
+            CoordinatorProcess(
+                folder, "--silence", "2", status=False, host=last.addr, launch=last.popen
+            )
+        )
+        started = []
+        for host in hosts[:-1]:
+            program = (coordinator.address, count, "sum", steps, elements)
+            member = MemberProcess(*program, host=host.addr, launch=host.popen)
+            stack.callback(member.close)
+            started.append(member)
+        yield lab, hosts, coordinator, started
+
+
+def test_line_08_a_broken_connection_is_repaired_underneath(tmp_path: Path) -> None:
+    with far_apart(tmp_path, 3, 60, 200_000) as (_, hosts, coordinator, started):
+        resets = 0
+        for step in (3, 10, 20):
+            started[0].wait_for("step", step)
+            try:
+                resets += hosts[1].reset_connections()
+            except OSError as error:
+                pytest.skip(f"this kernel resets no connections: {error}")
+        assert resets > 0
+        started[0].wait_for("step", 30)
+        hosts[2].blackhole()
+        time.sleep(1)  # of silence, which is no reason to give anybody up
+        hosts[2].heal()
+        for member in started:
+            member.finish()
+        agree(started, 60)
+        assert by_step(started[0])[59]["counts"] == [3]
+        assert not re.search("gone|silent|reach", coordinator.text()), coordinator.text()
+
+
+def test_line_12_a_partition_never_makes_two_runs(tmp_path: Path) -> None:
+    with far_apart(tmp_path, 3, 400, 1000) as (lab, hosts, coordinator, started):
+        for member in started:
+            member.wait_for("step", 3)
+        # The coordinator keeps two of three; the third has only itself.
+        lab.partition([hosts[0], hosts[1], hosts[3]], [hosts[2]])
+        coordinator.wait_for_log("is out")
+        for member in started[:2]:
+            member.finish()
+        agree(started[:2], 400)
+        assert by_step(started[0])[399]["counts"] == [2]
+        alone = [said for said in by_step(started[2]).values() if said["counts"] != [3]]
+        assert not alone, "it went on without the others"
+        lab.heal()
+        said = started[2].wait_for("error")
+        assert said["error"] == "MemberLost"
+        assert "join again" in said["text"]
