@@ -75,7 +75,9 @@ Coordinator::Coordinator(CoordinatorOptions options, Durable durable, TimePoint 
       now_(now) {
   set_quorum(durable_.quorum);
   started_max_ = durable_.first_operation;
-  if (!options_.has_taken_over) durable_.term = next_term(durable_.term);
+  if (!options_.has_taken_over)
+    durable_.term =
+        std::max(next_term(durable_.term), durable_.term == 0 ? options_.first_term << 32 : 0);
   persist();
   note("coordinator of '" + options_.run + "' starts with term " + term_text(durable_.term) +
        " and quorum " + std::to_string(durable_.quorum.quorum_id));
@@ -94,6 +96,7 @@ void Coordinator::set_quorum(Quorum quorum) {
     if (is_new) known->second.heard_at = now_;
   }
   lost_.clear();
+  doubtful_.clear();
   outstanding_.reset();
   somebody_holds_ = somebody_froze_ = false;
   waiting_.clear();
@@ -247,7 +250,7 @@ void Coordinator::learn_quorum(const Report& report) {
 // Whoever accepted a proposal of the next quorum knows who was gone when it was made.
 void Coordinator::learn_gone(const Report& report) {
   if (!report.accepted) return;
-  if (report.accepted->quorum.quorum_id != durable_.quorum.quorum_id + 1) return;
+  if (report.accepted->quorum.quorum_id <= durable_.quorum.quorum_id) return;
   somebody_holds_ = true;
   somebody_froze_ = somebody_froze_ || report.accepted->freezes;
   for (const MemberId& id : report.accepted->gone) {
@@ -338,11 +341,11 @@ void Coordinator::catch_up(const MemberId& from, const Report& report, TimePoint
     return;
   }
   const bool was_in = report.quorum_id != 0;
-  if (was_in && report.quorum_id + 1 != quorum.quorum_id) {
-    known.out = "it stayed behind in quorum " + std::to_string(report.quorum_id);
-  } else if (report.accepted && report.accepted->term == durable_.quorum_term &&
-             report.accepted->ballot == durable_.quorum_ballot) {
+  if (report.accepted && report.accepted->term == durable_.quorum_term &&
+      report.accepted->ballot == durable_.quorum_ballot) {
     send_commit(from, durable_.quorum_term, durable_.quorum_ballot);
+  } else if (was_in && report.quorum_id + 1 != quorum.quorum_id) {
+    known.out = "it stayed behind in quorum " + std::to_string(report.quorum_id);
   } else {
     Proposal again{
         durable_.term, ++ballot_, durable_.recover_from != kNothingToRecover, quorum, {}};

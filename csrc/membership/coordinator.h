@@ -33,6 +33,9 @@ struct CoordinatorOptions {
   // or that took over (then has_taken_over), may know less and needs more than half of the members.
   bool has_database = true;
   bool has_taken_over = false;  // retires when it hears of a higher term
+  // Where the disk knows of no term. Higher than any that was used before the disk was lost, so the
+  // time of day: a term names one reign.
+  uint64_t first_term = 1;
 };
 
 // What a coordinator must find again after a crash.
@@ -108,7 +111,6 @@ class Coordinator {
   };
   struct Outstanding {
     Proposal proposal;
-    bool repeats = false;  // somebody accepted it under an older term: it may have been agreed
     std::map<MemberId, Progress> accepted;
     std::string reason;
   };
@@ -146,7 +148,9 @@ class Coordinator {
   bool is_lost(const MemberId& id, TimePoint now) const;
   bool settle_outstanding(TimePoint now);
   void judge_links(TimePoint now);
-  std::pair<size_t, size_t> count_alive(const std::vector<Seat>& seats) const;
+  // Of `all`: how many may be alive, and how many of them are among `seats`.
+  std::pair<size_t, size_t> count_alive(const std::vector<Seat>& all,
+                                        const std::vector<Seat>& seats) const;
   bool may_follow(const std::vector<Seat>& seats) const;
   std::vector<Seat> witnesses(TimePoint now) const;
   void wait_for_more(const std::vector<Seat>& seats);
@@ -154,7 +158,8 @@ class Coordinator {
   void propose_first(TimePoint now);
   void close_quorum();
   std::vector<Seat> newcomers(TimePoint now) const;
-  const Proposal* accepted_before() const;
+  void collect_doubtful();
+  void propose_after_doubtful(Outstanding next, TimePoint now);
   void propose(Outstanding next, TimePoint now);
   void commit();
   void send_commit(const MemberId& to, uint64_t term, uint64_t ballot);
@@ -175,6 +180,9 @@ class Coordinator {
   std::map<MemberId, std::string> lost_;         // seats that have to go, and why
   std::map<MemberId, std::string> out_reasons_;  // of those that are out already
   std::optional<Outstanding> outstanding_;
+  // Later than the quorum in force, and accepted by somebody under an older term, by (term,
+  // ballot). Each may have been agreed, and nobody who lives may know with which numbers.
+  std::map<std::pair<uint64_t, uint64_t>, Quorum> doubtful_;
   uint64_t ballot_ = 0;
   uint64_t arrivals_ = 0;
   uint64_t started_max_ = 0;  // of all operations that anybody told of

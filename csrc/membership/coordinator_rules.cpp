@@ -1,4 +1,4 @@
-// Who is lost, what is proposed, when it is agreed. docs/decisions/0005-membership.md has the
+// Who is lost, what is proposed. docs/decisions/0005-membership.md has the
 // reasons.
 #include <algorithm>
 #include <cstdio>
@@ -10,9 +10,6 @@ namespace pccl::membership {
 namespace {
 
 using enum CoordinatorState;
-
-// Of members that were dropped; who comes back after so many others is told less.
-constexpr size_t kReasonsKept = 4096;
 
 std::string seconds_text(double seconds) {
   char text[32];
@@ -28,6 +25,7 @@ double seconds_between(TimePoint from, TimePoint to) {
 
 void Coordinator::decide(TimePoint now) {
   judge(now);
+  collect_doubtful();
   if (outstanding_ && settle_outstanding(now)) return;
   const auto& seats = durable_.quorum.seats;
   const bool is_anybody_left = std::any_of(seats.begin(), seats.end(), [&](const Seat& seat) {
@@ -126,19 +124,30 @@ void Coordinator::judge_links(TimePoint now) {
 
 // --- what may follow -----------------------------------------------------------------------------
 
-// How many members of the last quorum may be alive, and how many of them are among `seats`.
-std::pair<size_t, size_t> Coordinator::count_alive(const std::vector<Seat>& seats) const {
-  const auto is_alive = [&](const Seat& seat) {
-    return ranks_.find(seat.member_id) != ranks_.end() && !known_.at(seat.member_id).is_gone;
-  };
-  const auto& all = durable_.quorum.seats;
-  return {std::count_if(all.begin(), all.end(), is_alive),
-          std::count_if(seats.begin(), seats.end(), is_alive)};
+std::pair<size_t, size_t> Coordinator::count_alive(const std::vector<Seat>& all,
+                                                   const std::vector<Seat>& seats) const {
+  size_t alive = 0;
+  size_t here = 0;
+  for (const Seat& seat : all) {
+    const auto known = known_.find(seat.member_id);
+    if (known != known_.end() && known->second.is_gone) continue;
+    alive += 1;
+    here += static_cast<size_t>(std::any_of(seats.begin(), seats.end(), [&](const Seat& other) {
+      return other.member_id == seat.member_id;
+    }));
+  }
+  return {alive, here};
 }
 
+// The quorum in force, and every proposal that may have come into force after it.
 bool Coordinator::may_follow(const std::vector<Seat>& seats) const {
-  const auto [alive, here] = count_alive(seats);
-  return is_authoritative_ ? 2 * here >= alive : 2 * here > alive;
+  const auto is_enough_of = [&](const std::vector<Seat>& all) {
+    const auto [alive, here] = count_alive(all, seats);
+    return is_authoritative_ ? 2 * here >= alive : 2 * here > alive;
+  };
+  return is_enough_of(durable_.quorum.seats) &&
+         std::all_of(doubtful_.begin(), doubtful_.end(),
+                     [&](const auto& item) { return is_enough_of(item.second.seats); });
 }
 
 // Seats that have to go, but can still say that they agree: they count for what may follow.
@@ -155,7 +164,7 @@ std::vector<Seat> Coordinator::witnesses(TimePoint now) const {
 }
 
 void Coordinator::wait_for_more(const std::vector<Seat>& seats) {
-  const auto [alive, here] = count_alive(seats);
+  const auto [alive, here] = count_alive(durable_.quorum.seats, seats);
   std::string details;
   for (const auto& [id, reason] : lost_) details += "; " + name_of(id) + ": " + reason;
   note_waiting("can't go on: of " + std::to_string(alive) + " members that may be alive, " +
@@ -180,18 +189,16 @@ std::vector<Seat> Coordinator::newcomers(TimePoint now) const {
   return seats;
 }
 
-// The proposal that somebody accepted last, under an older term. It may have been agreed, so it
-// comes first. One of our own term was not: we would know.
-const Proposal* Coordinator::accepted_before() const {
-  const Proposal* last = nullptr;
+// Those of our own term were not agreed: we would know. Nor those of this run's own coordinator
+// where its disk has all that it agreed to.
+void Coordinator::collect_doubtful() {
   for (const auto& [id, known] : known_) {
     const auto& accepted = known.report.accepted;
-    if (!accepted || accepted->quorum.quorum_id != durable_.quorum.quorum_id + 1) continue;
-    const bool is_later = last == nullptr || std::pair(last->term, last->ballot) <
-                                                 std::pair(accepted->term, accepted->ballot);
-    if (is_later) last = &*accepted;
+    if (!accepted || accepted->quorum.quorum_id <= durable_.quorum.quorum_id) continue;
+    const bool is_ours =
+        accepted->term == durable_.term || (is_authoritative_ && !is_of_takeover(accepted->term));
+    if (!is_ours) doubtful_.try_emplace({accepted->term, accepted->ballot}, accepted->quorum);
   }
-  return last != nullptr && last->term < durable_.term ? last : nullptr;
 }
 
 // --- proposing -----------------------------------------------------------------------------------
@@ -207,6 +214,14 @@ void Coordinator::propose_next(TimePoint now) {
   }
   std::vector<Seat> voters = survivors;
   for (Seat& seat : witnesses(now)) voters.push_back(std::move(seat));
+  for (const auto& [number, before] : doubtful_) {
+    for (const Seat& seat : before.seats) {
+      const auto known = known_.find(seat.member_id);
+      const bool is_here = known != known_.end() && known->second.is_connected &&
+                           known->second.obeys && !is_lost(seat.member_id, now);
+      if (is_here) voters.push_back(seat);
+    }
+  }
   if (!may_follow(voters)) return wait_for_more(voters);
   if (!do_all_obey) {
     state_ = Gathering;
@@ -215,13 +230,7 @@ void Coordinator::propose_next(TimePoint now) {
   waiting_.clear();
   Outstanding next;
   next.proposal.quorum.quorum_id = durable_.quorum.quorum_id + 1;
-  if (const Proposal* before = accepted_before()) {
-    next.repeats = true;
-    next.proposal = *before;
-    next.reason =
-        "it was proposed in term " + term_text(before->term) + " and may have been agreed";
-    return propose(std::move(next), now);
-  }
+  if (!doubtful_.empty()) return propose_after_doubtful(std::move(next), now);
   std::vector<Seat> arrived = newcomers(now);
   const bool drops = survivors.size() < durable_.quorum.seats.size();
   if (drops || somebody_froze_) {
@@ -251,6 +260,30 @@ void Coordinator::propose_next(TimePoint now) {
   next.reason = adds ? "members join" : "operations were held";
   if (adds || somebody_holds_) return propose(std::move(next), now);
   state_ = Steady;
+}
+
+// What may be in force somewhere is followed by a quorum of those of it that are here. Operations
+// that anybody may have started in between are recovered.
+void Coordinator::propose_after_doubtful(Outstanding next, TimePoint now) {
+  Quorum& quorum = next.proposal.quorum;
+  for (const auto& [number, before] : doubtful_)
+    quorum.quorum_id = std::max(quorum.quorum_id, before.quorum_id + 1);
+  const auto& [number, last] = *doubtful_.rbegin();
+  for (const Seat& seat : last.seats) {
+    // Who has not spoken yet gets the time that a silent one gets.
+    const auto [known, is_new] = known_.try_emplace(seat.member_id);
+    if (is_new) known->second.heard_at = now;
+    if (is_lost(seat.member_id, now)) continue;
+    // Who proposed it may not have known that a seat had joined already.
+    const auto rank = ranks_.find(seat.member_id);
+    const bool is_in = rank != ranks_.end();
+    quorum.seats.push_back(is_in ? durable_.quorum.seats[static_cast<size_t>(rank->second)] : seat);
+  }
+  if (quorum.seats.empty()) return note_waiting("nobody of the last proposal is here");
+  next.proposal.freezes = true;
+  next.reason = "quorum " + std::to_string(last.quorum_id) + " was proposed in term " +
+                term_text(number.first) + " and may have been agreed";
+  propose(std::move(next), now);
 }
 
 // No quorum yet, or nobody of the last one is alive.
@@ -298,154 +331,6 @@ void Coordinator::propose(Outstanding next, TimePoint now) {
     send_proposal(seat.member_id, now);
   }
   for (const Seat& seat : durable_.quorum.seats) send_proposal(seat.member_id, now);
-}
-
-// --- agreeing ------------------------------------------------------------------------------------
-
-// Returns whether the proposal is agreed now, or still to be waited for.
-bool Coordinator::settle_outstanding(TimePoint now) {
-  std::vector<Seat> accepted;
-  bool is_complete = true;  // all that are not lost have accepted
-  bool is_whole = true;     // nobody is lost
-  for (const Seat& seat : outstanding_->proposal.quorum.seats) {
-    if (outstanding_->accepted.count(seat.member_id) != 0) {
-      accepted.push_back(seat);
-    } else if (!is_lost(seat.member_id, now)) {
-      is_complete = false;
-    }
-    is_whole = is_whole && !is_lost(seat.member_id, now);
-  }
-  std::vector<Seat> voters = accepted;
-  for (const Seat& seat : durable_.quorum.seats) {
-    const bool is_witness = outstanding_->accepted.count(seat.member_id) != 0 &&
-                            !outstanding_->proposal.quorum.contains(seat.member_id);
-    if (is_witness) voters.push_back(seat);
-  }
-  const bool is_enough = durable_.quorum.quorum_id == 0 || may_follow(voters);
-  const bool is_settled = is_whole || outstanding_->repeats;
-  if (is_complete && is_enough && is_settled && !accepted.empty()) {
-    commit();
-    return true;
-  }
-  state_ = Proposing;
-  if (is_complete && !is_enough && !is_whole) wait_for_more(voters);
-  if (is_settled) return true;
-  outstanding_.reset();
-  return false;
-}
-
-void Coordinator::commit() {
-  const Outstanding agreed = std::move(*outstanding_);
-  const Quorum before = durable_.quorum;
-  uint64_t first_operation = 0;
-  uint64_t recover_from = kNothingToRecover;
-  bool goes_on = false;  // with anybody of the quorum before
-  for (const auto& [id, progress] : agreed.accepted) {
-    if (ranks_.find(id) == ranks_.end() || !agreed.proposal.quorum.contains(id)) continue;
-    goes_on = true;
-    first_operation = std::max(first_operation, progress.started);
-    recover_from = std::min(recover_from, progress.completed);
-  }
-  // Seats that may still be there and have not answered: what they have told must fit, so that they
-  // can be let in late.
-  for (const Seat& seat : before.seats) {
-    const Known& known = known_.at(seat.member_id);
-    const bool is_missing = agreed.proposal.quorum.contains(seat.member_id) &&
-                            agreed.accepted.count(seat.member_id) == 0;
-    if (!is_missing || known.report.quorum_id != before.quorum_id) continue;
-    first_operation = std::max(first_operation, known.report.progress.started);
-    recover_from = std::min(recover_from, known.report.progress.completed);
-  }
-  if (!goes_on && before.quorum_id != 0) first_operation = started_max_;
-  // Never back, even when all that had started an operation are dead: it is recovered already.
-  first_operation = std::max(first_operation, durable_.first_operation);
-  if (!agreed.proposal.freezes) recover_from = kNothingToRecover;
-
-  if (out_reasons_.size() > kReasonsKept) out_reasons_.clear();
-  std::map<MemberId, std::string> names;
-  for (const Seat& seat : before.seats) {
-    names[seat.member_id] = name_of(seat.member_id);
-    if (agreed.proposal.quorum.contains(seat.member_id)) continue;
-    const auto reason = lost_.find(seat.member_id);
-    out_reasons_[seat.member_id] = reason == lost_.end() ? agreed.reason : reason->second;
-  }
-  Quorum quorum = agreed.proposal.quorum;
-  for (Seat& seat : quorum.seats) {
-    if (seat.joined_at == kJoinsNow) seat.joined_at = first_operation;
-  }
-  durable_.quorum_term = agreed.proposal.term;
-  durable_.quorum_ballot = agreed.proposal.ballot;
-  durable_.first_operation = first_operation;
-  durable_.recover_from = recover_from;
-  set_quorum(std::move(quorum));
-  is_authoritative_ = options_.has_database && !options_.has_taken_over;
-  persist();
-  for (const auto& [id, progress] : agreed.accepted) {
-    if (!agreed.proposal.quorum.contains(id)) continue;
-    send_commit(id, agreed.proposal.term, agreed.proposal.ballot);
-  }
-  announce(before, names);
-  state_ = Gathering;
-}
-
-void Coordinator::send_commit(const MemberId& to, uint64_t term, uint64_t ballot) {
-  send(to, Commit{term, ballot, durable_.quorum.quorum_id, durable_.first_operation,
-                  durable_.recover_from});
-}
-
-// Tells those that are out, and whoever reads notes.
-void Coordinator::announce(const Quorum& before, const std::map<MemberId, std::string>& names) {
-  const Quorum& quorum = durable_.quorum;
-  for (const Seat& seat : before.seats) {
-    if (ranks_.find(seat.member_id) != ranks_.end()) continue;
-    const std::string& reason = out_reasons_.at(seat.member_id);
-    note(names.at(seat.member_id) + " is out: " + reason);
-    if (known_.at(seat.member_id).is_connected) {
-      send(seat.member_id, Refuse{durable_.term, RefuseKind::Evicted, reason});
-    }
-    known_.erase(seat.member_id);
-  }
-  for (const Seat& seat : quorum.seats) {
-    if (!before.contains(seat.member_id)) note(name_of(seat.member_id) + " is in");
-  }
-  note("quorum " + std::to_string(quorum.quorum_id) + " of " + std::to_string(quorum.seats.size()) +
-       " members is in force from operation " + std::to_string(durable_.first_operation) + " on");
-}
-
-// A revision of the shared state is committed when two living members hold it, or the only one.
-void Coordinator::learn_revision() {
-  std::map<std::pair<uint64_t, Digest>, size_t> holders;
-  for (const Seat& seat : durable_.quorum.seats) {
-    const Known& known = known_.at(seat.member_id);
-    if (!known.obeys || known.report.revision <= durable_.revision) continue;
-    ++holders[{known.report.revision, known.report.digest}];
-  }
-  const size_t needed = std::min<size_t>(2, durable_.quorum.seats.size());
-  for (auto at = holders.rbegin(); at != holders.rend(); ++at) {
-    if (at->second < needed) continue;
-    durable_.revision = at->first.first;
-    durable_.digest = at->first.second;
-    persist();
-    note("revision " + std::to_string(durable_.revision) + " of the shared state is committed");
-    return;
-  }
-}
-
-// --- time ----------------------------------------------------------------------------------------
-
-TimePoint Coordinator::next_deadline(TimePoint now) const {
-  TimePoint next = after(now, options_.heartbeat_seconds);
-  const auto consider = [&](TimePoint due) {
-    if (due > now) next = std::min(next, due);
-  };
-  for (const Seat& seat : durable_.quorum.seats) {
-    const Known& known = known_.at(seat.member_id);
-    consider(after(known.heard_at, silence_seconds(known)));
-    for (const auto& [other, since] : known.suspects_since) {
-      consider(after(since, options_.link_grace_seconds));
-    }
-  }
-  return next;
 }
 
 }  // namespace pccl::membership

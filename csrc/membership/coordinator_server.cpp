@@ -146,7 +146,8 @@ CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePo
                              .heartbeat_seconds = options_.heartbeat_seconds,
                              .silence_seconds = options_.silence_seconds,
                              .link_grace_seconds = options_.link_grace_seconds,
-                             .takeover_seconds = options_.takeover_seconds};
+                             .takeover_seconds = options_.takeover_seconds,
+                             .first_term = static_cast<uint64_t>(wall_clock_seconds())};
   if (!options_.runs.empty()) {
     const auto wanted = options_.runs.find(name);
     if (wanted == options_.runs.end()) {

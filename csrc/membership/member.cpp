@@ -118,11 +118,11 @@ void Member::on(const Status& status, TimePoint now) {
   if (is_new_term || status.wants_quorum) send_report(now);
 }
 
-// Only the proposals of one coordinator, in their order, and for the quorum that follows ours.
+// Only the proposals of one coordinator, in their order, and for a later quorum than ours.
 bool Member::may_accept(const Proposal& proposal) const {
   const uint64_t quorum_id = proposal.quorum.quorum_id;
   if (proposal.term != report_.term || report_.is_leaving) return false;
-  if (quorum_.quorum_id != 0 && quorum_id != quorum_.quorum_id + 1) return false;
+  if (quorum_id <= quorum_.quorum_id) return false;
   const auto is_newer = [&](const std::optional<Proposal>& other) {
     return !other ||
            std::pair(proposal.term, proposal.ballot) > std::pair(other->term, other->ballot);
@@ -133,8 +133,7 @@ bool Member::may_accept(const Proposal& proposal) const {
 void Member::on(const Propose& propose, TimePoint /*now*/) {
   const Proposal& proposal = propose.proposal;
   const std::optional<Proposal>& accepted = report_.accepted;
-  if (accepted && !pending_ && accepted->term == proposal.term &&
-      accepted->ballot == proposal.ballot) {
+  if (accepted && !pending_ && *accepted == proposal) {
     send_accept();
     return;
   }

@@ -20,6 +20,8 @@ uint64_t next_term(uint64_t largest, const MemberId& member) {
   return next_term(largest) | std::max<uint32_t>(bits, 1);
 }
 
+bool is_of_takeover(uint64_t term) { return static_cast<uint32_t>(term) != 0; }
+
 std::string term_text(uint64_t term) {
   std::string text = std::to_string(term >> 32);
   const auto bits = static_cast<uint32_t>(term);

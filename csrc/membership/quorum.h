@@ -44,7 +44,8 @@ size_t encoded_bytes(const Quorum& quorum);  // on the wire
 // run's own coordinator: 0), so that no two coordinators ever have the same one.
 uint64_t next_term(uint64_t largest);                          // the run's own coordinator
 uint64_t next_term(uint64_t largest, const MemberId& member);  // one that takes over
-std::string term_text(uint64_t term);                          // "7", "7/1a2b3c4d"
+bool is_of_takeover(uint64_t term);
+std::string term_text(uint64_t term);  // "7", "7/1a2b3c4d"
 
 struct Proposal {
   uint64_t term = 0;

@@ -320,9 +320,10 @@ void World::start_coordinator(int host, Durable disk, bool has_database, bool ha
   if (options_.mutation == Mutation::TermNotRaised && disk.term != 0) disk.term -= 1ull << 32;
   const bool skips = options_.mutation == Mutation::BootGraceSkipped && !disk.quorum.seats.empty();
   const TimePoint now = time();
-  process.machine =
-      std::make_unique<Coordinator>(coordinator_options(options_, has_database, has_taken_over),
-                                    std::move(disk), skips ? now - std::chrono::seconds(5) : now);
+  CoordinatorOptions options = coordinator_options(options_, has_database, has_taken_over);
+  options.first_term = 1 + static_cast<uint64_t>(now_ * 1000);
+  process.machine = std::make_unique<Coordinator>(std::move(options), std::move(disk),
+                                                  skips ? now - std::chrono::seconds(5) : now);
   for (int step = 10; skips && step > 1; --step) {
     process.machine->on_time(now - std::chrono::milliseconds(500 * step));
   }

@@ -291,6 +291,19 @@ void World::check_progress() {
     result_.was_stuck_rightly = true;
     return;
   }
+  for (const auto& [host, coordinator] : coordinators_) {
+    log("at the end: coordinator at " + std::to_string(host) + " " +
+        std::string(state_name(coordinator.machine->state())) + ", term " +
+        term_text(coordinator.machine->durable().term) + ", quorum " +
+        std::to_string(coordinator.machine->durable().quorum.quorum_id));
+  }
+  for (size_t i = 0; i < processes_.size(); ++i) {
+    const Process& process = processes_[i];
+    if (!process.is_alive || process.is_out) continue;
+    log("at the end: member " + std::to_string(i) + " " +
+        std::string(state_name(process.member->state())) + ", " +
+        describe(process.member->report(false)));
+  }
   if (quorum == nullptr) throw Violation("no quorum came about");
   for (size_t i = 0; i < processes_.size(); ++i) {
     const Process& process = processes_[i];

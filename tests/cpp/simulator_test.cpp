@@ -39,6 +39,14 @@ TEST_CASE("no seed violates the protocol") {
   CHECK(recovered > 0);
 }
 
+TEST_CASE("seeds that once found something") {
+  for (const uint64_t seed : {92, 219, 1385, 10177, 10215, 12337, 13315, 13361, 13499}) {
+    const Result result = simulate(options_for(seed));
+    INFO(result.violation);
+    CHECK(result.violation.empty());
+  }
+}
+
 TEST_CASE("a seed is the same run, event for event") {
   for (uint64_t seed = 1; seed <= 20; ++seed)
     CHECK(simulate(options_for(seed)).hash == simulate(options_for(seed)).hash);

@@ -1,0 +1,162 @@
+// When a proposal is agreed, and who is told. docs/decisions/0005-membership.md has the reasons.
+#include <algorithm>
+#include <utility>
+
+#include "membership/coordinator.h"
+
+namespace pccl::membership {
+namespace {
+
+using enum CoordinatorState;
+
+// Of members that were dropped; who comes back after so many others is told less.
+constexpr size_t kReasonsKept = 4096;
+
+}  // namespace
+
+// Returns whether the proposal is agreed now, or still to be waited for.
+bool Coordinator::settle_outstanding(TimePoint now) {
+  std::vector<Seat> accepted;
+  bool is_complete = true;  // all that are not lost have accepted
+  bool is_whole = true;     // nobody is lost
+  for (const Seat& seat : outstanding_->proposal.quorum.seats) {
+    if (outstanding_->accepted.count(seat.member_id) != 0) {
+      accepted.push_back(seat);
+    } else if (!is_lost(seat.member_id, now)) {
+      is_complete = false;
+    }
+    is_whole = is_whole && !is_lost(seat.member_id, now);
+  }
+  std::vector<Seat> voters = accepted;
+  for (const Seat& seat : durable_.quorum.seats) {
+    const bool is_witness = outstanding_->accepted.count(seat.member_id) != 0 &&
+                            !outstanding_->proposal.quorum.contains(seat.member_id);
+    if (is_witness) voters.push_back(seat);
+  }
+  const bool is_enough = durable_.quorum.quorum_id == 0 || may_follow(voters);
+  if (is_complete && is_enough && is_whole && !accepted.empty()) {
+    commit();
+    return true;
+  }
+  state_ = Proposing;
+  if (is_complete && !is_enough && !is_whole) wait_for_more(voters);
+  if (is_whole) return true;
+  outstanding_.reset();
+  return false;
+}
+
+void Coordinator::commit() {
+  const Outstanding agreed = std::move(*outstanding_);
+  const Quorum before = durable_.quorum;
+  uint64_t first_operation = 0;
+  uint64_t recover_from = kNothingToRecover;
+  bool goes_on = false;  // with anybody of the quorum before
+  for (const auto& [id, progress] : agreed.accepted) {
+    if (ranks_.find(id) == ranks_.end() || !agreed.proposal.quorum.contains(id)) continue;
+    goes_on = true;
+    first_operation = std::max(first_operation, progress.started);
+    recover_from = std::min(recover_from, progress.completed);
+  }
+  // Seats that may still be there and have not answered: what they have told must fit, so that they
+  // can be let in late.
+  for (const Seat& seat : before.seats) {
+    const Known& known = known_.at(seat.member_id);
+    const bool is_missing = agreed.proposal.quorum.contains(seat.member_id) &&
+                            agreed.accepted.count(seat.member_id) == 0;
+    if (!is_missing || known.report.quorum_id != before.quorum_id) continue;
+    first_operation = std::max(first_operation, known.report.progress.started);
+    recover_from = std::min(recover_from, known.report.progress.completed);
+  }
+  if (!goes_on && before.quorum_id != 0) first_operation = started_max_;
+  // Never back, even when all that had started an operation are dead: it is recovered already.
+  first_operation = std::max(first_operation, durable_.first_operation);
+  if (!agreed.proposal.freezes) recover_from = kNothingToRecover;
+
+  if (out_reasons_.size() > kReasonsKept) out_reasons_.clear();
+  std::map<MemberId, std::string> names;
+  for (const Seat& seat : before.seats) {
+    names[seat.member_id] = name_of(seat.member_id);
+    if (agreed.proposal.quorum.contains(seat.member_id)) continue;
+    const auto reason = lost_.find(seat.member_id);
+    out_reasons_[seat.member_id] = reason == lost_.end() ? agreed.reason : reason->second;
+  }
+  Quorum quorum = agreed.proposal.quorum;
+  for (Seat& seat : quorum.seats) {
+    if (seat.joined_at == kJoinsNow) seat.joined_at = first_operation;
+  }
+  durable_.quorum_term = agreed.proposal.term;
+  durable_.quorum_ballot = agreed.proposal.ballot;
+  durable_.first_operation = first_operation;
+  durable_.recover_from = recover_from;
+  set_quorum(std::move(quorum));
+  is_authoritative_ = options_.has_database && !options_.has_taken_over;
+  persist();
+  for (const auto& [id, progress] : agreed.accepted) {
+    if (!agreed.proposal.quorum.contains(id)) continue;
+    send_commit(id, agreed.proposal.term, agreed.proposal.ballot);
+  }
+  announce(before, names);
+  state_ = Gathering;
+}
+
+void Coordinator::send_commit(const MemberId& to, uint64_t term, uint64_t ballot) {
+  send(to, Commit{term, ballot, durable_.quorum.quorum_id, durable_.first_operation,
+                  durable_.recover_from});
+}
+
+// Tells those that are out, and whoever reads notes.
+void Coordinator::announce(const Quorum& before, const std::map<MemberId, std::string>& names) {
+  const Quorum& quorum = durable_.quorum;
+  for (const Seat& seat : before.seats) {
+    if (ranks_.find(seat.member_id) != ranks_.end()) continue;
+    const std::string& reason = out_reasons_.at(seat.member_id);
+    note(names.at(seat.member_id) + " is out: " + reason);
+    if (known_.at(seat.member_id).is_connected) {
+      send(seat.member_id, Refuse{durable_.term, RefuseKind::Evicted, reason});
+    }
+    known_.erase(seat.member_id);
+  }
+  for (const Seat& seat : quorum.seats) {
+    if (!before.contains(seat.member_id)) note(name_of(seat.member_id) + " is in");
+  }
+  note("quorum " + std::to_string(quorum.quorum_id) + " of " + std::to_string(quorum.seats.size()) +
+       " members is in force from operation " + std::to_string(durable_.first_operation) + " on");
+}
+
+// A revision of the shared state is committed when two living members hold it, or the only one.
+void Coordinator::learn_revision() {
+  std::map<std::pair<uint64_t, Digest>, size_t> holders;
+  for (const Seat& seat : durable_.quorum.seats) {
+    const Known& known = known_.at(seat.member_id);
+    if (!known.obeys || known.report.revision <= durable_.revision) continue;
+    ++holders[{known.report.revision, known.report.digest}];
+  }
+  const size_t needed = std::min<size_t>(2, durable_.quorum.seats.size());
+  for (auto at = holders.rbegin(); at != holders.rend(); ++at) {
+    if (at->second < needed) continue;
+    durable_.revision = at->first.first;
+    durable_.digest = at->first.second;
+    persist();
+    note("revision " + std::to_string(durable_.revision) + " of the shared state is committed");
+    return;
+  }
+}
+
+// --- time ----------------------------------------------------------------------------------------
+
+TimePoint Coordinator::next_deadline(TimePoint now) const {
+  TimePoint next = after(now, options_.heartbeat_seconds);
+  const auto consider = [&](TimePoint due) {
+    if (due > now) next = std::min(next, due);
+  };
+  for (const Seat& seat : durable_.quorum.seats) {
+    const Known& known = known_.at(seat.member_id);
+    consider(after(known.heard_at, silence_seconds(known)));
+    for (const auto& [other, since] : known.suspects_since) {
+      consider(after(since, options_.link_grace_seconds));
+    }
+  }
+  return next;
+}
+
+}  // namespace pccl::membership
