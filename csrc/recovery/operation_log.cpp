@@ -328,10 +328,13 @@ void OperationLog::close(const Error& error) {
   records_.clear();
   kept_bytes_ = 0;
   for (auto& [number, record] : records) {
+    // What runs stands still before its memory is the caller's again.
     for (const Layer& layer : layers_) {
-      if (record.state != State::Running || layer.quorum.quorum_id != record.quorum_id) continue;
+      const bool runs = record.state == State::Running || record.is_helping;
+      if (!runs || layer.quorum.quorum_id != record.quorum_id) continue;
       if (const CollectiveOperation* operation = layer.group->find(number))
         take_finals(record, *operation, layer);
+      layer.group->drop(number);
     }
     settle(record,
            {error.kind, record.call.signature.describe() + ", operation " + std::to_string(number) +
