@@ -14,35 +14,12 @@ import hashlib
 import sys
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from corpus import load_corpus, sample_windows
 from model import ByteLlama, ModelOptions
-from torch import Tensor
 
-import pccl
-
-
-def shared_state(model: ByteLlama, optimizer: torch.optim.AdamW, step: Tensor) -> dict[str, Tensor]:
-    """Everything that a newcomer needs, by name. AdamW makes its part at its first step; here."""
-    state = {"step": step}
-    for name, parameter in model.named_parameters():
-        own = optimizer.state[parameter]
-        if not own:
-            own["step"] = torch.zeros(())
-            own["exp_avg"] = torch.zeros_like(parameter)
-            own["exp_avg_sq"] = torch.zeros_like(parameter)
-        state[name] = parameter.detach()
-        state |= {f"{name}.{part}": own[part] for part in ("step", "exp_avg", "exp_avg_sq")}
-    return state
-
-
-def average_gradients(comm: pccl.ElasticCommunicator, model: ByteLlama) -> None:
-    """Replace each gradient by the average over the members that contributed; one all_reduce."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    bucket = torch.cat([gradient.flatten() for gradient in gradients])
-    comm.all_reduce(bucket, "avg")
-    for gradient, part in zip(gradients, bucket.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+from pccl.process_group import elastic_ddp, sync_state
 
 
 def main() -> int:
@@ -59,37 +36,35 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     corpus = load_corpus(options.text)
+    # No rank and no world size need be known: whoever has the address comes in.
+    dist.init_process_group("pccl", init_method=options.address, world_size=options.members)
     model = ByteLlama(ModelOptions())
+    ddp = elastic_ddp(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     step = torch.zeros(1, dtype=torch.int64)
-    state = shared_state(model, optimizer, step)
-
-    with pccl.join(options.address, world_size_min=options.members) as comm:
-        random = torch.Generator().manual_seed(int(comm.member_id, 16))  # everybody's own data
-        print(f"joined as rank {comm.rank} of {comm.world_size}", flush=True)
-        while step < options.steps:
-            # Newcomers come in here, and get what the others have.
-            comm.sync_state(state)
-            if step >= options.steps:
-                break
-            window = sample_windows(corpus.train, options.batch, model.options.context, random)
-            logits_BTV = model(window[:, :-1])
-            loss = F.cross_entropy(logits_BTV.flatten(0, 1), window[:, 1:].flatten())
-            optimizer.zero_grad(set_to_none=False)
-            loss.backward()
-            average_gradients(comm, model)
-            optimizer.step()
-            step += 1
-            if step % 10 == 0:
-                print(
-                    f"step {int(step):5d}  loss {loss:.3f}  members {comm.world_size}  "
-                    f"quorum {comm.quorum_id}",
-                    flush=True,
-                )
-        digest = hashlib.sha256()
-        for name in sorted(state):
-            digest.update(state[name].contiguous().numpy().tobytes())
-        print(f"done: {int(step)} steps, state {digest.hexdigest()[:16]}", flush=True)
+    random = torch.Generator()
+    random.seed()  # everybody's own data
+    print(f"joined as rank {dist.get_rank()} of {dist.get_world_size()}", flush=True)
+    while True:
+        # Newcomers come in here, and get what the others have.
+        sync_state(ddp, optimizer, step=step)
+        if step >= options.steps:
+            break
+        window = sample_windows(corpus.train, options.batch, model.options.context, random)
+        logits_BTV = ddp(window[:, :-1])
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), window[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        step += 1
+        if step % 10 == 0:
+            members = dist.get_world_size()
+            print(f"step {int(step):5d}  loss {loss:.3f}  members {members}", flush=True)
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    print(f"done: {int(step)} steps, model {digest.hexdigest()[:16]}", flush=True)
+    dist.destroy_process_group()
     return 0
 
 

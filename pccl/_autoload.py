@@ -6,6 +6,7 @@ torch runs `autoload` at the end of every `import torch`, so nothing may happen 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +33,32 @@ def register() -> bool:
     if not hasattr(backend, "PCCL"):
         # A list: a plain "cpu" would register the devices "c", "p" and "u".
         backend.register_backend("pccl", _create, extended_api=True, devices=["cpu", "cuda"])
+        _register_rendezvous(distributed)
     return True
+
+
+def _register_rendezvous(distributed: Any) -> None:
+    """Make "pccl://host:port/run" an init_method, and PCCL_RUN do where RANK is not set."""
+    distributed.register_rendezvous_handler("pccl", _meet)
+    module = sys.modules.get("torch.distributed.rendezvous")
+    handlers = getattr(module, "_rendezvous_handlers", {})
+    read_environment = handlers.get("env")  # torch has no public way to extend it
+    if read_environment is None:
+        return
+
+    def meet(url: str, **options: Any) -> Iterator[Any]:
+        from pccl.config import names_elastic_run
+
+        is_ours = "rank=" not in url and names_elastic_run()
+        return _meet(url, **options) if is_ours else read_environment(url, **options)
+
+    handlers["env"] = meet
+
+
+def _meet(url: str, **options: Any) -> Iterator[Any]:
+    from pccl.process_group.elastic import meet
+
+    return meet(url, **options)
 
 
 def _create(backend_options: Any, group_options: Any) -> ProcessGroupPCCL:

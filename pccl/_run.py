@@ -164,7 +164,7 @@ class CompletionThread:
     futures use it.
     """
 
-    def __init__(self, context: _core.Context) -> None:
+    def __init__(self, context: _core.Context | _core.Run) -> None:
         self._context = context
         self._lock = threading.Lock()
         # Guarded by _lock.

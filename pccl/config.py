@@ -167,6 +167,11 @@ class Launch:
         )
 
 
+def names_elastic_run(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether PCCL_RUN says what to join, and no launcher gave this process a rank."""
+    return bool(environment.get("PCCL_RUN", "").strip()) and not environment.get("RANK")
+
+
 def state_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """Where a coordinator keeps what it must not forget, by the XDG base directory specification.
 

@@ -6,6 +6,15 @@ ones. This package is, beside the bench, the only place in pccl that imports tor
 """
 
 from pccl.process_group.creation import create
+from pccl.process_group.elastic import ElasticProcessGroup
 from pccl.process_group.group import ProcessGroupPCCL
+from pccl.process_group.training import elastic_average, elastic_ddp, sync_state
 
-__all__ = ["ProcessGroupPCCL", "create"]
+__all__ = [
+    "ElasticProcessGroup",
+    "ProcessGroupPCCL",
+    "create",
+    "elastic_average",
+    "elastic_ddp",
+    "sync_state",
+]

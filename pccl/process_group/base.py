@@ -14,7 +14,7 @@ from torch.distributed import ProcessGroup, Work
 
 from pccl import _core
 from pccl._core import PcclError
-from pccl._run import Run
+from pccl._run import CompletionThread
 from pccl.process_group.tensors import Staging, fail, seconds
 from pccl.process_group.work import DONE, BaseWork, PcclWork, Recording, failed, joined
 
@@ -25,33 +25,30 @@ _Base: Any = ProcessGroup
 class GroupBase(_Base):  # type: ignore[misc]
     """What the operations of a group are built on: one launch for all of them, and coalescing."""
 
+    # Of an elastic group they may change between operations.
+    _rank: int
+    _size: int
+
     def __init__(
         self,
-        run: Run,
-        world_ranks: Sequence[int],
-        group_id: str,
+        core: _core.Communicator | _core.Run,
+        completions: CompletionThread,
+        place: tuple[int, int],
+        name: str,
         timeout: timedelta,
-        *,
-        algorithm: str = "",
-        store: Any = None,
+        store: Any,
     ) -> None:
-        self._size = len(world_ranks)
-        self._rank = world_ranks.index(run.rank)
+        """core: a _core.Communicator or a _core.Run; place: rank and world size for torch's C++."""
         # (store, rank, size), the other constructor, refuses subclasses up to torch 2.13.
-        super().__init__(self._rank, self._size)
-        self._run = run
-        self._world_ranks = tuple(world_ranks)
-        self._core = run.open_group(
-            group_id, world_ranks, timeout_seconds=timeout.total_seconds(), algorithm=algorithm
-        )
-        self._core_all_reduce = self._core.all_reduce  # spares a look-up in the short path
-        self._completions = run.completions
+        super().__init__(*place)
+        self._core: Any = core
+        self._core_all_reduce = core.all_reduce  # spares a look-up in the short path
+        self._completions = completions
         self._store = store
         self._timeout = timeout
-        self._name = group_id
+        self._name = name
         self._description = "undefined"
         self._sequence = 0
-        self._splits: dict[tuple[int, ...], int] = {}
         self._collected: list[BaseWork] | None = None  # since _start_coalescing()
         self._open = True
 

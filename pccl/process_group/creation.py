@@ -8,11 +8,13 @@ import weakref
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _register_work, _resolve_process_group
 
 from pccl._run import ContextOpener, Run
 from pccl.config import Config
+from pccl.process_group.elastic import ElasticProcessGroup, join_group, run_address
 from pccl.process_group.group import ProcessGroupPCCL
 from pccl.rendezvous import exchange_through_store
 
@@ -23,6 +25,8 @@ _world: weakref.ref[Run] | None = None
 
 def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
     """Make a group for torch; the creator function of the backend.
+
+    The default group joins an elastic run if init_method is its address, or PCCL_RUN is set.
 
     Args:
         options: torch's _DistributedBackendOptions: store, ranks, timeout.
@@ -40,6 +44,10 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
     world_ranks = list(options.global_ranks_in_group)
     _define_out_form()
     is_default = not world_ranks
+    if is_default and (address := run_address(options.store, config)):
+        return join_group(address, options, config)
+    if isinstance(dist.group.WORLD, ElasticProcessGroup):
+        dist.group.WORLD.splitGroup()  # says that it can not
     world = _world() if _world is not None else None
     if not is_default and world is not None and not world.closed:
         run = world

@@ -13,6 +13,7 @@ from torch.distributed import Work
 
 from pccl import _core
 from pccl._core import CollectiveTimeout, PcclError
+from pccl._run import Run
 from pccl.process_group.moves import Moves
 from pccl.process_group.reductions import Reductions
 from pccl.process_group.tensors import (
@@ -31,6 +32,27 @@ class ProcessGroupPCCL(Reductions, Moves):
 
     Thread safety: as torch demands, operations may be launched from any thread, one at a time.
     """
+
+    def __init__(
+        self,
+        run: Run,
+        world_ranks: Sequence[int],
+        group_id: str,
+        timeout: timedelta,
+        *,
+        algorithm: str = "",
+        store: Any = None,
+    ) -> None:
+        self._size = len(world_ranks)
+        self._rank = world_ranks.index(run.rank)
+        self._run = run
+        self._world_ranks = tuple(world_ranks)
+        self._splits: dict[tuple[int, ...], int] = {}
+        core = run.open_group(
+            group_id, world_ranks, timeout_seconds=timeout.total_seconds(), algorithm=algorithm
+        )
+        place = (self._rank, self._size)
+        super().__init__(core, run.completions, place, group_id, timeout, store)
 
     # --- two ranks --------------------------------------------------------------------------------
 
@@ -82,7 +104,8 @@ class ProcessGroupPCCL(Reductions, Moves):
         )
 
     def _barrier(self, timeout_seconds: float, sync: bool, keep: object) -> _core.Work:
-        return self._core.barrier(timeout_seconds, sync)
+        work: _core.Work = self._core.barrier(timeout_seconds, sync)
+        return work
 
     def monitored_barrier(
         self, timeout: timedelta | None = None, wait_all_ranks: bool = False

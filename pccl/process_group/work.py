@@ -190,6 +190,16 @@ class PcclWork(BaseWork):
     def source_rank(self) -> int:
         return self.core.source_rank
 
+    @property
+    def contributions(self) -> list[tuple[int, int, list[str], float]]:
+        """Of an all_reduce in an elastic run, once it is done; see pccl.Work."""
+        return self.core.contributions
+
+    @property
+    def contributors(self) -> list[str]:
+        """Ids of the members that are in every element."""
+        return self.core.contributors
+
     def _when_done(self, callback: Callable[[], None]) -> None:
         if self.core.is_completed():
             callback()

@@ -28,10 +28,11 @@ class MemberProcess:
         *program: object,
         host: str = "127.0.0.1",
         launch: Callable[..., Any] = subprocess.Popen,
+        worker: Path = WORKER,
         **more: str,
     ) -> None:
         self.process = launch(
-            [sys.executable, str(WORKER), str(address), str(members), *map(str, program)],
+            [sys.executable, str(worker), str(address), str(members), *map(str, program)],
             env=environment(PCCL_HOST=host, PCCL_BIND=host, **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

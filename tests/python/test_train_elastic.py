@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "train_elastic.py"
 PATIENCE_SECONDS = 120.0
 # Enough for a newcomer to come while the others train.
-STEPS = 600
+STEPS = 400
 
 
 class Trainer:
@@ -50,7 +50,7 @@ class Trainer:
     def digest(self) -> str:
         assert self.process.wait(PATIENCE_SECONDS) == 0, self.text
         self._thread.join(PATIENCE_SECONDS)
-        found = re.search(rf"done: {STEPS} steps, state ([0-9a-f]{{16}})", self.text)
+        found = re.search(rf"done: {STEPS} steps, model ([0-9a-f]{{16}})", self.text)
         assert found, self.text
         return found[1]
 
