@@ -14,8 +14,9 @@ from torch._C._distributed_c10d import _register_work, _resolve_process_group
 
 from pccl._run import ContextOpener, Run
 from pccl.config import Config
-from pccl.process_group.elastic import ElasticProcessGroup, join_group, run_address
+from pccl.process_group.elastic import ChangingWorld, join_group, run_address
 from pccl.process_group.group import ProcessGroupPCCL
+from pccl.process_group.reconfigure import ReconfigurableProcessGroup
 from pccl.rendezvous import exchange_through_store
 
 # The run of the default group, whose sub-groups share its context. One a process, as torch has one
@@ -44,9 +45,14 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
     world_ranks = list(options.global_ranks_in_group)
     _define_out_form()
     is_default = not world_ranks
+    if is_default and getattr(options, "enable_reconfigure", False):
+        place = options.group_rank, options.group_size
+        return ReconfigurableProcessGroup(
+            place, options.group_id, options.timeout, config, options.store
+        )
     if is_default and (address := run_address(options.store, config)):
         return join_group(address, options, config)
-    if isinstance(dist.group.WORLD, ElasticProcessGroup):
+    if isinstance(dist.group.WORLD, ChangingWorld):
         dist.group.WORLD.splitGroup()  # says that it can not
     world = _world() if _world is not None else None
     if not is_default and world is not None and not world.closed:

@@ -57,7 +57,37 @@ def run_address(store: Any, config: Config) -> str:
     return config.run
 
 
-class ElasticProcessGroup(ProcessGroupPCCL):
+class ChangingWorld(ProcessGroupPCCL):
+    """A group whose rank and size change; torch asks it each time. It has no sub-groups."""
+
+    @property
+    def _world_ranks(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(range(self._size))
+
+    # torch keeps a table of a group's ranks, made when the group is; this one lives.
+    def _tell_torch(self) -> None:
+        table = distributed_c10d._world.pg_group_ranks
+        if type(table.get(self)) is dict:
+            table[self] = _Ranks(self)  # type: ignore[assignment]
+
+    def getRank(self) -> int:  # noqa: N802
+        self._tell_torch()
+        return self._rank
+
+    def getSize(self) -> int:  # noqa: N802
+        self._tell_torch()
+        return self._size
+
+    rank = getRank
+    size = getSize
+
+    def splitGroup(self, *_: Any, **__: Any) -> ProcessGroupPCCL | None:  # noqa: N802
+        fail("new_group", "a group whose members change has no others beside it")
+
+    split_group = splitGroup
+
+
+class ElasticProcessGroup(ChangingWorld):
     """A process group over an ElasticCommunicator; rank and size follow the quorum.
 
     all_reduce and barrier complete although members die, ReduceOp.AVG divides by the members that
@@ -95,30 +125,9 @@ class ElasticProcessGroup(ProcessGroupPCCL):
         return self._core.world_size  # type: ignore[no-any-return]
 
     @property
-    def _world_ranks(self) -> tuple[int, ...]:  # type: ignore[override]
-        return tuple(range(self._size))
-
-    @property
     def quorum_id(self) -> int:
         """Grows with every change of the members."""
         return self.communicator.quorum_id
-
-    # torch keeps a table of a group's ranks, made when the group is; this one lives.
-    def _tell_torch(self) -> None:
-        table = distributed_c10d._world.pg_group_ranks
-        if type(table.get(self)) is dict:
-            table[self] = _Ranks(self)  # type: ignore[assignment]
-
-    def getRank(self) -> int:  # noqa: N802
-        self._tell_torch()
-        return self._rank
-
-    def getSize(self) -> int:  # noqa: N802
-        self._tell_torch()
-        return self._size
-
-    rank = getRank
-    size = getSize
 
     # --- the rest ---------------------------------------------------------------------------------
 
@@ -127,11 +136,6 @@ class ElasticProcessGroup(ProcessGroupPCCL):
     ) -> None:
         """A barrier: who is missing is found by the run itself, and taken out."""
         self.barrier(DEFAULTS, timeout).wait()
-
-    def splitGroup(self, *_: Any, **__: Any) -> ProcessGroupPCCL | None:  # noqa: N802
-        fail("new_group", "an elastic run is one group, since its ranks change")
-
-    split_group = splitGroup
 
     def statistics(self) -> dict[str, int]:
         return self.communicator.statistics()
@@ -167,7 +171,7 @@ def _shut_open_groups_down() -> None:
 class _Ranks(Mapping[int, int]):
     """Rank by rank, as many as are in now."""
 
-    def __init__(self, group: ElasticProcessGroup) -> None:
+    def __init__(self, group: ChangingWorld) -> None:
         self._group = group
 
     def __len__(self) -> int:
