@@ -2,6 +2,7 @@
 
 import json as json_format
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -171,6 +172,40 @@ def status(
         print(json_format.dumps(found, indent=2))
     else:
         show_status(found, Console(highlight=False))
+
+
+@app.command()
+def demo(
+    members: Annotated[int, typer.Option(help="that train together, 3 or more")] = 4,
+    kill: Annotated[int, typer.Option(help="kill -9 in all; a quarter the coordinator's")] = 20,
+    steps: Annotated[int, typer.Option(help="at least; it ends after the last kill")] = 200,
+    seed: Annotated[int, typer.Option(help="of the model, and of who is killed when")] = 0,
+    out: Annotated[Path, typer.Option(help="folder for demo.png and demo.json")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Train a small model here while its members and the coordinator are killed, again and again.
+
+    pccl demo --members 4 --kill 20
+
+    Whoever is killed is started again. Exit code 1 when a step was lost, bytes differ at the end,
+    or anything else was wrong. Ctrl+C ends all processes.
+    """
+    try:
+        from pccl.demo.run import DemoOptions, run_demo
+
+        for needed in ("matplotlib", "torch"):  # by the processes that it starts, and at its end
+            if find_spec(needed) is None:
+                raise ImportError(f"No module named {needed!r}")
+    except ImportError as missing:
+        raise SystemExit(
+            f"pccl demo: {missing}. It needs: pip install 'pccl-collectives[bench,cli]'"
+        ) from None
+    try:
+        options = DemoOptions(members=members, kills=kill, steps=steps, seed=seed, out=out)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    raise typer.Exit(run_demo(options, Console(highlight=False)))
 
 
 def _size(text: str) -> int:

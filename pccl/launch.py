@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, NoReturn
 
-__all__ = ["launch", "run_rank"]
+__all__ = ["die_with_parent", "launch", "run_rank"]
 
 # A rank that ignores SIGTERM (it is in C code that blocks it) is killed after this time.
 TERMINATE_GRACE_SECONDS = 3.0
@@ -124,7 +124,7 @@ def _start(
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT if output is not None else None,
-        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        preexec_fn=die_with_parent,
     )
 
 
@@ -132,9 +132,10 @@ def _start(
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
-    assert _libc is not None
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent() -> None:
+    """For `preexec_fn`: the process is killed when the thread that starts it ends (on Linux)."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait_for_first_failure(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
