@@ -19,7 +19,7 @@ function row(cellName, texts) {
 
 function stateOf(member) {
   if (!member.is_connected) return ["not connected", "bad"];
-  if (member.rank === null) return ["waits to get in", ""];
+  if (member.rank === null) return ["waits to get in", "wait"];
   return ["in", "good"];
 }
 
@@ -82,7 +82,7 @@ function runSection(run) {
       "figures",
     ),
   );
-  section.append(heading, membersTable(run), element("h2", "events"), eventList(run));
+  section.append(heading, membersTable(run), element("h3", "events"), eventList(run));
   return section;
 }
 
