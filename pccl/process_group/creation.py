@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import _register_work, _resolve_process_group
+from torch.distributed import distributed_c10d
 
 from pccl._run import ContextOpener, Run
 from pccl.config import Config
@@ -44,6 +45,7 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
     config = group_options or Config.from_environment()
     world_ranks = list(options.global_ranks_in_group)
     _define_out_form()
+    _let_groups_shrink()
     is_default = not world_ranks
     if is_default and getattr(options, "enable_reconfigure", False):
         place = options.group_rank, options.group_size
@@ -57,6 +59,8 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
     world = _world() if _world is not None else None
     if not is_default and world is not None and not world.closed:
         run = world
+        if isinstance(dist.group.WORLD, ProcessGroupPCCL):  # which may have shrunk
+            world_ranks = [dist.group.WORLD._world_ranks[rank] for rank in world_ranks]
     else:
         run = _meet(options, config)
         world_ranks = list(range(options.group_size))
@@ -99,6 +103,26 @@ def _define_out_form() -> None:
 
 
 _libraries: list[Any] = []
+
+
+@functools.cache
+def _let_groups_shrink() -> None:
+    """Make dist.shrink_group() take the group that shrink() returns.
+
+    torch would put it as a backend into a group of its own, and takes only backends in C++.
+    """
+    name = "_create_shrunk_process_group"
+    make = getattr(distributed_c10d, name, None)
+    if make is None:
+        return
+
+    def create_shrunk(backend: Any, ranks: Any, metadata: Any, is_default_group: bool) -> Any:
+        if not isinstance(backend, ProcessGroupPCCL):
+            return make(backend, ranks, metadata, is_default_group)
+        backend.setGroupName(metadata["new_group_name"])
+        return backend
+
+    setattr(distributed_c10d, name, create_shrunk)
 
 
 def _meet(options: Any, config: Config) -> Run:

@@ -81,6 +81,8 @@ class ChangingWorld(ProcessGroupPCCL):
     rank = getRank
     size = getSize
 
+    supports_shrinking = False  # in torch's way, which makes another group
+
     def splitGroup(self, *_: Any, **__: Any) -> ProcessGroupPCCL | None:  # noqa: N802
         fail("new_group", "a group whose members change has no others beside it")
 

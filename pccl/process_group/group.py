@@ -250,6 +250,19 @@ class ProcessGroupPCCL(Reductions, Moves):
 
     split_group = splitGroup
 
+    supports_shrinking = True
+
+    def shrink(
+        self, ranks_to_exclude: Sequence[int], shrink_flags: int = 0, pg_options: Any = None
+    ) -> ProcessGroupPCCL | None:
+        """Return the group of the others, for dist.shrink_group(). No traffic.
+
+        shrink_flags: SHRINK_ABORT, 1, fails what runs in this group.
+        """
+        if shrink_flags:
+            self._core.abort(f"rank {self._rank} shrinks group {self._name!r}")
+        return self.splitGroup([r for r in range(self._size) if r not in ranks_to_exclude])
+
     def abort(self) -> None:
         """Fail every operation of the group, here and at the others, and leave it."""
         if self._open:
