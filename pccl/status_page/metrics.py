@@ -56,6 +56,7 @@ def _run_metrics(status: dict[str, Any]) -> Iterator[Any]:
         ("term", "Reigns of coordinators so far."),
         ("quorum_id", "Changes of the quorum so far."),
         ("revision", "Of the shared state, committed."),
+        ("world_size_min", "Members that it begins and goes on with."),
     ):
         family = GaugeMetricFamily(f"pccl_run_{name}", text, labels=["run"])
         for run in status["runs"]:
@@ -75,6 +76,8 @@ def _member_metrics(status: dict[str, Any]) -> Iterator[Any]:
     labels = ["run", "member", "address"]
     for kind, name, key, text in (
         (CounterMetricFamily, "completed_operations", "completed", "Operations of the run so far."),
+        (CounterMetricFamily, "started_operations", "started", "Operations that it has begun."),
+        (GaugeMetricFamily, "revision", "revision", "Of the shared state that it holds; 0: none."),
         (GaugeMetricFamily, "rank", "rank", "In the quorum; absent where it is in none."),
         (GaugeMetricFamily, "connected", "is_connected", "1: it is connected."),
         (

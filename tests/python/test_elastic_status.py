@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coordinator_processes import PATIENCE_SECONDS, CoordinatorProcess, environment, refused
+from prometheus_client.parser import text_string_to_metric_families
 from rank_processes import free_ports
 
 import pccl
@@ -82,6 +83,22 @@ def reduce_together(*members: pccl.ElasticCommunicator, times: int) -> None:
         assert not thread.is_alive()
 
 
+def check_metrics(text: str, comm: pccl.ElasticCommunicator, *, quorum_id: int) -> None:
+    """Read by Prometheus's own parser: each family has its type, each sample its labels."""
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert all(family.type in ("counter", "gauge") for family in families.values())
+    assert all(family.documentation for family in families.values())
+    (sample,) = families["pccl_run_quorum_id"].samples
+    assert (sample.labels, sample.value) == ({"run": "main"}, quorum_id)
+    (sample,) = families["pccl_run_world_size_min"].samples
+    assert sample.value == 1
+    for name, least in (("started_operations", 20), ("completed_operations", 20), ("revision", 0)):
+        found = {s.labels["member"]: s.value for s in families[f"pccl_member_{name}"].samples}
+        assert len(found) == 2
+        assert found[comm.member_id] >= least
+    assert families["pccl_coordinator_messages"].samples[0].value > 0
+
+
 def test_status_shows_members_operations_and_who_left(tmp_path: Path) -> None:
     with CoordinatorProcess(tmp_path) as coordinator:
         first, second = join_two(str(coordinator.address))
@@ -109,6 +126,7 @@ def test_status_shows_members_operations_and_who_left(tmp_path: Path) -> None:
                 metrics = answer.read().decode()
             assert 'pccl_run_world_size{run="main"} 2.0' in metrics
             assert f'member="{first.member_id}",run="main"' in metrics
+            check_metrics(metrics, first, quorum_id=run["quorum_id"])
             second.leave()
             run = await_run(coordinator, lambda run: len(run["members"]) == 1)
             texts = [event["text"] for event in run["events"]]
