@@ -156,7 +156,13 @@ class Coordinator:
             events = self._server.next_events(_LOOK_SECONDS)
             for event in events:
                 run = event["run"]
-                _logger.info("%s%s", f"run '{run}': " if run else "", event["text"])
+                # `run` and `event` are for those who gather logs as data.
+                _logger.info(
+                    "%s%s",
+                    f"run '{run}': " if run else "",
+                    event["text"],
+                    extra={"run": run, "event": event["text"]},
+                )
             if events:
                 self._failure = self._server.status()["failure"]
                 if self._failure:

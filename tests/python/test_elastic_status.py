@@ -175,3 +175,21 @@ def test_the_first_member_can_be_the_coordinator(
     other = f"pccl://127.0.0.1:{port}/other"
     with pccl.join(other, host_coordinator=True, config=CONFIG) as alone:
         reduce_together(alone, times=1)
+
+
+def test_events_go_to_logging_with_their_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = pccl.CoordinatorOptions(port=0, bind="127.0.0.1", database=tmp_path / "events.db")
+    with caplog.at_level("INFO", "pccl.coordinator"), pccl.Coordinator(options) as coordinator:
+        with pccl.join(f"pccl://127.0.0.1:{coordinator.port}/main", config=CONFIG) as alone:
+            member_id = alone.member_id
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            told = [vars(record) for record in caplog.records if vars(record).get("run") == "main"]
+            if any(f"({member_id}) is out" in fields["event"] for fields in told):
+                break
+            time.sleep(0.02)
+        else:
+            raise AssertionError(caplog.text)
+    assert any(f"({member_id}) is in" in fields["event"] for fields in told)
