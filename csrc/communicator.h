@@ -44,6 +44,7 @@ class Context {
   std::string describe_address() const { return endpoint_.address().describe(); }
   bool shares_memory() const { return !endpoint_.address().memory_name.empty(); }
   transport::Statistics statistics() { return endpoint_.statistics(); }
+  std::string flight_record() { return endpoint_.flight_record(); }
   std::shared_ptr<CompletionQueue> completions() { return completions_; }
   // Fails what still runs, says goodbye to the peers, closes every socket. Idempotent.
   void close();

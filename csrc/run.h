@@ -67,6 +67,7 @@ class Run final : public CollectiveCalls {
   transport::MemberId member_id() const { return endpoint_.address().member_id; }
   std::string describe_address() const { return endpoint_.address().describe(); }
   transport::Statistics statistics() { return endpoint_.statistics(); }
+  std::string flight_record() { return endpoint_.flight_record(); }
   std::shared_ptr<CompletionQueue> completions() { return completions_; }
   double round_trip_seconds() const;  // to the coordinator; 0: unknown
   // Empty while it is usable; else why it is not.

@@ -12,6 +12,8 @@ using transport::Connection;
 using transport::FrameHeader;
 using transport::FrameType;
 using transport::MemberAddress;
+using transport::MemberId;
+using transport::to_text;
 
 namespace {
 
@@ -86,6 +88,10 @@ void Run::Driver::on_coordinator_lost(const Error& error) {
   const TimePoint now = Clock::now();
   Connection* const lost = std::exchange(coordinator_, nullptr);
   run_.endpoint_.forget(*lost);
+  // Not each of the calls at one that stays away.
+  if (std::exchange(is_coordinator_heard_, false))
+    run_.endpoint_.recorder().note(FlightEvent::CoordinatorLost, {.error = error.kind},
+                                   error.message);
   show([&error](Seen& seen) { seen.trouble = error.message; });
   member_->on_disconnected(now);
   if (!is_leaving_) {
@@ -119,8 +125,11 @@ void Run::Driver::on_frame(Connection& from, const FrameHeader& header,
     return;
   }
   call_pause_seconds_ = 0;
+  is_coordinator_heard_ = true;
+  const TimePoint now = Clock::now();
+  if (const auto* status = std::get_if<membership::Status>(&*message)) note_clock(*status, now);
   member_->set_progress(to_membership(log_->progress()));
-  member_->on_message(*message, Clock::now());
+  member_->on_message(*message, now);
   const double round_trip = member_->round_trip_seconds();
   const Revision committed{member_->committed_revision(), member_->committed_digest()};
   show([round_trip, committed](Seen& seen) {
@@ -176,6 +185,9 @@ void Run::Driver::act(const membership::SendToCoordinator& action) {
 }
 
 void Run::Driver::act(const membership::Hold& action) {
+  run_.endpoint_.recorder().note(
+      FlightEvent::QuorumProposed, {.number = action.quorum_id},
+      action.freezes ? "without members that are lost" : "with newcomers");
   const bool waits = is_gated_ && !action.freezes && !member_->quorum().seats.empty() &&
                      action.quorum_id > admitted_quorum_id_;
   if (!waits) {
@@ -235,6 +247,7 @@ void Run::Driver::act(const membership::Enter& action) {
   recovery::RunQuorum quorum = quorum_of(action.quorum, members);
   const Place place{quorum.rank, static_cast<int32_t>(members.size()), quorum.quorum_id};
   const auto plans = quorum.plans;
+  note_quorum(quorum, action);
   std::vector<Connection*> closed;
   for (Connection* connection : quorum.connections) {
     if (connection != nullptr && connection->state == Connection::State::Closed)
@@ -255,7 +268,38 @@ void Run::Driver::act(const membership::Enter& action) {
   });
 }
 
+void Run::Driver::note_quorum(const recovery::RunQuorum& quorum, const membership::Enter& action) {
+  const auto& ids = quorum.members;
+  std::string text = "rank " + std::to_string(quorum.rank) + " of " + std::to_string(ids.size());
+  for (const MemberId& id : last_members_) {
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) text += ", without " + to_text(id);
+  }
+  for (const MemberId& id : ids) {
+    const bool was_in =
+        std::find(last_members_.begin(), last_members_.end(), id) != last_members_.end();
+    if (!was_in) text += ", with " + to_text(id);
+  }
+  text += "; from operation " + std::to_string(action.first_operation);
+  if (action.drops) text += ", recovers from " + std::to_string(action.recover_from);
+  run_.endpoint_.recorder().note(FlightEvent::QuorumEntered, {.number = quorum.quorum_id}, text);
+  last_members_ = ids;
+}
+
+void Run::Driver::note_clock(const membership::Status& status, TimePoint now) {
+  const double own = std::chrono::duration<double>(now.time_since_epoch()).count();
+  const double asked = 1e-6 * static_cast<double>(status.clock);
+  if (status.clock == 0 || asked > own) return;
+  const double answered = 1e-6 * static_cast<double>(status.coordinator_clock);
+  run_.endpoint_.recorder().note_clock(answered - (own + asked) / 2, own - asked);
+}
+
+void Run::Driver::note_running(FlightRecorder& recorder) {
+  router_.note_running(recorder);
+  if (log_) log_->note_running(recorder);
+}
+
 void Run::Driver::act(const membership::Evicted& action) {
+  run_.endpoint_.recorder().note(FlightEvent::Evicted, {}, action.reason);
   end({ErrorKind::MemberLost, "this member is out of run '" + options_.endpoint.run +
                                   "': " + action.reason +
                                   ". The others go on without it; join again, and sync the state "
@@ -282,6 +326,7 @@ bool Run::Driver::owes_results() {
 
 void Run::Driver::leave() {
   if (std::exchange(is_leaving_, true) || !member_) return;
+  run_.endpoint_.recorder().note(FlightEvent::Left, {}, "this member leaves the run");
   member_->leave(Clock::now());
   perform();
   has_ended_ = true;

@@ -34,6 +34,7 @@ class Run::Driver final : public transport::FrameSink {
                 transport::Payload payload) override;
   void on_lost(transport::Connection& connection, const Error& error) override;
   TimePoint on_time(TimePoint now) override;
+  void note_running(FlightRecorder& recorder) override;
 
  private:
   void call_coordinator(TimePoint now);
@@ -46,6 +47,8 @@ class Run::Driver final : public transport::FrameSink {
   void act(const membership::TakeOver& action);
   recovery::RunQuorum quorum_of(const membership::Quorum& quorum,
                                 std::vector<RunMember>& members) const;
+  void note_quorum(const recovery::RunQuorum& quorum, const membership::Enter& action);
+  void note_clock(const membership::Status& status, TimePoint now);
   void end(const Error& error);
   void answer_hold(const membership::Hold& hold);
   void show(const std::function<void(Run::Seen&)>& change);
@@ -69,6 +72,8 @@ class Run::Driver final : public transport::FrameSink {
   bool is_gated_ = false;
   std::optional<membership::Hold> gated_hold_;  // for newcomers; admit() answers it
   uint64_t admitted_quorum_id_ = 0;
+  std::vector<transport::MemberId> last_members_;  // of the quorum before, for the record
+  bool is_coordinator_heard_ = false;
   bool is_performing_ = false;
   bool is_leaving_ = false;
   bool has_ended_ = false;

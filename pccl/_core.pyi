@@ -72,6 +72,7 @@ class Context:
         shared_memory: bool = True,  # ranks of one host talk by memory
         connect_timeout_seconds: float = 30,
         simd: str = "",
+        trace_folder: str = "",  # a record is written there when an operation fails; "" = nowhere
     ) -> None: ...
     @property
     def address(self) -> bytes: ...  # opaque; publish it to the other members
@@ -81,6 +82,7 @@ class Context:
     def statistics(self) -> dict[str, int]: ...
     # bytes_sent_tcp, bytes_received_tcp, bytes_sent_memory, bytes_received_memory, connections,
     # refused_connections
+    def flight_record(self) -> str: ...  # JSON lines
     def close(self) -> None: ...  # politely; idempotent; releases the GIL
 
 class CollectiveCalls:
@@ -246,6 +248,7 @@ class Run(CollectiveCalls):
         timeout_seconds: float = 1800,
         algorithm: str = "auto",
         takeover_seconds: float = 10,
+        trace_folder: str = "",
     ) -> None: ...  # begins to join
     timeout_seconds: float
     # False: not by then. They raise what ended the run, and KeyboardInterrupt.
@@ -262,6 +265,7 @@ class Run(CollectiveCalls):
     def member_id(self) -> str: ...  # 8 hex digits, as in members and contributions
     @property
     def members(self) -> list[tuple[str, str, int]]: ...  # by rank: id, "host:port", joined_at
+    def flight_record(self) -> str: ...  # JSON lines
     @property
     def trouble(self) -> str: ...  # with the coordinator; "" if there is none
     @property

@@ -67,6 +67,7 @@ class ContextOpener:
                     sockets=config.sockets,
                     shared_memory=config.shared_memory,
                     connect_timeout_seconds=config.connect_timeout_seconds,
+                    trace_folder=config.trace_dir,
                     simd="" if config.simd == "auto" else config.simd,
                 )
             except (_core.ConnectError, OSError) as error:

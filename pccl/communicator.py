@@ -339,6 +339,15 @@ class Communicator(Reductions, Moves):
         """Counters of this process, over all groups of the run: bytes and connections."""
         return self._run.context.statistics()
 
+    def flight_record(self) -> str:
+        """What this member did and saw last, as JSON lines for `pccl trace`: a header, then events.
+
+        The last 4096 beginnings and ends of operations, and the last 512 of all other events:
+        connections, quorums, recoveries, errors. Also after the end of the run. PCCL_TRACE_DIR
+        has it written to a file when an operation ends in an error.
+        """
+        return self._run.context.flight_record()
+
 
 def _check_tag(tag: int) -> None:
     if tag < 0:

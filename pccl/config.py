@@ -65,7 +65,13 @@ class Config:
     log: str = "warning"
     """PCCL_LOG: from which level on the logger "pccl" speaks: debug, info, warning, error, off."""
 
+    trace_dir: str = ""
+    """PCCL_TRACE_DIR: the folder to which a member writes its flight record when an operation ends
+    in an error, for `pccl trace`. Empty: no file is written."""
+
     def __post_init__(self) -> None:
+        if self.trace_dir and not Path(self.trace_dir).is_dir():
+            raise ValueError(f"trace_dir: expected a folder that exists, got {self.trace_dir!r}")
         if self.run:
             _parse_run(self.run)
         if not 1 <= self.sockets <= _SOCKETS_MAX:
@@ -107,6 +113,13 @@ class Config:
             field = str(error).partition(":")[0]
             variable = next(name for name, entry in _VARIABLES.items() if entry[0] == field)
             raise ValueError(f"{variable}={environment[variable]!r}: {error}") from None
+
+
+def variables_set(environment: Mapping[str, str] = os.environ) -> tuple[list[str], list[str]]:
+    """The PCCL_* variables that are set, "NAME=value"; and names that are none of ours."""
+    names = [name for name in sorted(environment) if name.startswith("PCCL_")]
+    ours = [f"{name}={environment[name]}" for name in names if name in _VARIABLES]
+    return ours, [name for name in names if name not in _VARIABLES]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,5 +267,6 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_SHARED_MEMORY": ("shared_memory", _parse_switch),
     "PCCL_SIMD": ("simd", _parse_lower),
     "PCCL_SOCKETS": ("sockets", _parse_integer),
+    "PCCL_TRACE_DIR": ("trace_dir", str),
     "PCCL_TIMEOUT": ("timeout_seconds", _parse_seconds),
 }

@@ -111,6 +111,7 @@ def _open(place: RunAddress, config: Config, timeout_seconds: float | None) -> _
                 connect_timeout_seconds=config.connect_timeout_seconds,
                 timeout_seconds=timeout_seconds or config.timeout_seconds,
                 algorithm=config.algorithm,
+                trace_folder=config.trace_dir,
             )
         except _core.ConnectError as error:
             last = error
@@ -299,6 +300,15 @@ class ElasticCommunicator(Reductions, Moves):
     def statistics(self) -> dict[str, int]:
         """Counters of this process: bytes and connections."""
         return self._core.statistics()
+
+    def flight_record(self) -> str:
+        """What this member did and saw last, as JSON lines for `pccl trace`: a header, then events.
+
+        The last 4096 beginnings and ends of operations, and the last 512 of all other events:
+        connections, quorums, recoveries, errors. Also after the end of the run. PCCL_TRACE_DIR
+        has it written to a file when an operation ends in an error.
+        """
+        return self._core.flight_record()
 
 
 _open_runs: weakref.WeakSet[ElasticCommunicator] = weakref.WeakSet()

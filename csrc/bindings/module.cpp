@@ -32,7 +32,8 @@ void bind_context(py::module_& module) {
   py::class_<pccl::Context, std::shared_ptr<pccl::Context>>(module, "Context")
       .def(py::init([](std::string run, std::string bind_host, int port,
                        std::vector<std::string> advertise_hosts, int sockets, bool shared_memory,
-                       double connect_timeout_seconds, const std::string& simd) {
+                       double connect_timeout_seconds, const std::string& simd,
+                       std::string trace_folder) {
              if (port < 0 || port > 65535)
                throw py::value_error("port must be 0..65535, not " + std::to_string(port));
              if (!simd.empty() && !pccl::kernels::select_target(simd)) {
@@ -46,12 +47,13 @@ void bind_context(py::module_& module) {
                  .advertise_hosts = std::move(advertise_hosts),
                  .sockets = sockets,
                  .shared_memory = shared_memory,
-                 .connect_timeout_seconds = connect_timeout_seconds});
+                 .connect_timeout_seconds = connect_timeout_seconds,
+                 .trace_folder = std::move(trace_folder)});
            }),
            py::arg("run"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
            py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
            py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
-           py::arg("simd") = "")
+           py::arg("simd") = "", py::arg("trace_folder") = "")
       .def_property_readonly("address",
                              [](const pccl::Context& self) {
                                const auto bytes = self.address();
@@ -86,6 +88,15 @@ void bind_context(py::module_& module) {
              result["connections"] = now.connections;
              result["refused_connections"] = now.refused_connections;
              return result;
+           })
+      .def("flight_record",
+           [](pccl::Context& self) {
+             std::string text;
+             {
+               py::gil_scoped_release release;
+               text = self.flight_record();
+             }
+             return to_text(text.c_str());
            })
       .def("close", &pccl::Context::close, py::call_guard<py::gil_scoped_release>());
 }

@@ -266,7 +266,8 @@ void bind_run(py::module_& module) {
   run.def(py::init([](std::string name, std::string coordinator_host, int coordinator_port,
                       std::string bind_host, int port, std::vector<std::string> advertise_hosts,
                       int sockets, bool shared_memory, double connect_timeout_seconds,
-                      double timeout_seconds, std::string algorithm, double takeover_seconds) {
+                      double timeout_seconds, std::string algorithm, double takeover_seconds,
+                      std::string trace_folder) {
             RunOptions options;
             options.endpoint = {.run = std::move(name),
                                 .bind_host = std::move(bind_host),
@@ -274,7 +275,8 @@ void bind_run(py::module_& module) {
                                 .advertise_hosts = std::move(advertise_hosts),
                                 .sockets = sockets,
                                 .shared_memory = shared_memory,
-                                .connect_timeout_seconds = connect_timeout_seconds};
+                                .connect_timeout_seconds = connect_timeout_seconds,
+                                .trace_folder = std::move(trace_folder)};
             options.coordinator_host = std::move(coordinator_host);
             options.coordinator_port = static_cast<uint16_t>(coordinator_port);
             options.timeout_seconds = timeout_seconds;
@@ -288,7 +290,7 @@ void bind_run(py::module_& module) {
           py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
           py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
-          py::arg("takeover_seconds") = 10.0)
+          py::arg("takeover_seconds") = 10.0, py::arg("trace_folder") = "")
       .def_readwrite("timeout_seconds", &Run::timeout_seconds)
       .def("describe_address", &Run::describe_address)
       .def(
@@ -301,6 +303,15 @@ void bind_run(py::module_& module) {
           },
           py::arg("timeout_seconds"))
       .def("statistics", &statistics_of)
+      .def("flight_record",
+           [](Run& self) {
+             std::string text;
+             {
+               py::gil_scoped_release release;
+               text = self.flight_record();
+             }
+             return to_text(text.c_str());
+           })
       .def("error", [](const Run& self) { return to_text(self.error().c_str()); })
       .def(
           "plan",

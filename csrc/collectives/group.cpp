@@ -32,7 +32,10 @@ Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t its
       rank(own_rank),
       endpoint_(endpoint),
       connections_(std::move(connections)),
-      messages_(*this) {}
+      messages_(*this) {
+  recorder().note(FlightEvent::GroupMade, {.group = id, .number = static_cast<uint64_t>(rank)},
+                  name);
+}
 
 Group::~Group() = default;
 
@@ -75,8 +78,10 @@ void Group::start_numbered(uint64_t number, CollectiveCall call, std::shared_ptr
   CollectiveOperation& operation = *created;
   operation.number = number;
   collectives_[number] = std::move(created);
+  const TimePoint now = Clock::now();
+  operation.record(FlightEvent::Started, now);
   if (!ready_to_talk(operation, peers)) return;
-  operation.ask_at = after(Clock::now(), kAskSeconds);
+  operation.ask_at = after(now, kAskSeconds);
   endpoint_.engine().wake_at(std::min(operation.deadline(), operation.ask_at));
   operation.start();
   if (is_crowded(peers)) operation.grant_all();
@@ -94,6 +99,7 @@ void Group::start_send(int32_t destination, uint32_t tag, MessageMemory memory,
                        std::shared_ptr<Work> work) {
   auto operation =
       std::make_unique<SendOperation>(*this, destination, tag, memory, std::move(work));
+  operation->record(FlightEvent::Started, Clock::now());
   if (!ready_to_talk(*operation, {destination})) return;
   endpoint_.engine().wake_at(operation->deadline());
   messages_.send(std::move(operation));
@@ -102,6 +108,7 @@ void Group::start_send(int32_t destination, uint32_t tag, MessageMemory memory,
 void Group::start_receive(int32_t source, uint32_t tag, MessageMemory memory,
                           std::shared_ptr<Work> work) {
   auto operation = std::make_unique<ReceiveOperation>(*this, source, tag, memory, std::move(work));
+  operation->record(FlightEvent::Started, Clock::now());
   std::vector<int32_t> peers;
   if (source >= 0) peers.push_back(source);
   // A message of a member that has left since may lie here.
@@ -190,6 +197,7 @@ void Group::tell_broken(int32_t peer) {
 
 void Group::close(const Error& error) {
   if (!broken_) broken_ = error;
+  note_broken(error);
   // Whoever is told of a timeout may wait for somebody else than the one who tells.
   const bool is_told_timeout = error.kind == ErrorKind::Timeout && is_told(error);
   for (Operation* operation : running()) {

@@ -90,10 +90,15 @@ class Group {
   int32_t rank_of(const transport::Connection& connection) const;
   // Destroys what has ended. When no operation is on the stack.
   void sweep() { ended_.clear(); }
+  // What the first few operations wait for.
+  void note_running();
 
   // --- for operations ---
   transport::Connection& to(int32_t peer) { return *connections_[static_cast<size_t>(peer)]; }
   transport::BufferPool& pool() { return endpoint_.pool(); }
+  FlightRecorder& recorder() { return endpoint_.recorder(); }
+  // An operation ends in an error that its group may not know of.
+  void note_failure(const Operation& operation, const Error& error);
   void send(int32_t peer, transport::OutFrame frame);
   void send_control(int32_t peer, const transport::FrameHeader& header);
   void mark_unsent(int32_t peer);
@@ -120,6 +125,7 @@ class Group {
   void drop(const std::vector<EarlyFrame>& frames);
   bool is_crowded(const std::vector<int32_t>& peers);
   void on_abort(const transport::FrameHeader& header, const transport::Payload& payload);
+  void note_broken(const Error& error);
   std::vector<Operation*> running();
 
   transport::Endpoint& endpoint_;

@@ -15,9 +15,22 @@ Operation::Operation(Group& group, transport::Signature signature, std::shared_p
 
 std::string Operation::describe() const { return signature_.describe(); }
 
+void Operation::record(FlightEvent event, TimePoint now) const {
+  group_.recorder().record(event,
+                           {.name = transport::collective_name(signature_.collective),
+                            .dtype = signature_.dtype,
+                            .op = signature_.op,
+                            .root = signature_.root,
+                            .group = group_.id,
+                            .number = number,
+                            .bytes = signature_.count * element_bytes(signature_.dtype)},
+                           now);
+}
+
 void Operation::finish(int32_t source_rank) {
   if (is_finished_) return;
   is_finished_ = true;
+  record(FlightEvent::Ended, Clock::now());
   // What may have to be sent again is copied now: from here on the caller may change it.
   release();
   settle({}, source_rank);
@@ -26,6 +39,8 @@ void Operation::finish(int32_t source_rank) {
 void Operation::fail(const Error& error) {
   if (is_finished_) return;
   is_finished_ = true;
+  record(FlightEvent::Failed, Clock::now());
+  group_.note_failure(*this, error);
   const std::string state = buffer_state();
   release();
   settle({error.kind, describe() + " of group '" + group_.name + "', call " +
@@ -37,6 +52,7 @@ void Operation::fail(const Error& error) {
 void Operation::discard() {
   if (is_finished_) return;
   is_finished_ = true;
+  record(FlightEvent::Stopped, Clock::now());
   release();
 }
 

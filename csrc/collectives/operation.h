@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/errors.h"
+#include "base/flight_recorder.h"
 #include "collectives/work.h"
 #include "transport/connection.h"
 #include "transport/frame.h"
@@ -59,6 +60,7 @@ class Operation : public transport::FrameOwner {
   void discard();
   bool is_finished() const { return is_finished_; }
   std::string describe() const;
+  void record(FlightEvent event, TimePoint now) const;
   TimePoint deadline() const { return work_->deadline; }
   const transport::Signature& signature() const { return signature_; }
   void on_sent(uint64_t cookie) override;

@@ -135,6 +135,10 @@ void Router::forget(const Connection& from) {
   }
 }
 
+void Router::note_running(FlightRecorder& /*recorder*/) {
+  for (Group* group : groups()) group->note_running();
+}
+
 TimePoint Router::on_time(TimePoint now) {
   TimePoint next = TimePoint::max();
   for (Group* group : groups()) next = std::min(next, group->on_time(now));

@@ -31,6 +31,7 @@ class Router final : public transport::FrameSink {
                 transport::Payload payload) override;
   void on_lost(transport::Connection& connection, const Error& error) override;
   TimePoint on_time(TimePoint now) override;
+  void note_running(FlightRecorder& recorder) override;
 
  private:
   void deliver(transport::Connection& from, const transport::FrameHeader& header,

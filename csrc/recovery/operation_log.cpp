@@ -21,6 +21,8 @@ constexpr uint64_t kKeptBytesMax = 4 << 20;
 constexpr uint64_t kAnnounceOperations = 64;
 constexpr uint64_t kAnnounceBytes = 1 << 20;
 constexpr double kAnnounceSeconds = 0.05;
+// Operations of which a flight record says what they wait for.
+constexpr size_t kNotedMax = 8;
 
 }  // namespace
 
@@ -216,6 +218,8 @@ void OperationLog::complete(Record& record) {
   record.state = State::Complete;
   record.is_helping = false;
   const uint64_t number = record.number;
+  if (number >= recover_from_ && number < recover_end_)
+    endpoint_.recorder().note(FlightEvent::RecoveryEnded, {.number = number}, "complete here");
   if (!is_recoverable(record)) record.finals.add({0, 1, record.quorum_id, 1});
   completed_.insert(number);
   if (record.work && can_keep_copy(record)) {
@@ -339,6 +343,16 @@ void OperationLog::close(const Error& error) {
     settle(record,
            {error.kind, record.call.signature.describe() + ", operation " + std::to_string(number) +
                             " of run '" + run_ + "': " + error.message});
+  }
+}
+
+void OperationLog::note_running(FlightRecorder& recorder) const {
+  size_t noted = 0;
+  for (const auto& [number, record] : records_) {
+    if (!record.work || record.state == State::Running) continue;
+    if (noted++ == kNotedMax) break;
+    recorder.note(FlightEvent::Running, {.number = number},
+                  record.call.signature.describe() + " " + phase(record));
   }
 }
 

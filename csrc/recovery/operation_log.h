@@ -99,6 +99,8 @@ class OperationLog final : public GroupObserver {
   // Tells the others at once what is complete here.
   void announce();
   TimePoint on_time(TimePoint now);
+  // What operations wait for that run in no group.
+  void note_running(FlightRecorder& recorder) const;
 
   void on_elastic_frame(Group& group, const transport::FrameHeader& header,
                         transport::Payload payload) override;

@@ -94,6 +94,8 @@ void OperationLog::begin_recovery(Record& record) {
   record.quorum_id = layer_of(record.number).quorum.quorum_id;
   record.is_recovering = true;
   record.told.clear();
+  endpoint_.recorder().note(FlightEvent::RecoveryBegun, {.number = record.number},
+                            record.call.signature.describe() + ": " + phase(record));
   // The root has everything, also if it had not called yet when members were lost.
   const RunQuorum* home = home_of(record.number);
   const auto root = static_cast<size_t>(record.call.signature.root);

@@ -36,6 +36,13 @@ void OperationLog::settle(Record& record, const Error& error) {
   if (!record.work) return;
   const std::shared_ptr<Work> work = std::move(record.work);
   record.work = nullptr;
+  if (error) {
+    FlightRecorder& recorder = endpoint_.recorder();
+    recorder.note(FlightEvent::OperationError, {.number = record.number, .error = error.kind},
+                  error.message);
+    recorder.want_file();
+    endpoint_.engine().wake_at(Clock::now());
+  }
   Error told = error;
   if (error && record.call.signature.collective == Collective::AllReduce) {
     told.message += " " + restore_input(record);

@@ -1,7 +1,7 @@
 // The logical connection between two members: frames go in, frames come out, whatever carries them.
 //
-// Frames of one connection may be striped over several sockets and then overtake each other; every
-// frame says by itself where it belongs. Control frames go first. Driver only.
+// Frames of one connection may be striped over several sockets and overtake each other; every frame
+// says by itself where it belongs. Control frames go first. Driver only.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/errors.h"
+#include "base/flight_recorder.h"
 #include "transport/address.h"
 #include "transport/frame.h"
 #include "transport/out_frame.h"
@@ -33,6 +34,7 @@ class FrameSink {
   virtual void on_frame(Connection& from, const FrameHeader& header, Payload payload) = 0;
   virtual void on_lost(Connection& connection, const Error& error) = 0;
   virtual TimePoint on_time(TimePoint now) = 0;
+  virtual void note_running(FlightRecorder&) {}  // what operations wait for
 };
 
 // What links need from the endpoint that made them.
@@ -56,8 +58,7 @@ class Link {
   virtual ~Link() = default;
   // Sends from the connection's queues until they are empty or the link is full.
   virtual void flush() = 0;
-  // Memory of the next frame's payload, to be filled before commit(); null where the link cannot
-  // lend any now.
+  // Memory of the next frame's payload, to be filled before commit(); null: it has none to lend.
   virtual std::byte* reserve(uint32_t /*length*/) { return nullptr; }
   virtual void commit(const FrameHeader& /*header*/) {}
   virtual void abandon(const FrameOwner* owner) = 0;

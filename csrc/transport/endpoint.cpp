@@ -8,6 +8,7 @@
 
 #include "base/random.h"
 #include "transport/dialer.h"
+#include "transport/frame.h"
 #include "transport/socket.h"
 #include "transport/socket_link.h"
 
@@ -59,6 +60,12 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
     throw std::invalid_argument("endpoint: the advertised hosts do not fit into an address of " +
                                 std::to_string(kAddressBytesMax) + " bytes, each of at most 255");
   }
+  recorder_.identify({.member_id = to_text(address_.member_id),
+                      .address = address_.describe(),
+                      .run = address_.run,
+                      .host_key = address_.host_key,
+                      .protocol = kProtocolVersion,
+                      .folder = options_.trace_folder});
   tcp_listener_ = std::make_unique<Listener>(*this, std::move(tcp), false);
   engine_.add(tcp_listener_->socket.get(), tcp_listener_.get());
   if (options_.shared_memory && !address_.host_key.empty()) {
@@ -172,6 +179,7 @@ void Endpoint::close(TimePoint deadline) {
         connection->state == Connection::State::Suspended)
       end_connection(*connection, {ErrorKind::Aborted, "closed"});
   }
+  if (recorder_.file_due() != TimePoint::max()) recorder_.write_file(Clock::now());
   dialers_.clear();
   greeters_.clear();
   graveyard_.clear();
@@ -180,10 +188,25 @@ void Endpoint::close(TimePoint deadline) {
   memory_listener_.reset();
 }
 
+// Runs `question` on the driver and waits for it; on this thread where nobody drives any more.
+void Endpoint::ask_driver(const std::function<void()>& question) {
+  std::atomic<bool> done{false};
+  const auto ask = [this, &question, &done] {
+    question();
+    done.store(true);
+    engine_.notify_waiters();
+  };
+  if (is_closed_ || !engine_.submit(ask, false)) {
+    question();
+    return;
+  }
+  // The task refers to this frame, so wait for it however long a driver is busy.
+  while (!done.load()) engine_.wait(done, after(Clock::now(), 60));
+}
+
 Statistics Endpoint::statistics() {
   Statistics sum;
-  std::atomic<bool> done{false};
-  const auto add = [this, &sum, &done] {
+  ask_driver([this, &sum] {
     sum = ended_;
     for (const Connection* connection : connections()) {
       const bool is_alive = connection->state == Connection::State::Up ||
@@ -192,18 +215,26 @@ Statistics Endpoint::statistics() {
       sum.connections += 1;
       add_traffic(sum, *connection);
     }
-    done.store(true);
-    engine_.notify_waiters();
-  };
-  if (is_closed_) {
-    add();
-  } else {
-    if (!engine_.submit(add, false)) add();
-    // The task refers to this frame, so wait for it however long a driver is busy.
-    while (!done.load()) engine_.wait(done, after(Clock::now(), 60));
-  }
+  });
   sum.refused_connections = refused_.load();
   return sum;
+}
+
+std::string Endpoint::flight_record() {
+  std::string text;
+  ask_driver([this, &text] {
+    if (!is_closed_) sink_.note_running(recorder_);
+    text = recorder_.to_json_lines();
+  });
+  return text;
+}
+
+void Endpoint::note(FlightEvent event, const Connection& connection, const Error& error) {
+  const bool is_known = connection.peer.member_id != MemberId{};
+  const std::string member = is_known ? to_text(connection.peer.member_id) : "";
+  recorder_.note(
+      event, {.member = member, .error = error.kind},
+      error ? connection.peer.describe() + ": " + error.message : connection.peer.describe());
 }
 
 // --- the driver's rounds -------------------------------------------------------------------------
@@ -259,6 +290,11 @@ void Endpoint::after_sleep() {
 
 TimePoint Endpoint::on_time(TimePoint now) {
   TimePoint next = std::min(now + kIdleTick, sink_.on_time(now));
+  if (now >= recorder_.file_due()) {
+    sink_.note_running(recorder_);
+    recorder_.write_file(now);
+  }
+  next = std::min(next, recorder_.file_due());
   tcp_listener_->on_turn();
   if (memory_listener_) memory_listener_->on_turn();
   for (size_t i = 0; i < dialers_.size(); ++i) next = std::min(next, dialers_[i]->on_time(now));

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,6 +19,7 @@
 
 #include "base/clock.h"
 #include "base/file_descriptor.h"
+#include "base/flight_recorder.h"
 #include "transport/connection.h"
 #include "transport/engine.h"
 #include "transport/handshake.h"
@@ -39,6 +41,8 @@ struct EndpointOptions {
   // A coordinator's: takes callers of every run, those that do not know its member id, and members
   // whose last connection has ended.
   bool accepts_any_run = false;
+  // Where a flight record is written when an operation ends in an error; "": nowhere.
+  std::string trace_folder;
 };
 inline constexpr int kSocketsMax = 64;
 
@@ -69,10 +73,13 @@ class Endpoint final : public LinkHost, public Periodic {
   void close(TimePoint deadline);
   const MemberAddress& address() const { return address_; }
   Statistics statistics();
+  // The flight record as JSON lines; see base/flight_recorder.h.
+  std::string flight_record();
 
   Engine& engine() override { return engine_; }
   BufferPool& pool() override { return pool_; }
   FrameSink& sink() override { return sink_; }
+  FlightRecorder& recorder() { return recorder_; }
 
   // The connection to that member, made if unknown (Idle). `resolved`: where to dial.
   Connection& connection(const MemberAddress& peer, const std::vector<SocketAddress>& resolved);
@@ -145,6 +152,8 @@ class Endpoint final : public LinkHost, public Periodic {
   void cancel_dials(const Connection& connection, int socket_index = -1);
   bool is_over(const Connection& connection) const;
   void bury_links(Connection& connection);
+  void ask_driver(const std::function<void()>& question);
+  void note(FlightEvent event, const Connection& connection, const Error& error = {});
   static void add_traffic(Statistics& sum, const Connection& connection);
   void end_connection(Connection& connection, const Error& error);
   TimePoint watch(Connection& connection, TimePoint now);
@@ -159,6 +168,7 @@ class Endpoint final : public LinkHost, public Periodic {
   const EndpointOptions options_;
   FrameSink& sink_;
   MemberAddress address_;
+  FlightRecorder recorder_;
   BufferPool pool_;
   Engine engine_;
   std::unique_ptr<Listener> tcp_listener_;

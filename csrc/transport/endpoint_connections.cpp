@@ -149,7 +149,12 @@ void Endpoint::adopt(Connection& connection, FileDescriptor socket,
   } else {
     add_socket(connection, std::move(socket), hello.socket_index);
   }
-  if (connection.state == Connection::State::Suspended) ended_.resumed_connections += 1;
+  if (connection.state == Connection::State::Suspended) {
+    ended_.resumed_connections += 1;
+    note(FlightEvent::ConnectionResumed, connection);
+  } else if (is_first) {
+    note(FlightEvent::ConnectionUp, connection);
+  }
   connection.state = Connection::State::Up;
   mark_unsent(connection);
   if (is_closing_ && !connection.said_goodbye) say_goodbye(connection);
@@ -214,6 +219,7 @@ void Endpoint::replace_link(Connection& connection, Link& link, const Error& err
   const uint16_t index = link.index;
   graveyard_.push_back(connection.take_link(index));
   ended_.replaced_sockets += 1;
+  note(FlightEvent::SocketReplaced, connection, error);
   if (connection.link_count() == 0) {
     suspend(connection, error, index);
     return;
@@ -232,6 +238,7 @@ void Endpoint::suspend(Connection& connection, const Error& error, uint16_t inde
   const bool can_dial = !connection.proven.empty() || connection.shared_memory;
   connection.state = Connection::State::Suspended;
   connection.error = error;
+  note(FlightEvent::ConnectionBroken, connection, error);
   connection.last_dial.clear();
   if (!can_dial && !resumes) {
     end_connection(connection, error);
@@ -280,6 +287,7 @@ void Endpoint::end_connection(Connection& connection, const Error& error) {
   connection.state = Connection::State::Closed;
   connection.error = error;
   connection.has_ended |= connection.goodbye;
+  note(FlightEvent::ConnectionLost, connection, error);
   connection.clear();
   add_traffic(ended_, connection);
   connection.traffic = {};

@@ -20,6 +20,7 @@ READ = {
     "PCCL_SHARED_MEMORY": ("0", "shared_memory", False),
     "PCCL_SIMD": ("v3", "simd", "v3"),
     "PCCL_SOCKETS": ("4", "sockets", 4),
+    "PCCL_TRACE_DIR": ("/", "trace_dir", "/"),
     "PCCL_TIMEOUT": ("60", "timeout_seconds", 60.0),
 }
 
@@ -54,6 +55,7 @@ def test_unset_and_empty_variables_leave_the_defaults() -> None:
         ("PCCL_CONNECT_TIMEOUT", "0"),
         ("PCCL_CONNECT_TIMEOUT", "inf"),
         ("PCCL_LOG", "loud"),
+        ("PCCL_TRACE_DIR", "/no/such/folder"),
         ("PCCL_PORT", "http"),
         ("PCCL_PORT", "70000"),
         ("PCCL_PORT", "10-5"),
