@@ -208,6 +208,78 @@ def demo(
     raise typer.Exit(run_demo(options, Console(highlight=False)))
 
 
+@app.command()
+def doctor(
+    address: Annotated[str, typer.Argument(help="pccl://host:port/run, or host:port")],
+    json: Annotated[bool, typer.Option("--json", help="print it as data")] = False,
+    status_port: Annotated[
+        int, typer.Option(help="of the coordinator's status page")
+    ] = DEFAULT_STATUS_PORT,
+) -> None:
+    """Say whether this machine can take part in a run, and how to mend what can't work.
+
+    Exit code 1 when something failed; a warning is none.
+    """
+    from dataclasses import asdict
+
+    from pccl.doctor import examine
+
+    try:
+        place = RunAddress.parse(address if "://" in address else f"pccl://{address}/doctor")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    run = place if "://" in address else None
+    checks = []
+    console = Console(highlight=False)
+    styles = {"ok": "green", "warning": "yellow", "FAILED": "red"}
+    for check in examine(run, place.host, place.port, status_port):
+        checks.append(check)
+        if json:
+            continue
+        line = Text(f"{check.state:<8}", style=styles[check.state])
+        console.print(line + Text(f"{check.name}: {check.value}", style=""), soft_wrap=True)
+        if check.fix:
+            console.print(Text(f"{'':8}fix: {check.fix}"), soft_wrap=True)
+    if json:
+        print(json_format.dumps([asdict(check) for check in checks], indent=2))
+    raise typer.Exit(any(check.state == "FAILED" for check in checks))
+
+
+@app.command()
+def trace(
+    files: Annotated[list[Path], typer.Argument(help="flight records, one of each member")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="draw the timeline, a lane a member")
+    ] = None,
+) -> None:
+    """Merge members' flight records: what stood still, who was waited for, what differs.
+
+    PCCL_TRACE_DIR names the folder to which members write them when an operation fails.
+
+    pccl trace traces/*.jsonl --out timeline.png
+    """
+    from pccl.trace import TraceError, align, read_record, summarize
+
+    try:
+        records = [read_record(path) for path in files]
+    except TraceError as error:
+        Console(stderr=True).print(Text(f"pccl trace: {error}"), soft_wrap=True)
+        raise typer.Exit(1) from None
+    records.sort(key=lambda record: (record.run, record.rank or 0, record.member))
+    how_aligned = align(records)
+    print("\n".join(summarize(records, how_aligned)))
+    if out is None:
+        return
+    try:
+        from pccl.trace_plot import plot_timeline
+
+        plot_timeline(records, how_aligned, out)
+    except ImportError as missing:
+        raise SystemExit(
+            f"pccl trace: {missing}. --out needs: pip install 'pccl-collectives[bench]'"
+        ) from None
+
+
 def _size(text: str) -> int:
     try:
         return parse_bytes(text)

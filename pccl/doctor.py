@@ -1,0 +1,356 @@
+"""`pccl doctor`: can this machine take part in that run? Each failure comes with its fix."""
+
+from __future__ import annotations
+
+import email.utils
+import errno
+import ipaddress
+import resource
+import secrets
+import shutil
+import socket
+import statistics
+import struct
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from pccl import _core
+from pccl.address import RunAddress, bracketed
+from pccl.config import Config, variables_set
+from pccl.status_command import StatusUnknown, fetch_status
+
+__all__ = ["Check", "examine", "judge_own_address"]
+
+_TIMEOUT_SECONDS = 5.0
+_ROUNDS = 5
+_ALIVE, _STRANGER = 3, 5  # answers of docs/wire_format.md
+# Sockets of a member in a large run, listeners and files.
+_DESCRIPTORS_WANTED = 4096
+# One long fat link: 100 ms at 300 Mbit/s.
+_SOCKET_BUFFER_WANTED = 4 << 20
+# Two rings for each member on this host; see csrc/transport/memory_link.h.
+_SHARED_MEMORY_WANTED = 64 << 20
+_CLOCK_SECONDS_MAX = 2.0  # an HTTP date has whole seconds
+_SLOW_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    state: str  # "ok", "warning", "FAILED"
+    value: str  # what was measured
+    fix: str = ""
+
+
+def examine(address: RunAddress | None, host: str, port: int, status_port: int) -> Iterator[Check]:
+    """Yield one check after the other; `address` is None where only a place is known.
+
+    Opens a few connections to the coordinator and to the run's members, which change nothing there.
+    """
+    yield from _versions()
+    hosts: list[str] = []
+    yield _settings(hosts)
+    yield from _limits()
+    addresses: list[tuple[socket.AddressFamily, tuple[str, int]]] = []
+    yield _resolve(host, port, addresses)
+    if not addresses:
+        return
+    connected = None
+    for family, place in addresses:
+        check = _connect(family, place)
+        yield check
+        if check.state != "FAILED" and connected is None:
+            connected = (family, place)
+    if connected is None:
+        return
+    run = address.run if address else "doctor"
+    yield from _handshake(*connected, run)
+    yield _nat(*connected, hosts)
+    if address is not None:
+        yield from _run_of(address, status_port)
+    yield _clock(host, status_port)
+
+
+# --- this machine ---------------------------------------------------------------------------------
+
+
+def _versions() -> Iterator[Check]:
+    try:
+        package = metadata.version("pccl-collectives")
+    except metadata.PackageNotFoundError:
+        package = "not installed as a package"
+    yield Check("version", "ok", f"pccl {package}, protocol {_core.PROTOCOL_VERSION}")
+
+
+def _settings(hosts: list[str]) -> Check:
+    try:
+        hosts += Config.from_environment().hosts
+    except ValueError as error:
+        return Check("variables", "FAILED", str(error), "correct or unset that variable")
+    names, unknown = variables_set()
+    if unknown:
+        return Check(
+            "variables", "warning", f"unknown: {', '.join(unknown)}", "they have no effect: unset"
+        )
+    return Check("variables", "ok", ", ".join(names) or "all PCCL_* at their defaults")
+
+
+def _limits() -> Iterator[Check]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = soft == resource.RLIM_INFINITY or soft >= _DESCRIPTORS_WANTED
+    yield Check(
+        "file descriptors",
+        "ok" if enough else "warning",
+        f"{soft} of at most {hard}",
+        "" if enough else f"ulimit -n {_DESCRIPTORS_WANTED}: each member costs some",
+    )
+    for name, which in (("receive", "rmem_max"), ("send", "wmem_max")):
+        tcp = Path("/proc/sys/net/ipv4/tcp_" + which[:4])
+        try:
+            most = int(tcp.read_text().split()[2])
+        except (OSError, ValueError, IndexError):
+            continue
+        fits = most >= _SOCKET_BUFFER_WANTED
+        yield Check(
+            f"{name} buffer",
+            "ok" if fits else "warning",
+            f"at most {most / 2**20:.1f} MiB a TCP socket",
+            ""
+            if fits
+            else f"sysctl -w net.ipv4.tcp_{which[:4]}='4096 131072 16777216', or "
+            "PCCL_SOCKETS=4: long links need it",
+        )
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+        fits = free >= _SHARED_MEMORY_WANTED
+        yield Check(
+            "shared memory",
+            "ok" if fits else "warning",
+            f"{free / 2**20:.0f} MiB free in /dev/shm",
+            ""
+            if fits
+            else "mount -o remount,size=1G /dev/shm (docker run --shm-size=1g): torch's "
+            "data loaders need it",
+        )
+    except OSError:
+        pass
+    try:
+        control = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+        yield Check("congestion control", "ok", control)
+    except OSError:
+        pass
+
+
+# --- the way there --------------------------------------------------------------------------------
+
+
+def _resolve(
+    host: str, port: int, found: list[tuple[socket.AddressFamily, tuple[str, int]]]
+) -> Check:
+    try:
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return Check(
+            "name", "FAILED", f"{host}: {error}", "check the name, or use a number as the host"
+        )
+    for family, _, _, _, place in entries:
+        found.append((family, (str(place[0]), int(place[1]))))
+    return Check("name", "ok", f"{host} is {', '.join(place[0] for _, place in found)}")
+
+
+def _connect(family: socket.AddressFamily, place: tuple[str, int]) -> Check:
+    name, where = "connect", f"{bracketed(place[0])}:{place[1]}"
+    seconds = []
+    for _ in range(_ROUNDS):
+        begin = time.monotonic()
+        try:
+            with socket.create_connection(place, _TIMEOUT_SECONDS):
+                seconds.append(time.monotonic() - begin)
+        except OSError as error:
+            return Check(name, "FAILED", f"{where}: {error}", _fix_of(error, place[1]))
+    best = min(seconds)
+    spread = f"{1000 * best:.2f} ms, at most {1000 * max(seconds):.2f}"
+    slow = best > _SLOW_SECONDS
+    return Check(
+        name,
+        "warning" if slow else "ok",
+        f"{where}: round trip {spread}",
+        "a slow link: see PCCL_SOCKETS" if slow else "",
+    )
+
+
+def _fix_of(error: OSError, port: int) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return f"nobody listens there: start `pccl coordinator --port {port}`, or check the port"
+    if isinstance(error, TimeoutError):
+        return f"nothing answers: open TCP port {port} in the firewall or router of that host"
+    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+        return "no route: check this machine's network, or use its other address (IPv4, IPv6)"
+    return "check the network between the two machines"
+
+
+def _hello(run: str) -> bytes:
+    def text(data: bytes) -> bytes:
+        return struct.pack("<H", len(data)) + data
+
+    version = _core.PROTOCOL_VERSION
+    address = (
+        struct.pack("<4sH", b"PCCA", version)
+        + secrets.token_bytes(16)
+        + text(run.encode())
+        + text(b"") * 2
+        + struct.pack("<HB", 0, 0)
+    )
+    # To whoever answers; a probe, which opens nothing.
+    body = text(address) + bytes(16) + struct.pack("<QHBBBII", 1, 0, 0, 2, 0, 0, 0)
+    return struct.pack("<4sHH", b"PCCH", version, len(body)) + body
+
+
+def _ask(place: tuple[str, int], run: str) -> tuple[int, int, str]:
+    """The other's protocol version (-1: none of ours), its answer, and its words."""
+    with socket.create_connection(place, _TIMEOUT_SECONDS) as connection:
+        connection.sendall(_hello(run))
+        prefix = _read(connection, 8)
+        if len(prefix) < 8 or not prefix.startswith(b"PCCW"):
+            return -1, -1, repr(prefix)[1:]
+        version, length = struct.unpack("<HH", prefix[4:])
+        body = _read(connection, min(length, 2048))
+    if len(body) < 3:
+        return version, -1, ""
+    reason = body[3 : 3 + struct.unpack("<H", body[1:3])[0]].decode(errors="replace")
+    return version, body[0], reason
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count and (more := connection.recv(count - len(data))):
+        data += more
+    return data
+
+
+def _handshake(family: socket.AddressFamily, place: tuple[str, int], run: str) -> Iterator[Check]:
+    seconds = []
+    for _ in range(_ROUNDS):
+        begin = time.monotonic()
+        try:
+            version, answer, words = _ask(place, run)
+        except OSError as error:
+            fix = "something else listens on that port, or a proxy cuts the connection"
+            yield Check("handshake", "FAILED", f"no answer to a pccl handshake: {error}", fix)
+            return
+        seconds.append(time.monotonic() - begin)
+        if version != _core.PROTOCOL_VERSION or answer != _ALIVE:
+            yield _refusal(version, answer, words)
+            return
+    yield Check(
+        "handshake",
+        "ok",
+        f"a coordinator of protocol {version}; connect and answer in "
+        f"{1000 * statistics.median(seconds):.2f} ms (median of {_ROUNDS})",
+    )
+
+
+def _refusal(version: int, answer: int, words: str) -> Check:
+    if version == -1:
+        fix = "something else listens on that port: use the one that `pccl coordinator` prints"
+        return Check("handshake", "FAILED", f"no pccl: it says {words or 'nothing'}", fix)
+    if version != _core.PROTOCOL_VERSION:
+        value = f"protocol {version} there, {_core.PROTOCOL_VERSION} here"
+        return Check("handshake", "FAILED", value, "install the same pccl on every machine")
+    fix = "start again with the address that `pccl coordinator` prints"
+    if answer == _STRANGER:
+        fix = "that is a member and no coordinator: " + fix
+    return Check("handshake", "FAILED", words or f"answer {answer}", fix)
+
+
+def _nat(family: socket.AddressFamily, place: tuple[str, int], hosts: Sequence[str]) -> Check:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(place)  # looks up the route, sends nothing
+        return judge_own_address(str(probe.getsockname()[0]), place[0], hosts)
+
+
+def judge_own_address(own: str, there: str, hosts: Sequence[str]) -> Check:
+    """Whether others can call this machine, as far as addresses tell; `hosts`: of PCCL_HOST."""
+    if hosts:
+        return Check("own address", "ok", ", ".join(hosts))
+    here, coordinator = (ipaddress.ip_address(text.partition("%")[0]) for text in (own, there))
+    if here.is_private and coordinator.is_global:
+        return Check(
+            "own address",
+            "warning",
+            f"{own} is private and the coordinator's public: this machine is behind NAT",
+            "others can't call it, unless you forward a TCP port and set PCCL_HOST to the public "
+            "address and PCCL_PORT to that port; it can call those that can be called",
+        )
+    return Check("own address", "ok", f"{own}, as the route there says")
+
+
+# --- the run --------------------------------------------------------------------------------------
+
+
+def _run_of(address: RunAddress, status_port: int) -> Iterator[Check]:
+    try:
+        status = fetch_status(address, status_port)
+    except StatusUnknown as unknown:
+        knows = "has no member of run" in str(unknown)
+        yield Check(
+            "run",
+            "warning",
+            str(unknown) if knows else f"not known: {str(unknown).partition('. ')[0]}",
+            "check the run's name, unless you are the first"
+            if knows
+            else "its status page is on its own machine only: run this there, or --status-host",
+        )
+        return
+    (run,) = status["runs"]
+    if status["failure"]:
+        yield Check("coordinator", "FAILED", status["failure"], "mend its disk and restart it")
+    size = sum(member["rank"] is not None for member in run["members"])
+    short = size < run["world_size_min"]
+    yield Check(
+        "run",
+        "warning" if short else "ok",
+        f"{size} members in quorum {run['quorum_id']}, at least {run['world_size_min']} wanted",
+        "it waits for more" if short else "",
+    )
+    for member in run["members"]:
+        yield _member(member["address"], address.run)
+
+
+def _member(address: str, run: str) -> Check:
+    host, _, port = address.rpartition(":")
+    name = f"member {address}"
+    begin = time.monotonic()
+    try:
+        version, _, words = _ask((host.strip("[]"), int(port)), run)
+    except (OSError, ValueError) as error:
+        fix = "open that port there, or see PCCL_HOST: one of each two members must reach the other"
+        return Check(name, "warning", f"can't be reached from here: {error}", fix)
+    if version != _core.PROTOCOL_VERSION or not words.startswith("wrong member"):
+        return Check(name, "FAILED", words, "another process listens where it did")
+    return Check(name, "ok", f"answers in {1000 * (time.monotonic() - begin):.2f} ms")
+
+
+def _clock(host: str, status_port: int) -> Check:
+    url = f"http://{bracketed(host)}:{status_port}/status.json"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=_TIMEOUT_SECONDS) as answer:
+            there = email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp()
+    except (OSError, ValueError, TypeError, urllib.error.URLError):
+        return Check("clock", "ok", "not compared: the status page is not reached from here")
+    difference = time.time() - there - 0.5
+    apart = abs(difference) > _CLOCK_SECONDS_MAX
+    return Check(
+        "clock",
+        "warning" if apart else "ok",
+        f"{difference:+.1f} s against the coordinator's",
+        "only logs and traces suffer: timedatectl set-ntp true" if apart else "",
+    )
