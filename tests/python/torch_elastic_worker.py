@@ -108,7 +108,7 @@ def main() -> None:
     say(member=group.communicator.member_id, rank=dist.get_rank(), world_size=dist.get_world_size())
     model = Model()
     ddp = elastic_ddp(model, bucket_cap_mb=4)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.125)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.125, eps=0.01)
     done = torch.zeros(1, dtype=torch.int64)
     again = Model()  # trained with what the gradients must be
     recorder = Recorder(group)
@@ -122,7 +122,7 @@ def main() -> None:
             continue
         say(at=step)
         again.load_state_dict(model.state_dict())
-        optimizer_again = torch.optim.AdamW(again.parameters(), lr=0.125)
+        optimizer_again = torch.optim.AdamW(again.parameters(), lr=0.125, eps=0.01)
         optimizer_again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         recorder.works.clear()
         recorder.kills = step == fatal_step
@@ -136,8 +136,8 @@ def main() -> None:
         optimizer.step()
         optimizer_again.step()
         for weight, own in zip(model.weights, again.weights, strict=True):
-            # Adam divides by the gradient's size, so a last digit counts where it is near 0.
-            assert (weight - own).detach().abs().max() < 1e-3
+            # eps keeps Adam from dividing last digits by next to nothing.
+            assert (weight - own).detach().abs().max() < 1e-4
         done += 1
         say(
             step=step,
