@@ -357,6 +357,7 @@ void OperationLog::note_running(FlightRecorder& recorder) const {
 }
 
 TimePoint OperationLog::on_time(TimePoint now) {
+  if (broken_) return TimePoint::max();  // and the groups may be gone
   remove_old_layers();
   TimePoint next = announce_at_;
   if (now >= announce_at_) {
