@@ -97,6 +97,7 @@ void Coordinator::set_quorum(Quorum quorum) {
   }
   lost_.clear();
   doubtful_.clear();
+  refuted_.clear();
   outstanding_.reset();
   somebody_holds_ = somebody_froze_ = false;
   waiting_.clear();
@@ -344,7 +345,8 @@ void Coordinator::catch_up(const MemberId& from, const Report& report, TimePoint
   if (report.accepted && report.accepted->term == durable_.quorum_term &&
       report.accepted->ballot == durable_.quorum_ballot) {
     send_commit(from, durable_.quorum_term, durable_.quorum_ballot);
-  } else if (was_in && report.quorum_id + 1 != quorum.quorum_id) {
+  } else if (was_in && report.quorum_id + 1 != quorum.quorum_id &&
+             durable_.recover_from == kNothingToRecover) {
     known.out = "it stayed behind in quorum " + std::to_string(report.quorum_id);
   } else {
     Proposal again{

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -183,6 +184,8 @@ class Coordinator {
   // Later than the quorum in force, and accepted by somebody under an older term, by (term,
   // ballot). Each may have been agreed, and nobody who lives may know with which numbers.
   std::map<std::pair<uint64_t, uint64_t>, Quorum> doubtful_;
+  // Looked doubtful, but one of its seats has never accepted it.
+  std::set<std::pair<uint64_t, uint64_t>> refuted_;
   uint64_t ballot_ = 0;
   uint64_t arrivals_ = 0;
   uint64_t started_max_ = 0;  // of all operations that anybody told of

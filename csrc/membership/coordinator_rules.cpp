@@ -21,6 +21,15 @@ double seconds_between(TimePoint from, TimePoint to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
+// Whether this member has never accepted the proposal with that (term, ballot): what it accepts,
+// and enters, only ever has higher ones. As it obeys a later term it won't either, and without all
+// of its seats no proposal is agreed.
+bool has_not_accepted(const Report& report, const std::pair<uint64_t, uint64_t>& number) {
+  const auto& accepted = report.accepted;
+  return (!accepted || std::pair(accepted->term, accepted->ballot) < number) &&
+         std::pair(report.quorum_term, report.quorum_ballot) < number;
+}
+
 }  // namespace
 
 void Coordinator::decide(TimePoint now) {
@@ -85,6 +94,10 @@ void Coordinator::forget_strangers(TimePoint now) {
     const auto& [id, known] = item;
     if (known.is_connected || ranks_.find(id) != ranks_.end()) return false;
     if (outstanding_ && outstanding_->proposal.quorum.contains(id)) return false;
+    const bool has_doubtful_seat =
+        std::any_of(doubtful_.begin(), doubtful_.end(),
+                    [&](const auto& doubtful) { return doubtful.second.contains(id); });
+    if (has_doubtful_seat) return false;
     return lost_reason(known, now).has_value();
   });
 }
@@ -197,8 +210,23 @@ void Coordinator::collect_doubtful() {
     if (!accepted || accepted->quorum.quorum_id <= durable_.quorum.quorum_id) continue;
     const bool is_ours =
         accepted->term == durable_.term || (is_authoritative_ && !is_of_takeover(accepted->term));
-    if (!is_ours) doubtful_.try_emplace({accepted->term, accepted->ballot}, accepted->quorum);
+    const std::pair number(accepted->term, accepted->ballot);
+    // Whoever proposed the quorum in force asked enough members what they had accepted before.
+    const bool is_past = number < std::pair(durable_.quorum_term, durable_.quorum_ballot);
+    if (!is_ours && !is_past && !refuted_.contains(number))
+      doubtful_.try_emplace(number, accepted->quorum);
   }
+  std::erase_if(doubtful_, [&](const auto& item) {
+    const auto& [number, quorum] = item;
+    const bool is_refuted =
+        std::any_of(quorum.seats.begin(), quorum.seats.end(), [&](const Seat& seat) {
+          const auto known = known_.find(seat.member_id);
+          return known != known_.end() && known->second.obeys &&
+                 has_not_accepted(known->second.report, number);
+        });
+    if (is_refuted) refuted_.insert(number);
+    return is_refuted;
+  });
 }
 
 // --- proposing -----------------------------------------------------------------------------------

@@ -275,7 +275,9 @@ void World::check_transition(int index, MemberState before, const std::string& e
 void World::check_progress() {
   const Quorum* quorum = last_quorum();
   // One that nobody has entered may have been agreed all the same.
-  if (quorum == nullptr && home_disk_.quorum.quorum_id > 0) quorum = &home_disk_.quorum;
+  const auto home = coordinators_.find(kHome);
+  const Durable& disk = home == coordinators_.end() ? home_disk_ : home->second.disk;
+  if (quorum == nullptr && disk.quorum.quorum_id > 0) quorum = &disk.quorum;
   size_t alive = 0;
   size_t everybody = 0;
   for (const Process& process : processes_)
@@ -286,8 +288,23 @@ void World::check_progress() {
       alive += process.is_alive && !process.is_out && !process.wants_to_leave;
     }
   }
+  // What may be in force as well must have as many left.
+  const auto is_left = [&](const Seat& seat) {
+    const Process& process = processes_[static_cast<size_t>(find(seat.member_id))];
+    return process.is_alive && !process.is_out && !process.wants_to_leave;
+  };
+  const bool is_doubtful_left =
+      std::all_of(processes_.begin(), processes_.end(), [&](const Process& process) {
+        const Report report = process.member->report(false);
+        if (!process.is_alive || process.is_out || !report.accepted) return true;
+        const Quorum& accepted = report.accepted->quorum;
+        if (quorum != nullptr && accepted.quorum_id <= quorum->quorum_id) return true;
+        const auto left = std::count_if(accepted.seats.begin(), accepted.seats.end(), is_left);
+        return 2 * static_cast<size_t>(left) > accepted.seats.size();
+      });
   const bool is_enough = quorum == nullptr ? home_has_database_ : 2 * alive > quorum->seats.size();
-  if (!is_enough || everybody < static_cast<size_t>(std::max(1, options_.members / 2))) {
+  if (!is_enough || !is_doubtful_left ||
+      everybody < static_cast<size_t>(std::max(1, options_.members / 2))) {
     result_.was_stuck_rightly = true;
     return;
   }
