@@ -73,6 +73,7 @@ class Context:
         connect_timeout_seconds: float = 30,
         simd: str = "",
         trace_folder: str = "",  # a record is written there when an operation fails; "" = nowhere
+        tls: str = "remote",  # or "never", "always"; "remote": not on loopback
     ) -> None: ...
     @property
     def address(self) -> bytes: ...  # opaque; publish it to the other members
@@ -81,7 +82,7 @@ class Context:
         """Works that are done after their notify(); [] after the timeout or when closed."""
     def statistics(self) -> dict[str, int]: ...
     # bytes_sent_tcp, bytes_received_tcp, bytes_sent_memory, bytes_received_memory, connections,
-    # refused_connections
+    # secure_sockets, refused_connections, refused_keys, refused_plain
     def flight_record(self) -> str: ...  # JSON lines
     def close(self) -> None: ...  # politely; idempotent; releases the GIL
 

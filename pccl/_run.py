@@ -68,6 +68,7 @@ class ContextOpener:
                     shared_memory=config.shared_memory,
                     connect_timeout_seconds=config.connect_timeout_seconds,
                     trace_folder=config.trace_dir,
+                    tls=config.tls_use,
                     simd="" if config.simd == "auto" else config.simd,
                 )
             except (_core.ConnectError, OSError) as error:

@@ -17,6 +17,7 @@ Value = TypeVar("Value")
 _logger = logging.getLogger("pccl")
 
 _LOG_LEVELS = ("debug", "info", "warning", "error", "off")
+_TLS_USES = ("auto", "always")
 _SIMD_LEVELS = ("auto", "baseline", "v3", "v4")
 # Of the core: csrc/transport stripes one connection over at most this many sockets.
 _SOCKETS_MAX = 64
@@ -56,6 +57,13 @@ class Config:
     connect_timeout_seconds: float = 30.0
     """PCCL_CONNECT_TIMEOUT: seconds to find all members, and to connect to one of them."""
 
+    tls: str = "auto"
+    """PCCL_TLS: "always" has TLS also where bytes stay on this host's loopback; for tests."""
+
+    insecure: bool = False
+    """No TLS and no keys at all, on every member alike: whoever reaches a port can read, write and
+    take part. No variable sets it; it stands in code."""
+
     run: str = ""
     """PCCL_RUN: the address of an elastic run, "pccl://host:port/run", for join()."""
 
@@ -86,8 +94,17 @@ class Config:
                 raise ValueError(f"{name}: expected a positive number of seconds, got {seconds}")
         if self.simd and self.simd not in _SIMD_LEVELS:
             raise ValueError(f"simd: expected one of {_SIMD_LEVELS}, got {self.simd!r}")
+        if self.tls not in _TLS_USES:
+            raise ValueError(f"tls: expected one of {_TLS_USES}, got {self.tls!r}")
+        if self.insecure and self.tls == "always":
+            raise ValueError("tls: 'always' contradicts insecure=True")
         if self.log not in _LOG_LEVELS:
             raise ValueError(f"log: expected one of {_LOG_LEVELS}, got {self.log!r}")
+
+    @property
+    def tls_use(self) -> str:
+        """As the core names it."""
+        return "never" if self.insecure else "always" if self.tls == "always" else "remote"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Config:
@@ -268,5 +285,6 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_SIMD": ("simd", _parse_lower),
     "PCCL_SOCKETS": ("sockets", _parse_integer),
     "PCCL_TRACE_DIR": ("trace_dir", str),
+    "PCCL_TLS": ("tls", _parse_lower),
     "PCCL_TIMEOUT": ("timeout_seconds", _parse_seconds),
 }

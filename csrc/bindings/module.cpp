@@ -13,6 +13,7 @@
 #include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
 #include "bindings/run_module.h"
+#include "bindings/transport_module.h"
 #include "communicator.h"
 #include "kernels/reduce.h"
 #include "transport/frame.h"
@@ -33,7 +34,7 @@ void bind_context(py::module_& module) {
       .def(py::init([](std::string run, std::string bind_host, int port,
                        std::vector<std::string> advertise_hosts, int sockets, bool shared_memory,
                        double connect_timeout_seconds, const std::string& simd,
-                       std::string trace_folder) {
+                       std::string trace_folder, const std::string& tls) {
              if (port < 0 || port > 65535)
                throw py::value_error("port must be 0..65535, not " + std::to_string(port));
              if (!simd.empty() && !pccl::kernels::select_target(simd)) {
@@ -48,12 +49,13 @@ void bind_context(py::module_& module) {
                  .sockets = sockets,
                  .shared_memory = shared_memory,
                  .connect_timeout_seconds = connect_timeout_seconds,
-                 .trace_folder = std::move(trace_folder)});
+                 .trace_folder = std::move(trace_folder),
+                 .tls = pccl::bindings::to_tls_use(tls)});
            }),
            py::arg("run"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
            py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
            py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
-           py::arg("simd") = "", py::arg("trace_folder") = "")
+           py::arg("simd") = "", py::arg("trace_folder") = "", py::arg("tls") = "remote")
       .def_property_readonly("address",
                              [](const pccl::Context& self) {
                                const auto bytes = self.address();
@@ -80,14 +82,7 @@ void bind_context(py::module_& module) {
                py::gil_scoped_release release;
                now = self.statistics();
              }
-             py::dict result;
-             result["bytes_sent_tcp"] = now.bytes_sent_tcp;
-             result["bytes_received_tcp"] = now.bytes_received_tcp;
-             result["bytes_sent_memory"] = now.bytes_sent_memory;
-             result["bytes_received_memory"] = now.bytes_received_memory;
-             result["connections"] = now.connections;
-             result["refused_connections"] = now.refused_connections;
-             return result;
+             return pccl::bindings::to_counters(now);
            })
       .def("flight_record",
            [](pccl::Context& self) {

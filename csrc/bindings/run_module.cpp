@@ -13,6 +13,7 @@
 #include "bindings/calls_module.h"
 #include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
+#include "bindings/transport_module.h"
 #include "membership/coordinator_server.h"
 #include "run.h"
 
@@ -176,14 +177,7 @@ py::dict statistics_of(Run& self) {
     py::gil_scoped_release release;
     now = self.statistics();
   }
-  py::dict result;
-  result["bytes_sent_tcp"] = now.bytes_sent_tcp;
-  result["bytes_received_tcp"] = now.bytes_received_tcp;
-  result["bytes_sent_memory"] = now.bytes_sent_memory;
-  result["bytes_received_memory"] = now.bytes_received_memory;
-  result["connections"] = now.connections;
-  result["refused_connections"] = now.refused_connections;
-  return result;
+  return to_counters(now);
 }
 
 using RunClass = py::class_<Run, CollectiveCalls, std::shared_ptr<Run>>;
@@ -276,7 +270,8 @@ void bind_run(py::module_& module) {
                                 .sockets = sockets,
                                 .shared_memory = shared_memory,
                                 .connect_timeout_seconds = connect_timeout_seconds,
-                                .trace_folder = std::move(trace_folder)};
+                                .trace_folder = std::move(trace_folder),
+                                .tls = transport::TlsUse::Never};
             options.coordinator_host = std::move(coordinator_host);
             options.coordinator_port = static_cast<uint16_t>(coordinator_port);
             options.timeout_seconds = timeout_seconds;

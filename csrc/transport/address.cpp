@@ -32,6 +32,7 @@ bool is_loopback(const sockaddr* address) {
     const auto* v4 = reinterpret_cast<const sockaddr_in*>(address);
     return (ntohl(v4->sin_addr.s_addr) >> 24) == 127;
   }
+  if (address->sa_family != AF_INET6) return false;
   return IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr) != 0;
 }
 
@@ -48,6 +49,7 @@ std::vector<std::byte> MemberAddress::encode() const {
   out.put(kAddressMagic);
   out.put(kProtocolVersion);
   out.put(member_id);
+  out.put(fingerprint);
   out.put_text(run);
   out.put_text(host_key);
   out.put_text(memory_name);
@@ -64,6 +66,7 @@ std::optional<MemberAddress> MemberAddress::decode(std::span<const std::byte> by
     return std::nullopt;
   MemberAddress address;
   address.member_id = in.get<MemberId>();
+  address.fingerprint = in.get<Fingerprint>();
   address.run = in.get_text(255);
   address.host_key = in.get_text(255);
   address.memory_name = in.get_text(100);
@@ -106,6 +109,10 @@ bool SocketAddress::has_host(const std::string& host) const {
   const auto* own = reinterpret_cast<const sockaddr_in6*>(&storage);
   return storage.ss_family == AF_INET6 && inet_pton(AF_INET6, host.c_str(), &number) == 1 &&
          std::memcmp(&number, &own->sin6_addr, sizeof(number)) == 0;
+}
+
+bool SocketAddress::is_loopback() const {
+  return transport::is_loopback(reinterpret_cast<const sockaddr*>(&storage));
 }
 
 void SocketAddress::set_port(uint16_t port) {

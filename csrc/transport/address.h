@@ -15,6 +15,9 @@ namespace pccl::transport {
 
 using MemberId = std::array<uint8_t, 16>;  // random, one per endpoint
 
+// SHA-256 of a public key. All zero: none.
+using Fingerprint = std::array<uint8_t, 32>;
+
 std::string to_text(const MemberId& id);  // first 8 hex digits
 
 // 4 KiB hold 16 host names of the longest kind; an address is a few hundred bytes.
@@ -29,6 +32,7 @@ struct MemberAddress {
   std::string memory_name;         // abstract UNIX socket through which memory is handed over
   uint16_t port = 0;               // TCP
   std::vector<std::string> hosts;  // names or numbers, best first
+  Fingerprint fingerprint{};       // of its key; zero: it has none, and takes plain bytes only
 
   std::vector<std::byte> encode() const;
   // nullopt where the bytes are no address of this protocol version.
@@ -43,6 +47,7 @@ struct SocketAddress {
   bool operator==(const SocketAddress& other) const;
   // Whether its host is `host`, a number; names are nobody's.
   bool has_host(const std::string& host) const;
+  bool is_loopback() const;
   void set_port(uint16_t port);
 };
 

@@ -1,6 +1,6 @@
 // The logical connection between two members: frames go in, frames come out, whatever carries them.
 //
-// Frames of one connection may be striped over several sockets and overtake each other; every frame
+// Frames of one connection may be striped over several sockets and overtake each other; every one
 // says by itself where it belongs. Control frames go first. Driver only.
 #pragma once
 
@@ -17,6 +17,7 @@
 #include "base/flight_recorder.h"
 #include "transport/address.h"
 #include "transport/frame.h"
+#include "transport/handshake.h"
 #include "transport/out_frame.h"
 #include "transport/payload.h"
 #include "transport/window.h"
@@ -193,8 +194,9 @@ class Connection {
   // Where the peer's own listener is, for certain: a dial was welcome there, or it called from
   // there.
   std::vector<SocketAddress> proven;
-  bool shared_memory = false;   // its link is, or was
-  bool is_called = false;       // by Endpoint::call()
+  bool shared_memory = false;  // its link is, or was
+  bool is_called = false;      // by Endpoint::call(), with this
+  std::optional<Token> token;
   size_t links_ended = 0;       // end of stream, without an error
   TimePoint suspended_since{};  // while Suspended, as is
   TimePoint suspended_until{};
@@ -214,8 +216,7 @@ class Connection {
   Traffic traffic;
 
  private:
-  // Owed acknowledgements are sent after so many frames or bytes, or when this time is over. Little
-  // is then kept by the sender, and an acknowledgement is a small part of what it stands for.
+  // Owed acknowledgements are sent after so many frames or bytes, or when this time is over.
   static constexpr uint32_t kAckFrames = 32;
   static constexpr uint64_t kAckBytes = 256 << 10;
   static constexpr auto kAckDelay = std::chrono::milliseconds(20);

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <exception>
+#include <utility>
 
 #include "transport/endpoint.h"
 #include "transport/socket.h"
@@ -32,16 +33,8 @@ constexpr double kRedialSecondsMax = 5;
 // If every address of a member refuses or declines this many times, its process is gone: its
 // listener was there before its address was published.
 constexpr int kFinalRoundsMax = 3;
-constexpr size_t kDescriptorsMax = 3;
-
-bool is_loopback(const SocketAddress& address) {
-  const std::string text = address.describe();
-  return text.starts_with("127.") || text.starts_with("[::1]");
-}
 
 }  // namespace
-
-// --- Dialer --------------------------------------------------------------------------------------
 
 Dialer::Dialer(Endpoint& endpoint, Connection& connection, const Options& options)
     : endpoint_(endpoint), connection_(connection), options_(options) {
@@ -56,7 +49,7 @@ Dialer::Dialer(Endpoint& endpoint, Connection& connection, const Options& option
     candidates_ = connection.resolved;
     std::stable_partition(
         candidates_.begin(), candidates_.end(),
-        [same_host](const SocketAddress& address) { return is_loopback(address) == same_host; });
+        [same_host](const SocketAddress& address) { return address.is_loopback() == same_host; });
   } else {
     has_memory_ = connection.shared_memory;
     if (!has_memory_) candidates_ = connection.proven;
@@ -126,7 +119,7 @@ void Dialer::try_next(TimePoint now) {
       return;
     }
     std::string error;
-    socket_ = begin_connect(candidates_[next_], error);
+    socket_ = Stream(begin_connect(candidates_[next_], error));
     if (!socket_) {
       last_reason_ = candidates_[next_].describe() + ": " + error;
       if (is_peer_gone(error == std::strerror(ECONNREFUSED))) return;
@@ -151,7 +144,7 @@ Clock::duration Dialer::candidate_timeout() const {
 
 bool Dialer::try_memory() {
   std::string error;
-  socket_ = connect_memory(connection_.peer.memory_name, error);
+  socket_ = Stream(connect_memory(connection_.peer.memory_name, error));
   if (!socket_) {
     last_reason_ = "shared memory: " + error;
     return is_peer_gone(error == std::strerror(ECONNREFUSED));
@@ -185,12 +178,18 @@ void Dialer::ask(Road road) {
   hello_.consumed = connection_.incoming.consumed();
   stage_ = Stage::Asking;
   received_.clear();
+  if (socket_.is_secure() && connection_.token) {
+    hello_.token_id = connection_.token->id;
+    hello_.proof = authenticate(connection_.token->secret, socket_.tls().channel());
+  }
   std::vector<int> descriptors;
   if (road == Road::Memory) {
     for (const FileDescriptor& descriptor : descriptors_) descriptors.push_back(descriptor.get());
   }
-  if (!send_all(socket_.get(), hello_.encode(), descriptors))
-    fail_candidate("the handshake could not be sent");
+  const std::vector<std::byte> bytes = hello_.encode();
+  const bool is_sent = road == Road::Memory ? send_all(socket_.get(), bytes, descriptors)
+                                            : socket_.send_whole(bytes);
+  if (!is_sent) fail_candidate("the handshake could not be sent");
 }
 
 void Dialer::fail_candidate(const std::string& reason, bool is_final) {
@@ -217,14 +216,54 @@ void Dialer::on_events(uint32_t epoll_events) {
       return;
     }
     set_stream_options(socket_.get());
-    ask(Road::Tcp);
+    const bool names_key = connection_.is_called && connection_.peer.fingerprint != Fingerprint{};
+    if (endpoint_.has_key() && (names_key || endpoint_.secures(candidates_[next_]))) {
+      if (connection_.peer.fingerprint == Fingerprint{}) {
+        fail_candidate("it named no key, and without TLS nothing is said here (insecure=True?)",
+                       true);
+        return;
+      }
+      socket_.secure(endpoint_.identity(), TlsSession::Role::Dials);
+      stage_ = Stage::Securing;
+    } else {
+      ask(Road::Tcp);
+    }
   }
+  if (stage_ == Stage::Securing) secure();
   if (stage_ == Stage::Asking) read_reply();
+}
+
+void Dialer::secure() {
+  std::string error;
+  const int progress = socket_.shake_hands(error);
+  if (progress < 0) fail_securing(error);
+  if (progress <= 0) return;
+  const Fingerprint& found = socket_.tls().peer();
+  if (found == connection_.peer.fingerprint) {
+    ask(Road::Tcp);
+  } else if (!is_peer_gone(true)) {
+    // As with a Stranger: only one process can listen at an address.
+    fail_candidate("wrong key: it has " + to_text(found) + ", wanted is " +
+                       to_text(connection_.peer.fingerprint),
+                   true);
+  }
+}
+
+// Who has no TLS says so in plain words.
+void Dialer::fail_securing(const std::string& error) {
+  const std::span<const std::byte> said = socket_.first_bytes();
+  std::string fault;
+  const auto whole = handshake_bytes(said, kReplyMagic, fault);
+  if (whole && said.size() >= *whole) {
+    const auto reply = decode_reply(said.first(*whole));
+    if (reply) fault = reply->reason;
+  }
+  const std::string reason = error.empty() ? "it closed the connection during TLS" : error;
+  fail_candidate(fault.empty() ? reason : "it declined: " + fault, !fault.empty());
 }
 
 void Dialer::read_reply() {
   std::array<std::byte, 2048> bytes;
-  std::vector<FileDescriptor> none;
   // No more than the reply itself: frames may follow it at once, and they belong to the link.
   while (true) {
     std::string fault;
@@ -235,8 +274,8 @@ void Dialer::read_reply() {
     }
     if (whole && received_.size() >= *whole) break;
     const size_t wanted = (whole ? *whole : kHandshakePrefixBytes) - received_.size();
-    const long count =
-        receive_with_descriptors(socket_.get(), bytes.data(), std::min(wanted, bytes.size()), none);
+    std::string error;
+    const long count = socket_.receive(bytes.data(), std::min(wanted, bytes.size()), error);
     if (count == 0) return;
     if (count < 0) {
       fail_candidate("it closed the connection during the handshake");
@@ -267,6 +306,9 @@ void Dialer::take_reply(const Reply& reply) {
         finish();  // the endpoint watches the deadline
       }
       return;
+    case Answer::NotYet:
+      fail_candidate("it declined: " + reply.reason);
+      return;
     case Answer::Stranger:
       // Of two processes only one can listen at an address, and there this one has.
       if (!is_peer_gone(true)) fail_candidate("it is another member: " + reply.reason);
@@ -285,7 +327,7 @@ void Dialer::take_reply(const Reply& reply) {
   }
   if (hello_.road == Road::Tcp) connection_.prove(candidates_[next_]);
   endpoint_.engine().remove(socket_.get(), this);
-  FileDescriptor socket = std::move(socket_);
+  Stream socket = std::exchange(socket_, Stream());
   finished_ = true;
   endpoint_.adopt(connection_, std::move(socket), std::move(descriptors_),
                   {.hello = hello_, .resumes = reply.resumes, .consumed = reply.consumed});
@@ -307,102 +349,6 @@ TimePoint Dialer::on_time(TimePoint now) {
   }
   if (finished_) return TimePoint::max();
   return stage_ == Stage::Resting ? retry_at_ : candidate_deadline_;
-}
-
-// --- Greeter -------------------------------------------------------------------------------------
-
-Greeter::Greeter(Endpoint& endpoint, FileDescriptor socket, bool is_memory, TimePoint deadline)
-    : endpoint_(endpoint), socket_(std::move(socket)), is_memory_(is_memory), deadline_(deadline) {
-  endpoint_.engine().add(socket_.get(), this);
-}
-
-Greeter::~Greeter() {
-  if (socket_) endpoint_.engine().remove(socket_.get(), this);
-}
-
-void Greeter::finish() {
-  if (socket_) endpoint_.engine().remove(socket_.get(), this);
-  socket_.reset();
-  finished_ = true;
-}
-
-void Greeter::refuse(Answer answer, const std::string& reason) {
-  if (answer == Answer::Refused) endpoint_.count_refused();
-  send_all(socket_.get(), Reply{answer, reason}.encode());
-  // Closing with unread bytes would reset the connection, and the answer with it.
-  std::array<std::byte, 4096> rest;
-  for (int reads = 0; reads < 16; ++reads) {
-    if (::recv(socket_.get(), rest.data(), rest.size(), MSG_DONTWAIT) <= 0) break;
-  }
-  finish();
-}
-
-void Greeter::on_events(uint32_t /*epoll_events*/) {
-  std::array<std::byte, 2048> bytes;
-  while (!finished_) {
-    std::string fault;
-    const auto whole = handshake_bytes(received_, kHelloMagic, fault);
-    if (!fault.empty()) {
-      refuse(Answer::Refused, fault);
-      return;
-    }
-    if (whole && received_.size() >= *whole) break;
-    const size_t wanted = (whole ? *whole : kHandshakePrefixBytes) - received_.size();
-    const long count = receive_with_descriptors(socket_.get(), bytes.data(),
-                                                std::min(wanted, bytes.size()), descriptors_);
-    if (count == 0) return;
-    if (count < 0 || descriptors_.size() > kDescriptorsMax) {
-      // Without a word it was a dial that became superfluous, or a probe of the port.
-      if (!received_.empty()) endpoint_.count_refused();
-      finish();
-      return;
-    }
-    received_.insert(received_.end(), bytes.begin(), bytes.begin() + count);
-  }
-  if (finished_) return;
-  const auto hello = decode_hello(received_);
-  if (!hello || (hello->road == Road::Memory) != is_memory_ ||
-      (is_memory_ && peer_user(socket_.get()) != geteuid()) ||
-      (is_memory_ && hello->intent == Intent::Resume) ||
-      (is_memory_ &&
-       descriptors_.size() != (hello->intent == Intent::Open ? kDescriptorsMax : 0))) {
-    refuse(Answer::Refused, "malformed handshake");
-    return;
-  }
-  Connection* connection = nullptr;
-  const Reply reply = endpoint_.judge(*hello, connection);
-  if (reply.answer != Answer::Welcome) {
-    refuse(reply.answer, reply.reason);
-    return;
-  }
-  if (!send_all(socket_.get(), reply.encode())) {
-    finish();
-    return;
-  }
-  if (!is_memory_) prove(*hello, *connection);
-  endpoint_.engine().remove(socket_.get(), this);
-  FileDescriptor socket = std::move(socket_);
-  finished_ = true;
-  endpoint_.adopt(
-      *connection, std::move(socket), std::move(descriptors_),
-      {.hello = *hello, .side = 1, .resumes = reply.resumes, .consumed = hello->consumed});
-}
-
-// The caller's listener is where its call comes from, if it says that it is to be reached there.
-void Greeter::prove(const Hello& hello, Connection& connection) {
-  SocketAddress source = remote_address(socket_.get());
-  source.set_port(hello.from.port);
-  const bool is_published =
-      std::any_of(hello.from.hosts.begin(), hello.from.hosts.end(),
-                  [&source](const std::string& host) { return source.has_host(host); }) ||
-      std::any_of(connection.resolved.begin(), connection.resolved.end(),
-                  [&source](const SocketAddress& address) { return address == source; });
-  if (is_published) connection.prove(source);
-}
-
-TimePoint Greeter::on_time(TimePoint now) {
-  if (!finished_ && now >= deadline_) refuse(Answer::Refused, "no handshake came in time");
-  return finished_ ? TimePoint::max() : deadline_;
 }
 
 }  // namespace pccl::transport

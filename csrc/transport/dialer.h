@@ -11,6 +11,7 @@
 #include "transport/engine.h"
 #include "transport/handshake.h"
 #include "transport/memory_link.h"
+#include "transport/stream.h"
 
 namespace pccl::transport {
 
@@ -42,7 +43,7 @@ class Dialer final : public Pollable {
   void cancel();
 
  private:
-  enum class Stage : uint8_t { Resting, Connecting, Asking };
+  enum class Stage : uint8_t { Resting, Connecting, Securing, Asking };
 
   void try_next(TimePoint now);
   bool try_memory();
@@ -50,6 +51,8 @@ class Dialer final : public Pollable {
   Clock::duration candidate_timeout() const;
   void rest(TimePoint now);
   bool is_peer_gone(bool is_refused);
+  void secure();
+  void fail_securing(const std::string& error);
   void ask(Road road);
   void read_reply();
   void take_reply(const Reply& reply);
@@ -70,7 +73,7 @@ class Dialer final : public Pollable {
   int rounds_ = 0;
   bool all_final_ = true;
   Stage stage_ = Stage::Resting;
-  FileDescriptor socket_;
+  Stream socket_;
   Hello hello_;
   std::vector<FileDescriptor> descriptors_;  // memory file, our eventfd, the peer's eventfd
   std::vector<std::byte> received_;
@@ -82,7 +85,7 @@ class Dialer final : public Pollable {
 // socket.
 class Greeter final : public Pollable {
  public:
-  Greeter(Endpoint& endpoint, FileDescriptor socket, bool is_memory, TimePoint deadline);
+  Greeter(Endpoint& endpoint, Stream socket, bool is_memory, TimePoint deadline);
   ~Greeter() override;
 
   void on_events(uint32_t epoll_events) override;
@@ -95,15 +98,18 @@ class Greeter final : public Pollable {
 
  private:
   void refuse(Answer answer, const std::string& reason);
+  bool read_hello();
+  bool meet();  // who must speak TLS, does
   void prove(const Hello& hello, Connection& connection);
   void finish();
 
   Endpoint& endpoint_;
-  FileDescriptor socket_;
+  Stream socket_;
   const bool is_memory_;
   const TimePoint deadline_;
   std::vector<FileDescriptor> descriptors_;
   std::vector<std::byte> received_;
+  bool has_begun_ = false;  // plain or TLS is decided
   bool finished_ = false;
 };
 

@@ -46,6 +46,10 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
   FileDescriptor tcp = listen_tcp(options_.bind_host, options_.port);
   address_.member_id = random_value<MemberId>();
   address_.run = options_.run;
+  if (has_key()) {
+    identity_ = options_.identity ? options_.identity : Identity::generate();
+    address_.fingerprint = identity_->fingerprint();
+  }
   address_.port = local_port(tcp.get());
   address_.hosts = options_.advertise_hosts;
   if (address_.hosts.empty()) {
@@ -98,7 +102,7 @@ void Endpoint::Listener::on_events(uint32_t /*epoll_events*/) {
     if (!is_memory_) set_stream_options(accepted.get());
     const TimePoint deadline = Clock::now() + kHelloTimeout;
     endpoint_.greeters_.push_back(
-        std::make_unique<Greeter>(endpoint_, std::move(accepted), is_memory_, deadline));
+        std::make_unique<Greeter>(endpoint_, Stream(std::move(accepted)), is_memory_, deadline));
     endpoint_.engine_.wake_at(deadline);
   }
 }
@@ -217,6 +221,8 @@ Statistics Endpoint::statistics() {
     }
   });
   sum.refused_connections = refused_.load();
+  sum.refused_keys = refused_keys_.load();
+  sum.refused_plain = refused_plain_.load();
   return sum;
 }
 

@@ -23,9 +23,14 @@
 #include "transport/connection.h"
 #include "transport/engine.h"
 #include "transport/handshake.h"
+#include "transport/identity.h"
 #include "transport/memory_link.h"
+#include "transport/stream.h"
 
 namespace pccl::transport {
+
+// Which TCP connections go through TLS. What stays on this host, in Remote's case, does not.
+enum class TlsUse : uint8_t { Never, Remote, Always };
 
 struct EndpointOptions {
   std::string run;
@@ -43,6 +48,11 @@ struct EndpointOptions {
   bool accepts_any_run = false;
   // Where a flight record is written when an operation ends in an error; "": nowhere.
   std::string trace_folder;
+  TlsUse tls = TlsUse::Remote;
+  std::shared_ptr<const Identity> identity;  // null: a new one
+  // Who calls through TLS and is welcome: "", else why not. Null: the members whose addresses this
+  // endpoint was given. Driver only.
+  std::function<std::string(const Hello& hello, const ChannelBinding& channel)> gate;
 };
 inline constexpr int kSocketsMax = 64;
 
@@ -52,6 +62,9 @@ struct Statistics {
   uint64_t bytes_sent_memory = 0;
   uint64_t bytes_received_memory = 0;
   uint64_t connections = 0;
+  uint64_t secure_sockets = 0;  // handshakes of TLS that led to a socket in use
+  uint64_t refused_keys = 0;    // wrong, unknown or revoked ones, and tokens; as callers
+  uint64_t refused_plain = 0;   // plain TCP where TLS is wanted, and the reverse
   uint64_t refused_connections = 0;
   uint64_t resumed_connections = 0;  // times that one was without any socket, and had one again
   uint64_t replaced_sockets = 0;
@@ -113,7 +126,7 @@ class Endpoint final : public LinkHost, public Periodic {
     bool resumes = false;
     uint32_t consumed = 0;  // by the other side
   };
-  void adopt(Connection& connection, FileDescriptor socket, std::vector<FileDescriptor> descriptors,
+  void adopt(Connection& connection, Stream stream, std::vector<FileDescriptor> descriptors,
              const Agreement& agreement);
   bool wants_to_resume(const Connection& connection) const {
     return options_.grace_seconds > 0 && !connection.is_called;
@@ -123,8 +136,17 @@ class Endpoint final : public LinkHost, public Periodic {
   bool on_peer_ended(Connection& connection);
   void on_peer_alive(Connection& connection);  // but the connection is not to be had again
   void dial_more(Connection& connection);      // the other stripes
-  Reply judge(const Hello& hello, Connection*& connection);
+  // `tls`: through which the caller came; null: plain, or memory.
+  Reply judge(const Hello& hello, const TlsSession* tls, Connection*& connection);
   void count_refused() { refused_ += 1; }
+  void count_plain() { refused_plain_ += 1; }
+  // Whether bytes from and to there go through TLS.
+  bool secures(const SocketAddress& remote) const {
+    return options_.tls == TlsUse::Always ||
+           (options_.tls == TlsUse::Remote && !remote.is_loopback());
+  }
+  bool has_key() const { return options_.tls != TlsUse::Never; }
+  const std::shared_ptr<const Identity>& identity() const { return identity_; }
 
  private:
   class Listener final : public Pollable {
@@ -141,11 +163,12 @@ class Endpoint final : public LinkHost, public Periodic {
   };
 
   std::vector<Connection*> connections() const;
+  Reply judge_key(const Hello& hello, const TlsSession& tls);
   Reply judge_open(const Hello& hello, Connection& connection);
   Reply judge_resume(const Hello& hello, Connection*& connection);
   bool yields_to(const Hello& hello, const Connection& connection);
   Connection& make_way(Connection& connection);
-  void add_socket(Connection& connection, FileDescriptor socket, uint16_t index);
+  void add_socket(Connection& connection, Stream stream, uint16_t index);
   void replace_link(Connection& connection, Link& link, const Error& error);
   void suspend(Connection& connection, const Error& error, uint16_t index);
   void begin_dial(Connection& connection, Intent intent, uint16_t socket_index, TimePoint deadline);
@@ -169,6 +192,7 @@ class Endpoint final : public LinkHost, public Periodic {
   FrameSink& sink_;
   MemberAddress address_;
   FlightRecorder recorder_;
+  std::shared_ptr<const Identity> identity_;  // null: TLS is never used
   BufferPool pool_;
   Engine engine_;
   std::unique_ptr<Listener> tcp_listener_;
@@ -182,6 +206,8 @@ class Endpoint final : public LinkHost, public Periodic {
   std::vector<MemoryLink*> memory_links_;         // alive and up
   std::vector<std::unique_ptr<Link>> graveyard_;  // destroyed when no callback is on the stack
   std::atomic<uint64_t> refused_{0};
+  std::atomic<uint64_t> refused_keys_{0};
+  std::atomic<uint64_t> refused_plain_{0};
   Statistics ended_;  // traffic of connections that are gone, and what is counted for all
   bool is_closing_ = false;
   bool has_hung_up_ = false;  // on somebody

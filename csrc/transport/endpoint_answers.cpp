@@ -11,7 +11,33 @@ bool is_nobody(const MemberId& id) { return id == MemberId{}; }
 
 }  // namespace
 
-Reply Endpoint::judge(const Hello& hello, Connection*& connection) {
+// Before anything else is said: whoever has no key here learns nothing.
+Reply Endpoint::judge_key(const Hello& hello, const TlsSession& tls) {
+  const auto refuse = [this](std::string reason) {
+    refused_keys_ += 1;
+    return Reply{Answer::Refused, std::move(reason)};
+  };
+  if (hello.from.fingerprint != tls.peer())
+    return refuse("wrong key: the caller has " + to_text(tls.peer()) + ", its address names " +
+                  to_text(hello.from.fingerprint));
+  if (options_.gate) {
+    const std::string reason = options_.gate(hello, tls.channel());
+    return reason.empty() ? Reply{} : refuse(reason);
+  }
+  const auto known = known_.find(hello.from.member_id);
+  if (known == known_.end())
+    return {Answer::NotYet, "no member is known here with the key " + to_text(tls.peer())};
+  if (known->second->peer.fingerprint != tls.peer())
+    return refuse("wrong key: " + to_text(hello.from.member_id) + " has another than " +
+                  to_text(tls.peer()));
+  return {};
+}
+
+Reply Endpoint::judge(const Hello& hello, const TlsSession* tls, Connection*& connection) {
+  if (tls != nullptr) {
+    Reply reply = judge_key(hello, *tls);
+    if (reply.answer != Answer::Welcome) return reply;
+  }
   // Where a connection broke, it matters who answers: the member that was there, or another.
   const Answer refusal = hello.intent == Intent::Open ? Answer::Refused : Answer::Stranger;
   if (hello.from.run != options_.run && !options_.accepts_any_run) {

@@ -110,8 +110,8 @@ void Endpoint::cancel_dials(const Connection& connection, int socket_index) {
   }
 }
 
-void Endpoint::adopt(Connection& connection, FileDescriptor socket,
-                     std::vector<FileDescriptor> descriptors, const Agreement& agreement) {
+void Endpoint::adopt(Connection& connection, Stream stream, std::vector<FileDescriptor> descriptors,
+                     const Agreement& agreement) {
   const bool is_lost =
       connection.state == Connection::State::Closed ||
       (connection.state == Connection::State::Suspended && !connection.is_numbered);
@@ -141,13 +141,13 @@ void Endpoint::adopt(Connection& connection, FileDescriptor socket,
     const int side = agreement.side;
     FileDescriptor own = std::move(descriptors[side == 0 ? 1 : 2]);
     FileDescriptor peer = std::move(descriptors[side == 0 ? 2 : 1]);
-    auto link = std::make_unique<MemoryLink>(*this, connection, std::move(socket), std::move(rings),
+    auto link = std::make_unique<MemoryLink>(*this, connection, stream.release(), std::move(rings),
                                              side, std::move(own), std::move(peer));
     memory_links_.push_back(link.get());
     connection.shared_memory = true;
     connection.add_link(std::move(link));
   } else {
-    add_socket(connection, std::move(socket), hello.socket_index);
+    add_socket(connection, std::move(stream), hello.socket_index);
   }
   if (connection.state == Connection::State::Suspended) {
     ended_.resumed_connections += 1;
@@ -160,14 +160,15 @@ void Endpoint::adopt(Connection& connection, FileDescriptor socket,
   if (is_closing_ && !connection.said_goodbye) say_goodbye(connection);
 }
 
-void Endpoint::add_socket(Connection& connection, FileDescriptor socket, uint16_t index) {
+void Endpoint::add_socket(Connection& connection, Stream stream, uint16_t index) {
+  if (stream.is_secure()) ended_.secure_sockets += 1;
   if (connection.is_numbered) {
-    set_resumable_options(socket.get());
+    set_resumable_options(stream.get());
     cancel_dials(connection, index);
     // The other side has given the one before it up, or this one has.
     if (auto before = connection.take_link(index)) graveyard_.push_back(std::move(before));
   }
-  auto link = std::make_unique<SocketLink>(*this, connection, std::move(socket));
+  auto link = std::make_unique<SocketLink>(*this, connection, std::move(stream));
   link->index = index;
   connection.add_link(std::move(link));
 }

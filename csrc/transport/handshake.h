@@ -2,6 +2,7 @@
 // when it is a refusal.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -16,7 +17,7 @@ namespace pccl::transport {
 // Magic, version, length of the body: the same in every version, so that versions can refuse each
 // other in words.
 inline constexpr size_t kHandshakePrefixBytes = 8;
-inline constexpr size_t kHandshakeBytesMax = kHandshakePrefixBytes + kAddressBytesMax + 64;
+inline constexpr size_t kHandshakeBytesMax = kHandshakePrefixBytes + kAddressBytesMax + 128;
 
 enum class Road : uint8_t { Tcp = 0, Memory = 1 };
 
@@ -24,6 +25,12 @@ enum class Intent : uint8_t {
   Open = 0,    // a new connection, or a further socket of one that is being made
   Resume = 1,  // a socket in place of one that broke
   Probe = 2,   // only to hear whether the process is there
+};
+
+// Admits whoever has it: the first part names it, the second is never sent.
+struct Token {
+  std::array<uint8_t, 8> id{};
+  std::array<uint8_t, 16> secret{};
 };
 
 struct Hello {
@@ -36,6 +43,8 @@ struct Hello {
   bool resumes = false;   // the caller numbers its frames and would resume this connection
   uint32_t attempt = 0;   // counts the caller's dials for this connection: no Hello counts twice
   uint32_t consumed = 0;  // Resume: frames of this connection below it have been consumed
+  std::array<uint8_t, 8> token_id{};  // zero: none
+  std::array<uint8_t, 32> proof{};    // HMAC-SHA256 of the TLS channel, by the token's secret
 
   std::vector<std::byte> encode() const;
 };
@@ -47,8 +56,9 @@ enum class Answer : uint8_t {
   Alive = 3,      // to a Probe: it is the wanted member
   Over = 4,       // to a Resume: it is the wanted member, and has ended that connection for good
   Stranger = 5,   // to a Probe or Resume: it is another member
+  NotYet = 6,     // the caller's key is not known here, and may be soon
 };
-inline constexpr uint8_t kAnswerMax = 5;
+inline constexpr uint8_t kAnswerMax = 6;
 
 struct Reply {
   Answer answer = Answer::Welcome;

@@ -4,7 +4,6 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -13,12 +12,14 @@
 
 namespace pccl::transport {
 
-SocketLink::SocketLink(LinkHost& host, Connection& connection, FileDescriptor socket)
+SocketLink::SocketLink(LinkHost& host, Connection& connection, Stream stream)
     : host_(host),
       connection_(connection),
-      socket_(std::move(socket)),
+      stream_(std::move(stream)),
       staging_(std::make_unique_for_overwrite<std::byte[]>(kStagingBytes)) {
-  host_.engine().add(socket_.get(), this);
+  host_.engine().add(stream_.get(), this);
+  // What came behind the handshake may be in the stream already.
+  if (stream_.is_secure()) host_.engine().again(this);
 }
 
 SocketLink::~SocketLink() { cut(); }
@@ -26,7 +27,7 @@ SocketLink::~SocketLink() { cut(); }
 void SocketLink::cut() {
   if (is_down_) return;
   is_down_ = true;
-  host_.engine().remove(socket_.get(), this);
+  host_.engine().remove(stream_.get(), this);
   if (sent_of_front_ > 0) sending_.front()->was_begun = true;
   // The connection's window has them.
   sending_.clear();
@@ -44,7 +45,7 @@ void SocketLink::stop(const Error& error) {
 void SocketLink::shutdown_writing() {
   if (is_down_ || is_shut_) return;
   is_shut_ = true;
-  ::shutdown(socket_.get(), SHUT_WR);
+  ::shutdown(stream_.get(), SHUT_WR);
 }
 
 void SocketLink::on_events(uint32_t epoll_events) {
@@ -75,25 +76,19 @@ void SocketLink::flush() {
         ack_left_ = sizeof(ack_);
       }
     }
-    if (sending_.empty() && ack_left_ == 0) return;
+    if (!has_unsent()) return;
     std::array<iovec, 2 * kBatchFrames + 1> parts;
-    msghdr message{};
-    message.msg_iov = parts.data();
-    message.msg_iovlen = gather(parts);
-    const ssize_t sent = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const size_t count = gather(parts);
+    std::string reason;
+    const long sent = stream_.send(std::span(parts).first(count), reason);
     if (sent < 0) {
-      if (errno == EINTR) continue;
-      if (errno == EAGAIN || errno == EWOULDBLOCK) {
-        writable_ = false;
-        return;
-      }
-      const std::string reason = std::string("send: ") + std::strerror(errno);
       // What the peer sent before it died may still lie in the socket, an abort with the reason for
       // example.
       receive();
       stop({ErrorKind::MemberLost, reason});
       return;
     }
+    if (stream_.has_unsent() || (sent == 0 && count > 0)) writable_ = false;
     drop_sent(static_cast<size_t>(sent));
   }
 }
@@ -155,7 +150,7 @@ constexpr double kSilentSecondsMin = 1;
 constexpr double kSilentSecondsMax = 5;
 
 void SocketLink::watch(TimePoint now) {
-  const SocketState state = socket_state(socket_.get());
+  const SocketState state = socket_state(stream_.get());
   connection_.round_trip_seconds = state.round_trip_seconds;
   bytes_acknowledged_ = state.bytes_acknowledged;
   const std::chrono::duration<double> between = now - watched_at_;
@@ -190,24 +185,23 @@ void SocketLink::receive() {
   }
 }
 
-// Returns the number of bytes, 0 when there are none for now, -1 after stop().
-static ssize_t receive_some(int socket, std::byte* target, size_t size, Error& error) {
-  while (true) {
-    const ssize_t count = ::recv(socket, target, size, MSG_DONTWAIT);
-    if (count > 0) return count;
-    if (count == 0) return -1;
-    if (errno == EINTR) continue;
-    if (errno == EAGAIN || errno == EWOULDBLOCK) return 0;
-    error = {ErrorKind::MemberLost, std::string("recv: ") + std::strerror(errno)};
-    return -1;
-  }
+// Bytes into `target`; 0 when there are none for now, -1 after stop().
+long SocketLink::receive_some(std::byte* target, size_t size) {
+  std::string reason;
+  const long count = stream_.receive(target, size, reason);
+  if (count < 0) stop(reason.empty() ? Error{} : Error{ErrorKind::MemberLost, reason});
+  return count;
+}
+
+// Edge-triggered: a short read means that the socket is empty, unless the peer closed it. With TLS
+// it only means the end of a record.
+bool SocketLink::has_more(long count, size_t wanted) const {
+  return static_cast<size_t>(count) == wanted || peer_closed_ || stream_.is_secure();
 }
 
 bool SocketLink::receive_payload() {
   const size_t wanted = header_.length - payload_received_;
-  Error error;
-  const ssize_t count = receive_some(socket_.get(), payload_ + payload_received_, wanted, error);
-  if (count < 0) stop(error);
+  const long count = receive_some(payload_ + payload_received_, wanted);
   if (count <= 0) return false;
   connection_.traffic.bytes_received += static_cast<uint64_t>(count);
   payload_received_ += static_cast<size_t>(count);
@@ -215,20 +209,17 @@ bool SocketLink::receive_payload() {
     finish_payload();
     return true;
   }
-  // Edge-triggered: a short read means that the socket is empty, unless the peer closed it.
-  return static_cast<size_t>(count) == wanted || peer_closed_;
+  return has_more(count, wanted);
 }
 
 bool SocketLink::receive_staging() {
   const size_t room = kStagingBytes - staging_end_;
-  Error error;
-  const ssize_t count = receive_some(socket_.get(), staging_.get() + staging_end_, room, error);
-  if (count < 0) stop(error);
+  const long count = receive_some(staging_.get() + staging_end_, room);
   if (count <= 0) return false;
   connection_.traffic.bytes_received += static_cast<uint64_t>(count);
   staging_end_ += static_cast<size_t>(count);
   parse_staging();
-  return static_cast<size_t>(count) == room || peer_closed_ || in_payload_;
+  return has_more(count, room) || in_payload_;
 }
 
 void SocketLink::fail(const std::string& fault) {

@@ -1,4 +1,4 @@
-// Frames over one TCP socket.
+// Frames over one TCP socket, plain or through TLS.
 //
 // Sending: up to kBatchFrames frames by one sendmsg, straight from the owner's memory. Receiving:
 // small frames through a staging buffer (one recv for header and payload), the rest of a large
@@ -14,20 +14,22 @@
 #include <span>
 #include <string>
 
-#include "base/file_descriptor.h"
 #include "transport/connection.h"
 #include "transport/engine.h"
+#include "transport/stream.h"
 
 namespace pccl::transport {
 
 class SocketLink final : public Link, public Pollable {
  public:
-  SocketLink(LinkHost& host, Connection& connection, FileDescriptor socket);
+  SocketLink(LinkHost& host, Connection& connection, Stream stream);
   ~SocketLink() override;
 
   void flush() override;
   void abandon(const FrameOwner* owner) override;
-  bool has_unsent() const override { return !sending_.empty() || ack_left_ > 0; }
+  bool has_unsent() const override {
+    return !sending_.empty() || ack_left_ > 0 || stream_.has_unsent();
+  }
   void shutdown_writing() override;
   void cut() override;
   void divert() override;
@@ -45,6 +47,8 @@ class SocketLink final : public Link, public Pollable {
   static constexpr size_t kTurnBytes = 4 << 20;
 
   void receive();
+  long receive_some(std::byte* target, size_t size);
+  bool has_more(long count, size_t wanted) const;
   bool receive_payload();  // false: would block or down
   bool receive_staging();  // likewise
   void parse_staging();
@@ -58,7 +62,7 @@ class SocketLink final : public Link, public Pollable {
 
   LinkHost& host_;
   Connection& connection_;
-  FileDescriptor socket_;
+  Stream stream_;
   bool writable_ = true;
   bool is_down_ = false;
   bool peer_closed_ = false;

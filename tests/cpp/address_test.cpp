@@ -22,6 +22,7 @@ MemberAddress full_address() {
   for (size_t i = 0; i < address.member_id.size(); ++i) {
     address.member_id[i] = static_cast<uint8_t>(i * 17);
   }
+  address.fingerprint.fill(200);
   address.run = "my run/äöü";
   address.host_key = "boot/4026531840/1000";
   address.memory_name = "pccl.00112233";
@@ -32,6 +33,7 @@ MemberAddress full_address() {
 
 void check_equal(const MemberAddress& a, const MemberAddress& b) {
   CHECK(a.member_id == b.member_id);
+  CHECK(a.fingerprint == b.fingerprint);
   CHECK(a.run == b.run);
   CHECK(a.host_key == b.host_key);
   CHECK(a.memory_name == b.memory_name);

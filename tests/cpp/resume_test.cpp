@@ -22,6 +22,8 @@ struct Pair {
   explicit Pair(const EndpointOptions& options, uint32_t seed = 1)
       : a(options), b(options), proxy(b.endpoint.address(), seed) {
     b_seen = proxy.disguise(b.endpoint.address());
+    // Over TLS only who is known is welcome.
+    if (options.tls == TlsUse::Always) b.run([this] { b.connection_to(a.endpoint.address()); });
     a.run([this] { a.send(b_seen, 0, 1); });
     REQUIRE(b.wait_for([this] { return b.received.size() == 1; }));
     b.run([this] { b.send(a.endpoint.address(), 0, 1); });
@@ -70,12 +72,15 @@ TEST_CASE("every frame comes once and whole though sockets are reset at random b
   for (const int sockets : {1, 3}) {
     for (const bool places : {false, true}) {
       for (const uint32_t mean_bytes : {3'000U, 400'000U}) {
+        const bool is_secure = sockets == 3 || places;
         const uint32_t seed = std::random_device{}();
         CAPTURE(sockets);
         CAPTURE(places);
         CAPTURE(mean_bytes);
         CAPTURE(seed);
-        Pair pair(hidden_options(sockets), seed);
+        EndpointOptions options = hidden_options(sockets);
+        if (is_secure) options.tls = TlsUse::Always;
+        Pair pair(options, seed);
         pair.a.run([&] { pair.a.places = places; });
         pair.b.run([&] { pair.b.places = places; });
         constexpr int kResets = 40;
@@ -95,6 +100,7 @@ TEST_CASE("every frame comes once and whole though sockets are reset at random b
         CHECK(statistics.resent_bytes >= statistics.resent_frames * sizeof(FrameHeader));
         CHECK((sockets > 1 || statistics.resumed_connections > 0));
         CHECK(statistics.connections == 1);
+        CHECK((statistics.secure_sockets > 0) == is_secure);
       }
     }
   }

@@ -80,7 +80,7 @@ TEST_CASE("a client that is no member gets a sentence and a closed socket, and i
   Node node(tcp_options());
   for (const std::string& garbage :
        {std::string("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), std::string(100000, 'x'),
-        std::string(64, '\0'), std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11)}) {
+        std::string(64, '\0')}) {
     const uint64_t before = node.endpoint.statistics().refused_connections;
     RawSocket raw = RawSocket::connect_to(node.endpoint.address());
     raw.send(garbage);
@@ -96,6 +96,20 @@ TEST_CASE("a client that is no member gets a sentence and a closed socket, and i
     CHECK(node.endpoint.statistics().refused_connections == before + 1);
   }
   check_still_works(node);
+}
+
+TEST_CASE("a client that speaks TLS to a member without it gets a sentence, and is counted") {
+  EndpointOptions options = tcp_options();
+  options.tls = TlsUse::Never;
+  Node node(options);
+  RawSocket raw = RawSocket::connect_to(node.endpoint.address());
+  raw.send(std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11));
+  const Reply reply = raw.read_reply();
+  CHECK(reply.answer == Answer::Refused);
+  CHECK(reply.reason.find("TLS meets a member without it") != std::string::npos);
+  CHECK(raw.is_closed_by_peer());
+  CHECK(node.endpoint.statistics().refused_connections == 1);
+  CHECK(node.endpoint.statistics().refused_plain == 1);
 }
 
 TEST_CASE("a client that closes in the middle of its Hello is counted") {

@@ -21,6 +21,7 @@ READ = {
     "PCCL_SIMD": ("v3", "simd", "v3"),
     "PCCL_SOCKETS": ("4", "sockets", 4),
     "PCCL_TRACE_DIR": ("/", "trace_dir", "/"),
+    "PCCL_TLS": ("Always", "tls", "always"),
     "PCCL_TIMEOUT": ("60", "timeout_seconds", 60.0),
 }
 

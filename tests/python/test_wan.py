@@ -88,6 +88,8 @@ def test_every_collective_is_right_over_delay_loss_and_jitter(sockets: int) -> N
                     assert result["firsts"] == firsts, (spec, rank, result)
                     assert result["uniform"], (spec, rank)
         wide.same_everywhere()
+        # Between hosts everything goes through TLS, without a word of the user.
+        assert all(counted["secure_sockets"] >= sockets for counted in wide.ranks.ask("statistics"))
 
 
 def test_uneven_and_changing_links_change_the_time_and_not_the_result() -> None:

@@ -7,7 +7,7 @@ import socket
 import struct
 from dataclasses import dataclass, field, replace
 
-VERSION = 2
+VERSION = 3
 HELLO, REPLY, ADDRESS, FRAME = b"PCCH", b"PCCW", b"PCCA", 0x46434350
 DATA, MESSAGE, GRANT, CREDIT, MATCHED, ABORT, GOODBYE = range(1, 8)
 LAST_TYPE = 11
@@ -29,11 +29,19 @@ class Address:
     memory_name: str = ""
     port: int = 1
     hosts: tuple[str, ...] = ("127.0.0.1",)
+    fingerprint: bytes = bytes(32)
 
     def encode(self) -> bytes:
         parts = [text(self.run), text(self.host_key), text(self.memory_name)]
         tail = struct.pack("<HB", self.port, len(self.hosts)) + b"".join(map(text, self.hosts))
-        return ADDRESS + struct.pack("<H", VERSION) + self.member + b"".join(parts) + tail
+        return (
+            ADDRESS
+            + struct.pack("<H", VERSION)
+            + self.member
+            + self.fingerprint
+            + b"".join(parts)
+            + tail
+        )
 
 
 def member_of(address: bytes) -> bytes:
@@ -43,6 +51,7 @@ def member_of(address: bytes) -> bytes:
 def hello(caller: Address, wanted: bytes, *, nonce: int = 7, version: int = VERSION) -> bytes:
     # Socket 0 over TCP; a new connection that its caller would not resume.
     body = text(caller.encode()) + wanted + struct.pack("<QHBBBII", nonce, 0, 0, 0, 0, 0, 0)
+    body += bytes(8 + 32)  # no token
     return HELLO + struct.pack("<HH", version, len(body)) + body
 
 
