@@ -38,7 +38,7 @@ transport::EndpointOptions endpoint_options(const CoordinatorServerOptions& opti
   result.advertise_hosts = options.advertise_hosts;
   result.shared_memory = false;
   result.accepts_any_run = true;
-  // Elastic runs have no keys yet: docs/decisions/0006-keys-and-tls.md.
+  // Elastic runs have no keys yet: docs/decisions/0007-keys-and-tls.md.
   result.tls = transport::TlsUse::Never;
   return result;
 }
