@@ -204,12 +204,14 @@ def _hello(run: str) -> bytes:
     address = (
         struct.pack("<4sH", b"PCCA", version)
         + secrets.token_bytes(16)
+        + bytes(32)  # no key
         + text(run.encode())
         + text(b"") * 2
         + struct.pack("<HB", 0, 0)
     )
     # To whoever answers; a probe, which opens nothing.
     body = text(address) + bytes(16) + struct.pack("<QHBBBII", 1, 0, 0, 2, 0, 0, 0)
+    body += bytes(8 + 32)  # no token
     return struct.pack("<4sHH", b"PCCH", version, len(body)) + body
 
 

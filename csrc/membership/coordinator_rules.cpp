@@ -91,7 +91,8 @@ void Coordinator::judge(TimePoint now) {
 
 void Coordinator::forget_strangers(TimePoint now) {
   std::erase_if(known_, [&](const auto& item) {
-    const auto& [id, known] = item;
+    const MemberId& id = item.first;
+    const Known& known = item.second;
     if (known.is_connected || ranks_.find(id) != ranks_.end()) return false;
     if (outstanding_ && outstanding_->proposal.quorum.contains(id)) return false;
     const bool has_doubtful_seat =
@@ -217,13 +218,13 @@ void Coordinator::collect_doubtful() {
       doubtful_.try_emplace(number, accepted->quorum);
   }
   std::erase_if(doubtful_, [&](const auto& item) {
-    const auto& [number, quorum] = item;
-    const bool is_refuted =
-        std::any_of(quorum.seats.begin(), quorum.seats.end(), [&](const Seat& seat) {
-          const auto known = known_.find(seat.member_id);
-          return known != known_.end() && known->second.obeys &&
-                 has_not_accepted(known->second.report, number);
-        });
+    const auto& number = item.first;
+    const std::vector<Seat>& seats = item.second.seats;
+    const bool is_refuted = std::any_of(seats.begin(), seats.end(), [&](const Seat& seat) {
+      const auto known = known_.find(seat.member_id);
+      return known != known_.end() && known->second.obeys &&
+             has_not_accepted(known->second.report, number);
+    });
     if (is_refuted) refuted_.insert(number);
     return is_refuted;
   });

@@ -79,7 +79,7 @@ std::optional<MemberAddress> MemberAddress::decode(std::span<const std::byte> by
 }
 
 std::string MemberAddress::describe() const {
-  const std::string host = hosts.empty() ? "?" : hosts.front();
+  std::string host = hosts.empty() ? "?" : hosts.front();
   if (port == 0) return host;
   const bool is_v6 = host.find(':') != std::string::npos;
   return (is_v6 ? "[" + host + "]" : host) + ":" + std::to_string(port);

@@ -1,7 +1,7 @@
 // The logical connection between two members: frames go in, frames come out, whatever carries them.
 //
-// Frames of one connection may be striped over several sockets and overtake each other; every one
-// says by itself where it belongs. Control frames go first. Driver only.
+// Frames may be striped over several sockets and overtake each other; every one says by itself
+// where it belongs. Control frames go first. Driver only.
 #pragma once
 
 #include <cstddef>
@@ -158,7 +158,6 @@ class Connection {
   bool is_ack_due() const { return ack_is_due_; }
   void make_ack_due() { ack_is_due_ = true; }
   void clear();  // it is over
-
   // --- the mailbox: frames for calls that have not been made here ---
   void note_early(const FrameHeader& header) { early_bytes_ += cost(header.length); }
   void note_early_taken(const FrameHeader& header) { early_bytes_ -= cost(header.length); }

@@ -17,8 +17,6 @@
 
 #include "base/file_descriptor.h"
 
-extern char** environ;
-
 namespace pccl {
 
 // The child's end of the pipe that start() made.

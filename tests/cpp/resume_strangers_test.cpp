@@ -108,8 +108,8 @@ TEST_CASE("who does not know the connection can't resume it, nor disturb it") {
 
 TEST_CASE("a socket may break anywhere in a frame, and the frame comes once") {
   for (const bool places : {false, true}) {
-    constexpr size_t size = 300'000;
-    for (const size_t cut : {size_t{1}, sizeof(FrameHeader), size_t{70'000}, size - 1}) {
+    constexpr size_t kSize = 300'000;
+    for (const size_t cut : {size_t{1}, sizeof(FrameHeader), size_t{70'000}, kSize - 1}) {
       CAPTURE(places);
       CAPTURE(cut);
       Node node(tcp_options());
@@ -117,9 +117,9 @@ TEST_CASE("a socket may break anywhere in a frame, and the frame comes once") {
       Caller caller(node);
       RawSocket raw{FileDescriptor()};
       REQUIRE(caller.call(raw).resumes);
-      const FrameHeader header = Caller::numbered(0, 0, size);
+      const FrameHeader header = Caller::numbered(0, 0, kSize);
       Bytes frame(bytes_of(header).begin(), bytes_of(header).end());
-      const Bytes payload = pattern(0, size);
+      const Bytes payload = pattern(0, kSize);
       frame.insert(frame.end(), payload.begin(), payload.end());
       raw.stream(std::span(frame).first(cut));
       // The newer socket arrives before the older one breaks.
@@ -130,13 +130,13 @@ TEST_CASE("a socket may break anywhere in a frame, and the frame comes once") {
       CHECK(reply.answer == Answer::Welcome);
       CHECK(reply.consumed == 0);
       second.stream(frame);
-      caller.send(second, Caller::numbered(0, 0, size));  // once more: dropped
+      caller.send(second, Caller::numbered(0, 0, kSize));  // once more: dropped
       caller.send(second, Caller::numbered(1, 1, 10));
       REQUIRE(node.wait_for([&] { return node.received.size() == 2; }));
       node.run([&] {
         CHECK(node.has_all(2));
         CHECK(std::count_if(node.targets.begin(), node.targets.end(), [](const auto& target) {
-                return target->size() == size;
+                return target->size() == kSize;
               }) == (places ? 1 : 0));
       });
       CHECK(raw.is_closed_by_peer());

@@ -78,9 +78,8 @@ void check_still_works(Node& node) {
 
 TEST_CASE("a client that is no member gets a sentence and a closed socket, and is counted") {
   Node node(tcp_options());
-  for (const std::string& garbage :
-       {std::string("GET / HTTP/1.1\r\nHost: x\r\n\r\n"), std::string(100000, 'x'),
-        std::string(64, '\0')}) {
+  for (const std::string& garbage : {std::string("GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+                                     std::string(100000, 'x'), std::string(64, '\0')}) {
     const uint64_t before = node.endpoint.statistics().refused_connections;
     RawSocket raw = RawSocket::connect_to(node.endpoint.address());
     raw.send(garbage);

@@ -182,17 +182,17 @@ def test_line_09_a_zombie_is_refused_and_told_to_join_again(
 def test_line_10_a_newcomer_enters_between_operations_with_the_state(
     coordinator: CoordinatorProcess,
 ) -> None:
-    with members(3, coordinator.address, "train", 60) as started:
+    with members(3, coordinator.address, "train", 300) as started:
         started[0].wait_for("step", 5)
         started[2].kill()
-        newcomer = MemberProcess(coordinator.address, 1, "train", 60)
+        newcomer = MemberProcess(coordinator.address, 1, "train", 300)
         try:
             everybody = [started[0], started[1], newcomer]
             ends = [member.finish()[-1] for member in everybody]
         finally:
             newcomer.close()
         assert len({end["digest"] for end in ends}) == 1
-        assert all(end["steps"] == 60 for end in ends)
+        assert all(end["steps"] == 300 for end in ends)
         assert min(by_step(newcomer)) > 1, "it began with the others' state"
         assert sorted(by_step(started[0])) == list(range(1, 61))
 
