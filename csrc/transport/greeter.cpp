@@ -86,8 +86,9 @@ bool Greeter::read_hello() {
                    : socket_.receive(bytes.data(), wanted, error);
     if (count == 0) return false;
     if (count < 0 || descriptors_.size() > kDescriptorsMax) {
-      // Without a word it was a dial that became superfluous, or a probe of the port.
-      if (!received_.empty() || !error.empty()) endpoint_.count_refused();
+      // Without a word it was a dial that became superfluous, or a probe of the port. One that is
+      // given up while TLS begins resets its socket; what is no TLS is a stranger's.
+      if (!received_.empty() || error.starts_with("TLS")) endpoint_.count_refused();
       finish();
       return false;
     }
