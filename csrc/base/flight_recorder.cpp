@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 #include <system_error>
 
@@ -148,9 +147,9 @@ void FlightRecorder::note(FlightEvent event, const FlightSubject& subject, std::
   entry.event = event;
   entry.error = subject.error;
   entry.length = static_cast<uint16_t>(std::min(text.size(), kTextBytesMax));
-  std::memcpy(entry.text, text.data(), entry.length);
+  text.copy(entry.text, entry.length);  // unlike memcpy(3) also of nothing at null
   const size_t member_length = std::min(subject.member.size(), sizeof(entry.member) - 1);
-  std::memcpy(entry.member, subject.member.data(), member_length);
+  subject.member.copy(entry.member, member_length);
   entry.member[member_length] = 0;
 }
 
