@@ -335,4 +335,7 @@ class CoordinatorServer:
     ) -> list[dict[str, Any]]: ...  # since the last call; waits for the first
     def close(self) -> None: ...  # idempotent
 
+def probe_hello(run: str, member_id: bytes) -> bytes:
+    """A handshake that asks whether a coordinator is there and opens nothing; `member_id`: 16."""
+
 def simd_target() -> str: ...

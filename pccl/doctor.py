@@ -196,29 +196,10 @@ def _fix_of(error: OSError, port: int) -> str:
     return "check the network between the two machines"
 
 
-def _hello(run: str) -> bytes:
-    def text(data: bytes) -> bytes:
-        return struct.pack("<H", len(data)) + data
-
-    version = _core.PROTOCOL_VERSION
-    address = (
-        struct.pack("<4sH", b"PCCA", version)
-        + secrets.token_bytes(16)
-        + bytes(32)  # no key
-        + text(run.encode())
-        + text(b"") * 2
-        + struct.pack("<HB", 0, 0)
-    )
-    # To whoever answers; a probe, which opens nothing.
-    body = text(address) + bytes(16) + struct.pack("<QHBBBII", 1, 0, 0, 2, 0, 0, 0)
-    body += bytes(8 + 32)  # no token
-    return struct.pack("<4sHH", b"PCCH", version, len(body)) + body
-
-
 def _ask(place: tuple[str, int], run: str) -> tuple[int, int, str]:
     """The other's protocol version (-1: none of ours), its answer, and its words."""
     with socket.create_connection(place, _TIMEOUT_SECONDS) as connection:
-        connection.sendall(_hello(run))
+        connection.sendall(_core.probe_hello(run, secrets.token_bytes(16)))
         prefix = _read(connection, 8)
         if len(prefix) < 8 or not prefix.startswith(b"PCCW"):
             return -1, -1, repr(prefix)[1:]

@@ -168,7 +168,7 @@ PYBIND11_MODULE(_core, module) {
         value;
   }
   module.attr("REDUCE_OPS") = reduce_ops;
-  module.attr("PROTOCOL_VERSION") = static_cast<int>(pccl::transport::kProtocolVersion);
+  pccl::bindings::bind_handshake(module);
   pccl::bindings::bind_errors(module);
   pccl::bindings::bind_work(module);
   pccl::bindings::bind_calls(module);

@@ -1,5 +1,10 @@
 #include "bindings/transport_module.h"
 
+#include <algorithm>
+
+#include "transport/frame.h"
+#include "transport/handshake.h"
+
 namespace pccl::bindings {
 
 namespace py = pybind11;
@@ -23,6 +28,25 @@ py::dict to_counters(const transport::Statistics& statistics) {
   result["refused_keys"] = statistics.refused_keys;
   result["refused_plain"] = statistics.refused_plain;
   return result;
+}
+
+// What pccl doctor asks with.
+void bind_handshake(py::module_& module) {
+  module.attr("PROTOCOL_VERSION") = static_cast<int>(transport::kProtocolVersion);
+  module.def(
+      "probe_hello",
+      [](const std::string& run, const py::bytes& member_id) {
+        const auto id = static_cast<std::string>(member_id);
+        transport::Hello hello;
+        hello.from.run = run;
+        hello.intent = transport::Intent::Probe;
+        if (id.size() != hello.from.member_id.size())
+          throw py::value_error("member_id: expected 16 bytes, got " + std::to_string(id.size()));
+        std::copy(id.begin(), id.end(), hello.from.member_id.begin());
+        const auto bytes = hello.encode();
+        return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      },
+      py::arg("run"), py::arg("member_id"));
 }
 
 }  // namespace pccl::bindings

@@ -100,7 +100,7 @@ static_assert(std::is_trivially_copyable_v<FrameHeader>);
 
 // Set on Data and Message frames that were sent before the receiver granted them.
 inline constexpr uint16_t kFlagUngranted = 1;
-// Set on Finals: the sender made this call for another quorum and takes no part in it.
+// Set on Finals: the sender ends the operation on every member, for the reason in the payload.
 inline constexpr uint16_t kFlagRefused = 2;
 
 // What is wrong with a header that came from the network; nullopt if nothing is.

@@ -63,6 +63,7 @@ class ReconfigurableProcessGroup(ChangingWorld):
             fail("reconfigure", f"uuid {opts.uuid} was already used")
         if own not in handles or len(set(handles)) != len(handles):
             fail("reconfigure", f"expected different handles, with {own} among them, got {handles}")
+        addresses = [_address(handle) for handle in handles]
         timeout = getattr(opts, "timeout", None)
         self._used.add(opts.uuid)
         self._core.close()
@@ -71,7 +72,7 @@ class ReconfigurableProcessGroup(ChangingWorld):
             self._run.context,
             f"reconfigure#{opts.uuid}",
             self._rank,
-            [_address(handle) for handle in handles],
+            addresses,
             self._timeout.total_seconds(),
             self._run.config.algorithm,
         )
