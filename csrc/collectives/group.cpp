@@ -20,7 +20,8 @@ constexpr double kAskSeconds = 0.5;
 const std::string kTold = "told by ";
 bool is_told(const Error& error) { return error.message.starts_with(kTold); }
 
-// Connections that are made for no other purpose than to say that a call was wrong.
+// Connections that are made for no other purpose than to say that a call was wrong, or that this
+// member gives up.
 constexpr int kDialedToTell = 64;
 
 }  // namespace
@@ -150,8 +151,9 @@ void Group::fail(const Error& error) {
   if (broken_) return;
   broken_ = error;
   // Each that hears of it passes it on. Only who made no call yet may have no connection to anyone,
-  // and of a wrong call it must hear, too, however soon this member ends.
-  int to_dial = error.kind == ErrorKind::CallMismatch && !is_told(error) ? kDialedToTell : 0;
+  // and of a wrong call or an abort it must hear, too, however soon this member ends.
+  const bool is_wanted = error.kind == ErrorKind::CallMismatch || error.kind == ErrorKind::Aborted;
+  int to_dial = is_wanted && !is_told(error) ? kDialedToTell : 0;
   for (int32_t step = 1; step < world_size(); ++step) {
     const int32_t peer = (rank + step) % world_size();
     Connection& connection = to(peer);

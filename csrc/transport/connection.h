@@ -187,11 +187,11 @@ class Connection {
   bool goodbye = false;       // by the peer
   uint64_t nonce = 0;         // of the dial that made it
   TimePoint dial_deadline{};  // while Dialing
+  bool is_expected = false;   // while Dialing: the peer has answered that it dials as well
   bool is_marked = false;     // for Endpoint::mark_unsent()
   // --- for the endpoint ---
   std::vector<SocketAddress> resolved;  // where to dial
-  // Where the peer's own listener is, for certain: a dial was welcome there, or it called from
-  // there.
+  // Where its listener is, for certain: a dial was welcome there, or it called from there.
   std::vector<SocketAddress> proven;
   bool shared_memory = false;  // its link is, or was
   bool is_called = false;      // by Endpoint::call(), with this

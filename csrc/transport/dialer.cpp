@@ -30,8 +30,8 @@ constexpr auto kRedialPauseMax = std::chrono::milliseconds(250);
 constexpr double kRedialRoundTrips = 8;
 constexpr double kRedialSecondsMin = 1;
 constexpr double kRedialSecondsMax = 5;
-// If every address of a member refuses or declines this many times, its process is gone: its
-// listener was there before its address was published.
+// If every address of a member refuses or declines this many times in a row, its process is gone:
+// its listener was there before its address was published.
 constexpr int kFinalRoundsMax = 3;
 
 }  // namespace
@@ -99,7 +99,7 @@ bool Dialer::is_peer_gone(bool is_refused) {
 void Dialer::try_next(TimePoint now) {
   const bool is_open = options_.intent == Intent::Open;
   while (!finished_) {
-    if (now >= options_.deadline || (is_open && rounds_ >= kFinalRoundsMax && all_final_)) {
+    if (now >= options_.deadline || (is_open && final_rounds_ >= kFinalRoundsMax)) {
       finish();
       endpoint_.on_dial_failed(connection_, last_reason_.empty() ? "no answer" : last_reason_);
       return;
@@ -111,7 +111,8 @@ void Dialer::try_next(TimePoint now) {
     }
     if (next_ == candidates_.size()) {
       next_ = 0;
-      rounds_ += 1;
+      final_rounds_ = all_final_ ? final_rounds_ + 1 : 0;
+      all_final_ = true;
       memory_pending_ = has_memory_ && !is_open;
       if (candidates_.empty() && is_open)
         last_reason_ = "its host name does not resolve, or it told no address";
@@ -303,6 +304,7 @@ void Dialer::take_reply(const Reply& reply) {
       if (resumes()) {
         fail_candidate("it is dialing as well");
       } else {
+        connection_.is_expected = true;
         finish();  // the endpoint watches the deadline
       }
       return;

@@ -70,8 +70,8 @@ class Dialer final : public Pollable {
   bool has_memory_ = false;
   bool memory_pending_ = false;
   size_t next_ = 0;
-  int rounds_ = 0;
-  bool all_final_ = true;
+  int final_rounds_ = 0;   // in a row
+  bool all_final_ = true;  // in this round
   Stage stage_ = Stage::Resting;
   Stream socket_;
   Hello hello_;

@@ -125,7 +125,10 @@ bool Endpoint::is_finished() const {
   const std::vector<Connection*> all = connections();
   return std::none_of(all.begin(), all.end(),
                       [](const Connection* connection) {
-                        return connection->state == Connection::State::Up ||
+                        // It hears why this member leaves as soon as its own dial is here.
+                        const bool is_coming = connection->state == Connection::State::Dialing &&
+                                               connection->is_expected && connection->has_unsent();
+                        return is_coming || connection->state == Connection::State::Up ||
                                connection->state == Connection::State::Suspended;
                       }) &&
          std::all_of(dialers_.begin(), dialers_.end(),

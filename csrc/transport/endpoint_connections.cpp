@@ -156,6 +156,7 @@ void Endpoint::adopt(Connection& connection, Stream stream, std::vector<FileDesc
     note(FlightEvent::ConnectionUp, connection);
   }
   connection.state = Connection::State::Up;
+  connection.is_expected = false;
   mark_unsent(connection);
   if (is_closing_ && !connection.said_goodbye) say_goodbye(connection);
 }

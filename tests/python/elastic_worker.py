@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import sys
 import time
 from typing import Any
@@ -86,6 +88,16 @@ def reduce_slowly(comm: pccl.ElasticCommunicator, steps: int, elements: int) -> 
         reduce(comm, 1, elements, "sum", step)
 
 
+def die_within(comm: pccl.ElasticCommunicator, elements: int) -> None:
+    """Dies as soon as two of five parts of its tensor are final."""
+    tensor = np.ones(elements, np.float32)
+    comm.all_reduce(tensor, async_op=True)
+    deadline = time.monotonic() + 30
+    while (tensor[:: elements // 512] == comm.world_size).mean() < 0.4:
+        assert time.monotonic() < deadline
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def train(comm: pccl.ElasticCommunicator, steps: int) -> None:
     """Steps over a state that newcomers get; what it ends with depends on the steps alone."""
     state = {"weights": np.zeros(700_001, np.float32), "steps": np.zeros(1, np.int64)}
@@ -109,6 +121,8 @@ def main() -> None:
                 train(comm, int(steps))
             elif program == "random":
                 reduce_random(comm, int(steps), int(sys.argv[5]))
+            elif program == "dies":
+                die_within(comm, int(sys.argv[5]))
             elif program == "slow":
                 reduce_slowly(comm, int(steps), int(sys.argv[5]))
             else:

@@ -77,6 +77,12 @@ class MemberProcess:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(PATIENCE_SECONDS)
 
+    def __enter__(self) -> MemberProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.kill()
@@ -88,9 +94,11 @@ class MemberProcess:
 
 @contextmanager
 def members(
-    count: int, address: object, *program: object, **more: str
+    count: int, address: object, *program: object, world_size: int = 0, **more: str
 ) -> Iterator[list[MemberProcess]]:
-    started = [MemberProcess(address, count, *program, **more) for _ in range(count)]
+    """`count` members of a run that begins with `world_size`, or with them alone."""
+    wanted = world_size or count
+    started = [MemberProcess(address, wanted, *program, **more) for _ in range(count)]
     with ExitStack() as stack:
         for member in started:
             stack.callback(member.close)

@@ -207,8 +207,9 @@ def test_a_rank_that_leaves_with_an_error_tells_the_others_which() -> None:
         with pytest.raises(pccl.Aborted, match="ZeroDivisionError: planted"):
             comm.all_reduce(np.ones(3))
 
-    with pytest.raises(ZeroDivisionError, match="planted"):
-        run_ranks(3, rank)
+    for _ in range(50):  # it may go before anybody has called it, while they call, and after
+        with pytest.raises(ZeroDivisionError, match="planted"):
+            run_ranks(3, rank)
 
 
 def test_a_closed_communicator_refuses_every_call() -> None:

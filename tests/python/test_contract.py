@@ -83,22 +83,18 @@ def test_line_01_the_same_bytes_at_every_member_whatever_fails(
 def test_lines_02_to_04_survivors_complete_say_who_is_in_it_and_keep_what_was_final(
     coordinator: CoordinatorProcess,
 ) -> None:
-    # A kill hits the middle of an operation more often than not; the rest is the same on all tries.
-    for _ in range(8):
-        with members(4, coordinator.address, "sum", 4, 32 * MEBI) as started:
-            started[1].wait_for("begin", 1)
-            time.sleep(random.uniform(0.02, 0.15))
-            started[1].kill()
-            survivors = [started[0], started[2], started[3]]
-            for member in survivors:
-                member.finish()  # each compares every element with its contributors
-            agree(survivors, 4)
-            mixed = [said for said in by_step(survivors[0]).values() if len(said["counts"]) > 1]
-        if mixed:
-            assert set(mixed[0]["counts"]) == {3, 4}, "final before the death: kept"
-            assert (mixed[0]["contributors"], mixed[0]["weight"]) == (3, 3.0)
-            return
-    raise AssertionError("no kill came in the middle of an operation")
+    with (
+        MemberProcess(coordinator.address, 4, "dies", 1, 32 * MEBI) as victim,
+        members(3, coordinator.address, "sum", 3, 32 * MEBI, world_size=4) as survivors,
+    ):
+        for member in survivors:
+            member.finish()  # each compares every element with its contributors
+        agree(survivors, 3)
+        assert victim.process.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+        first, *rest = by_step(survivors[0]).values()
+    assert set(first["counts"]) == {3, 4}, "final before the death: kept"
+    assert (first["contributors"], first["weight"]) == (3, 3.0)
+    assert all(said["counts"] == [3] for said in rest)
 
 
 @pytest.mark.parametrize("uniform", [False, True])
