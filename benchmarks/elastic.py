@@ -6,10 +6,12 @@
 2. One of four members is killed (SIGKILL) at a random moment of an all_reduce in place: how much
    longer the survivors' call takes than the one before it; also with the coordinator killed and
    started again at the same moment. Every element is checked on every survivor.
+3. The same kill under gloo, beside it: what becomes of the survivors' call, and when.
 """
 
 import argparse
 import json
+import os
 import random
 import signal
 import statistics
@@ -28,6 +30,9 @@ from pccl.bench.machine import describe_machine
 
 SIZES = (4, 4096, 65536, 1 << 20, 16 << 20, 256 << 20)
 MEMBERS = 4
+# Its default is half an hour; who is not a neighbour of the dead waits for it.
+GLOO_TIMEOUT_SECONDS = 10
+GLOO_DEATHS_MAX = 5
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
@@ -109,16 +114,30 @@ def take_part(address: str, size: int) -> None:
 
 
 def start(command: list[str], transport: str) -> "subprocess.Popen[str]":
-    from os import environ
-
     more = {"PCCL_SHARED_MEMORY": TRANSPORTS[transport], "PCCL_HOST": "127.0.0.1"}
     return subprocess.Popen(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**environ, **more},
+        env={**os.environ, **more},
     )
+
+
+def run_to_the_fourth_call(processes: "list[subprocess.Popen[str]]") -> float:
+    """Return when all are in it, or about to begin it: the seconds of the third."""
+    last = 1.0
+    for round_number in range(4):
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begin\n"
+            if round_number == 3:
+                continue
+            said = json.loads(process.stdout.readline())
+            assert said.get("right", True), said
+            assert not said.get("error"), said
+            last = said["seconds"]
+    return last
 
 
 def kill_one(size: int, transport: str, with_coordinator: bool, seed: int) -> tuple[float, bool]:
@@ -135,20 +154,7 @@ def kill_one(size: int, transport: str, with_coordinator: bool, seed: int) -> tu
             start([sys.argv[0], "--member", address, "--bytes", str(size)], transport)
             for _ in range(MEMBERS)
         ]
-        streams = [member.stdout for member in members]
-        assert all(stream is not None for stream in streams)
-        last = 1.0
-        for round_number in range(4):
-            for index, stream in enumerate(streams):
-                assert stream is not None
-                assert stream.readline() == "begin\n"
-                if round_number == 3:
-                    continue
-                said = json.loads(stream.readline())
-                assert said["right"]
-                if index == 0:
-                    last = said["seconds"]
-        # All are in the fourth call, or about to begin it.
+        last = run_to_the_fourth_call(members)
         time.sleep(moment.random() * last)
         members[3].send_signal(signal.SIGKILL)
         if with_coordinator:
@@ -157,9 +163,9 @@ def kill_one(size: int, transport: str, with_coordinator: bool, seed: int) -> tu
             coordinator = start([*command, port], transport)
         extra = 0.0
         is_right = True
-        for member, stream in zip(members[:3], streams[:3], strict=True):
-            assert stream is not None
-            lines = [json.loads(line) for line in stream if line != "begin\n"]
+        for member in members[:3]:
+            assert member.stdout is not None
+            lines = [json.loads(line) for line in member.stdout if line != "begin\n"]
             is_right &= member.wait() == 0 and all(line["right"] for line in lines)
             extra = max(extra, max(line["seconds"] for line in lines) - last)
         members[3].wait()
@@ -184,6 +190,68 @@ def measure_deaths(size: int, count: int) -> dict[str, Any]:
     return results
 
 
+# --- the same in gloo ---
+
+
+def take_part_in_gloo(store: str, rank: int, size: int) -> None:
+    """A rank: reduces until its call fails, and says when that was."""
+    import datetime
+
+    import torch
+    import torch.distributed as dist
+
+    timeout = datetime.timedelta(seconds=GLOO_TIMEOUT_SECONDS)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=MEMBERS, timeout=timeout
+    )
+    tensor = torch.ones(size // 4)
+    while True:
+        tensor.fill_(1)
+        print("begin", flush=True)
+        begin = time.perf_counter()
+        text = ""
+        try:
+            dist.all_reduce(tensor)
+        except RuntimeError as error:
+            text = str(error).splitlines()[0]
+        print(json.dumps({"seconds": time.perf_counter() - begin, "error": text}), flush=True)
+        if text:
+            return
+
+
+def kill_one_in_gloo(size: int, seed: int) -> list[tuple[float, str]]:
+    """Seconds until each survivor's call ended, longer than the call before, and its error."""
+    moment = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.argv[0], "--gloo", f"{folder}/store", "--bytes", str(size), "--rank"]
+        ranks = [start([*command, str(rank)], "tcp") for rank in range(MEMBERS)]
+        last = run_to_the_fourth_call(ranks)
+        time.sleep(moment.random() * last)
+        ranks[3].send_signal(signal.SIGKILL)
+        found = []
+        for process in ranks[:3]:
+            assert process.stdout is not None
+            said = [json.loads(line) for line in process.stdout if line != "begin\n"]
+            found.append((said[-1]["seconds"] - last, said[-1]["error"]))
+        for process in ranks:
+            process.wait()
+        return found
+
+
+def measure_gloo(size: int, count: int) -> dict[str, Any]:
+    found = [kill_one_in_gloo(size, seed) for seed in range(count)]
+    survivors = [entry for one in found for entry in one]
+    return {
+        **quantiles([seconds for seconds, _ in survivors]),
+        "max": max(seconds for seconds, _ in survivors),
+        "last": statistics.median(max(seconds for seconds, _ in one) for one in found),
+        "failed": sum(text != "" for _, text in survivors),
+        "survivors": len(survivors),
+        "deaths": count,
+        "errors": sorted({text for _, text in survivors}),
+    }
+
+
 # --- report ---
 
 
@@ -206,6 +274,13 @@ def report(document: dict[str, Any], size: int) -> list[str]:
             f"| {name} | {found['p50']:.3f} | {found['p90']:.3f} | {found['max']:.3f} | "
             f"{found['deaths']} | {found['wrong']} |"
         ]
+    gloo = document["gloo"]
+    lines += [
+        "",
+        f"Under gloo, with a timeout of {GLOO_TIMEOUT_SECONDS} s, {gloo['failed']} of "
+        f"{gloo['survivors']} survivors' calls ended in an error, after {gloo['p50']:.2f} s "
+        f"(median), the last survivor's after {gloo['last']:.2f} s; the job is over.",
+    ]
     return lines
 
 
@@ -218,15 +293,20 @@ def main() -> None:
     parser.add_argument("--compare", help=argparse.SUPPRESS)
     parser.add_argument("--member", help=argparse.SUPPRESS)
     parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--gloo", help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.compare:
         compare(options.compare, options.rounds, options.part)
     elif options.member:
         take_part(options.member, options.bytes)
+    elif options.gloo:
+        take_part_in_gloo(options.gloo, options.rank, options.bytes)
     else:
         document = {
             "machine": describe_machine(),
             "deaths": measure_deaths(options.bytes, options.deaths),
+            "gloo": measure_gloo(options.bytes, min(options.deaths, GLOO_DEATHS_MAX)),
             "overhead": measure_overhead(options.rounds),
         }
         write(options.results, "elastic", document, report(document, options.bytes))

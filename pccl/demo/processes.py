@@ -103,7 +103,12 @@ class MemberProcess(_Process):
     """Trains; each of its lines goes to `said`."""
 
     def __init__(
-        self, number: int, address: str, options: Sequence[str], said: queue.SimpleQueue[Said]
+        self,
+        number: int,
+        program: Path,
+        address: str,
+        options: Sequence[str],
+        said: queue.SimpleQueue[Said],
     ) -> None:
         self.number = number
         self.member_id = ""  # until it is in
@@ -112,7 +117,7 @@ class MemberProcess(_Process):
         self.was_killed = False
         self._said = said
         local = {"PCCL_HOST": "127.0.0.1", "PCCL_BIND": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        super().__init__([sys.executable, str(find_member_program()), address, *options], local)
+        super().__init__([sys.executable, str(program), address, *options], local)
 
     def _read(self) -> None:
         assert self.process.stdout is not None

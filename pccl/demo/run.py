@@ -15,21 +15,21 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pccl.demo.processes import CoordinatorProcess, MemberProcess, Said
+from pccl.demo.processes import CoordinatorProcess, MemberProcess, Said, find_member_program
 from pccl.demo.verdict import Event, Record, Verdict, judge
 
-__all__ = ["DemoOptions", "run_demo"]
+__all__ = ["Demo", "DemoOptions", "run_demo"]
 
 # Kills come so many steps after everybody is in again.
 _QUIET_STEPS = (5, 30)
 # So many of them come while somebody is still on the way in.
 _HASTY_SHARE = 0.25
-# Of all kills are the coordinator's.
-_COORDINATOR_SHARE = 0.25
 # Nobody does a step: something is broken. Starting Python with torch takes seconds, so members
 # that are on their way in don't count against it.
 _STALL_SECONDS = 90.0
 _LOOK_SECONDS = 0.05
+# About a step: with `kill_every` a kill comes at any moment of one.
+_MOMENT_SECONDS = 0.15
 # What the throughput that is shown is a mean of.
 _SPEED_STEPS = 20
 
@@ -47,6 +47,14 @@ class DemoOptions:
     """Of the model, and of who is killed when."""
 
     out: Path = Path("runs/demo")
+    coordinator_share: float = 0.25
+    """Of the kills are the coordinator's."""
+
+    kill_every: int = 0
+    """Steps from kill to kill, whoever is still on the way in; 0: some after all are in again."""
+
+    program: Path | None = None
+    """Of a member; None: examples/demo_member.py."""
 
     def __post_init__(self) -> None:
         if self.members < 3:
@@ -64,7 +72,7 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     from pccl.demo.report import show_verdict, write_report
 
     options.out.mkdir(parents=True, exist_ok=True)
-    demo = _Demo(options, console)
+    demo = Demo(options, console)
     failure = ""
     try:
         demo.run()
@@ -79,7 +87,9 @@ def run_demo(options: DemoOptions, console: Console) -> int:
     return 1 if verdict.faults else 0
 
 
-class _Demo:
+class Demo:
+    """The processes of one run, what they said, and what was done to them."""
+
     def __init__(self, options: DemoOptions, console: Console) -> None:
         self.options = options
         self.events: list[Event] = []
@@ -88,7 +98,7 @@ class _Demo:
         self._said: queue.SimpleQueue[Said] = queue.SimpleQueue()
         self._members: list[MemberProcess] = []  # all that ever were, in the order of their start
         self._folder = Path()
-        coordinator_kills = round(options.kills * _COORDINATOR_SHARE)
+        coordinator_kills = round(options.kills * options.coordinator_share)
         self._victims = ["coordinator"] * coordinator_kills
         self._victims += ["member"] * (options.kills - coordinator_kills)
         self._random.shuffle(self._victims)
@@ -162,7 +172,7 @@ class _Demo:
             return "members start"
         last = self._last
         return (
-            f"step {last['step']:>4}  loss {last['loss']:.3f}  members {len(self._inside())}  "
+            f"step {last['step']:>4}{self._loss()}  members {len(self._inside())}  "
             f"{self._tokens_per_second():>6,.0f} tokens/s"
         )
 
@@ -176,7 +186,8 @@ class _Demo:
         options = ["--members", str(begin_with), "--seed", str(self.options.seed)]
         options += ["--end", str(self._folder / "end")]
         number = len(self._members) + 1
-        self._members.append(MemberProcess(number, self._address, options, self._said))
+        program = self.options.program or find_member_program()
+        self._members.append(MemberProcess(number, program, self._address, options, self._said))
 
     def _alive(self) -> list[MemberProcess]:
         return [member for member in self._members if not member.was_killed]
@@ -194,7 +205,10 @@ class _Demo:
         number, member_id = (member.number, member.member_id) if member else (0, "")
         self.events.append(Event(time.monotonic(), kind, number, member_id, step))
         color = "red" if kind.endswith("killed") else "green"
-        self._console.print(f"step {step:>5}  loss {self._last['loss']:.3f}  [{color}]{text}[/]")
+        self._console.print(f"step {step:>5}{self._loss()}  [{color}]{text}[/]")
+
+    def _loss(self) -> str:
+        return "" if self.options.program else f"  loss {self._last['loss']:.3f}"
 
     # --- what members say ---
 
@@ -246,6 +260,10 @@ class _Demo:
             raise DemoFailed("\n".join([f"no step in {_STALL_SECONDS:g} s", *said]))
 
     def _plan_kill(self) -> None:
+        if self.options.kill_every:
+            self._is_hasty = True
+            self._kill_step = max(self._kill_step, self._last["step"]) + self.options.kill_every
+            return
         self._is_hasty = self._random.random() < _HASTY_SHARE
         self._wait_some_steps()
 
@@ -268,6 +286,8 @@ class _Demo:
         if not is_possible or not (is_whole or self._is_hasty):
             return
         self._victims.pop()
+        if self.options.kill_every:
+            time.sleep(self._random.uniform(0, _MOMENT_SECONDS))
         if victim == "member":
             self._kill_member(self._random.choice(inside))
         else:

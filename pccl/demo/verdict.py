@@ -6,6 +6,7 @@ Pure functions of what was recorded, so that each fault can be planted in a test
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,10 +98,11 @@ def judge(records: Sequence[Record], events: Sequence[Event]) -> Verdict:
     if last and by_step[last][0]["after"] != common:
         faults.append("the members ended with other bytes than those of the last step")
     done_at = {step: min(said["at"] for said in found) for step, found in by_step.items()}
+    in_turn = sorted((said for found in by_step.values() for said in found), key=_said_at)
     recoveries, pauses = [], []
     for event in events:
         if event.kind == "member killed":
-            seconds = _recovery_seconds(event, by_step)
+            seconds = _recovery_seconds(event, in_turn)
             if seconds is None:
                 faults.append(f"no step was done without member {event.number} after its death")
             else:
@@ -151,15 +153,16 @@ def _find_step_faults(by_step: dict[int, list[dict[str, Any]]], last: int) -> tu
     return lost, faults
 
 
-def _recovery_seconds(event: Event, by_step: dict[int, list[dict[str, Any]]]) -> float | None:
-    after = [
-        said["at"]
-        for found in by_step.values()
-        for said in found
-        if said["at"] > event.at
-        and all(event.member_id not in names for names in said["contributors"])
-    ]
-    return min(after) - event.at if after else None
+def _said_at(said: dict[str, Any]) -> float:
+    return float(said["at"])
+
+
+def _recovery_seconds(event: Event, in_turn: Sequence[dict[str, Any]]) -> float | None:
+    for index in range(bisect_right(in_turn, event.at, key=_said_at), len(in_turn)):
+        said = in_turn[index]
+        if all(event.member_id not in names for names in said["contributors"]):
+            return _said_at(said) - event.at
+    return None
 
 
 def _pause_seconds(killed: Event, events: Sequence[Event], done: Sequence[float]) -> float:
