@@ -110,6 +110,7 @@ void Run::unpin() {
   std::lock_guard lock(mutex_);
   seen_.pinned.reset();
 }
+std::pair<uint64_t, uint64_t> Run::recoveries() const { return driver_->recoveries(); }
 std::vector<RunMember> Run::members() const { return seen().members; }
 double Run::round_trip_seconds() const { return seen().round_trip_seconds; }
 std::string Run::error() const { return seen().ended.message; }

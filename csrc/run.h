@@ -15,6 +15,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -67,6 +68,8 @@ class Run final : public CollectiveCalls {
   transport::MemberId member_id() const { return endpoint_.address().member_id; }
   std::string describe_address() const { return endpoint_.address().describe(); }
   transport::Statistics statistics() { return endpoint_.statistics(); }
+  // Operations that were finished after members were lost, and microseconds that this took.
+  std::pair<uint64_t, uint64_t> recoveries() const;
   std::string flight_record() { return endpoint_.flight_record(); }
   std::shared_ptr<CompletionQueue> completions() { return completions_; }
   double round_trip_seconds() const;  // to the coordinator; 0: unknown

@@ -178,10 +178,37 @@ void Run::Driver::act(const membership::SendToCoordinator& action) {
   if (coordinator_ == nullptr) return;
   transport::OutFrame frame;
   frame.header.type = FrameType::Membership;
-  frame.owned = membership::encode(action.message);
+  Message message = action.message;
+  if (auto* report = std::get_if<membership::Report>(&message)) report->figures = figures();
+  frame.owned = membership::encode(message);
   frame.header.length = static_cast<uint32_t>(frame.owned.size());
   coordinator_->send_control(std::move(frame));
   run_.endpoint_.mark_unsent(*coordinator_);
+}
+
+membership::Figures Run::Driver::figures() {
+  const transport::Statistics sum = run_.endpoint_.count();
+  membership::Figures figures{.operations_us = log_->operations_us(Clock::now()),
+                              .resumed_connections = sum.resumed_connections,
+                              .replaced_sockets = sum.replaced_sockets,
+                              .resent_bytes = sum.resent_bytes,
+                              .recovered_operations = log_->recovered_operations(),
+                              .recovery_us = log_->recovery_us(),
+                              .links = {}};
+  std::vector<transport::LinkTraffic> links = run_.endpoint_.link_traffic();
+  if (links.size() > membership::kLinksMax) {
+    // By turns, in the order of their ids.
+    const auto next = std::find_if(links.begin(), links.end(),
+                                   [this](const auto& link) { return link.to > last_told_; });
+    std::rotate(links.begin(), next, links.end());
+    links.resize(membership::kLinksMax);
+    last_told_ = links.back().to;
+  }
+  for (const transport::LinkTraffic& link : links)
+    figures.links.push_back({link.to, link.bytes_sent, link.busy_us,
+                             static_cast<uint32_t>(link.round_trip_seconds * 1e6),
+                             link.replaced_sockets});
+  return figures;
 }
 
 void Run::Driver::act(const membership::Hold& action) {

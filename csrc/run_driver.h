@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "membership/member.h"
@@ -26,6 +27,9 @@ class Run::Driver final : public transport::FrameSink {
   void gate_newcomers() { is_gated_ = true; }
   void admit(uint64_t quorum_id);
   void set_revision(uint64_t revision, const membership::Digest& digest);
+  std::pair<uint64_t, uint64_t> recoveries() const {  // any thread
+    return {log_->recovered_operations(), log_->recovery_us()};
+  }
   void with_log(const std::function<void(recovery::OperationLog&)>& task);
 
   transport::Placement place(transport::Connection& from,
@@ -51,6 +55,7 @@ class Run::Driver final : public transport::FrameSink {
   void note_clock(const membership::Status& status, TimePoint now);
   void end(const Error& error);
   void answer_hold(const membership::Hold& hold);
+  membership::Figures figures();
   void show(const std::function<void(Run::Seen&)>& change);
 
   Run& run_;
@@ -69,6 +74,7 @@ class Run::Driver final : public transport::FrameSink {
     std::string reason;
   };
   std::vector<LostLink> lost_links_;
+  transport::MemberId last_told_{};  // whose link was the last one in a report
   bool is_gated_ = false;
   std::optional<membership::Hold> gated_hold_;  // for newcomers; admit() answers it
   uint64_t admitted_quorum_id_ = 0;

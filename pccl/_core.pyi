@@ -82,7 +82,8 @@ class Context:
         """Works that are done after their notify(); [] after the timeout or when closed."""
     def statistics(self) -> dict[str, int]: ...
     # bytes_sent_tcp, bytes_received_tcp, bytes_sent_memory, bytes_received_memory, connections,
-    # secure_sockets, refused_connections, refused_keys, refused_plain
+    # secure_sockets, refused_connections, refused_keys, refused_plain, resumed_connections,
+    # replaced_sockets, resent_frames, resent_bytes
     def flight_record(self) -> str: ...  # JSON lines
     def close(self) -> None: ...  # politely; idempotent; releases the GIL
 
@@ -283,6 +284,7 @@ class Run(CollectiveCalls):
     def describe_address(self) -> str: ...
     def wait_completions(self, timeout_seconds: float) -> list[Work]: ...
     def statistics(self) -> dict[str, int]: ...
+    # Those of Context, recovered_operations, recovery_microseconds
     def error(self) -> str: ...  # "" or why it ended
     def plan(self, collective: str, count: int, dtype: int) -> str: ...
     def abort(self, reason: str) -> None: ...  # every operation fails, here and at the others

@@ -298,7 +298,11 @@ class ElasticCommunicator(Reductions, Moves):
     close = leave
 
     def statistics(self) -> dict[str, int]:
-        """Counters of this process: bytes and connections."""
+        """Counters of this process, as those of Communicator.statistics, and of recovery.
+
+        `recovered_operations` were finished here after members were lost; that took
+        `recovery_microseconds`, summed up, each from standing still to its result.
+        """
         return self._core.statistics()
 
     def flight_record(self) -> str:

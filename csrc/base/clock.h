@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 
 namespace pccl {
 
@@ -14,6 +15,12 @@ inline TimePoint after(TimePoint start, double seconds) {
   const double bounded = seconds < 0 ? 0 : (seconds > kSecondsMax ? kSecondsMax : seconds);
   return start +
          std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(bounded));
+}
+
+// Requires: not negative.
+inline uint64_t microseconds(Clock::duration duration) {
+  return static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(duration).count());
 }
 
 }  // namespace pccl

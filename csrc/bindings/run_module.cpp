@@ -32,6 +32,9 @@ py::dict to_dict(const membership::Event& event) {
   return result;
 }
 
+// What was not measured is 0.
+py::object or_none(double value) { return value > 0 ? py::object(py::float_(value)) : py::none(); }
+
 py::dict to_dict(const membership::MemberStatus& member) {
   py::dict result;
   result["member_id"] = member.member_id;
@@ -45,10 +48,29 @@ py::dict to_dict(const membership::MemberStatus& member) {
   const bool is_heard = member.seconds_since_heard >= 0;
   result["seconds_since_heard"] =
       is_heard ? py::object(py::float_(member.seconds_since_heard)) : py::none();
-  const bool is_measured = member.round_trip_seconds > 0;
-  result["round_trip_seconds"] =
-      is_measured ? py::object(py::float_(member.round_trip_seconds)) : py::none();
+  result["round_trip_seconds"] = or_none(member.round_trip_seconds);
   result["is_connected"] = member.is_connected;
+  result["is_slow"] = member.pace.is_slow;
+  result["slow_reason"] = to_text(member.pace.is_slow ? member.pace.reason.c_str() : "");
+  result["link_bytes_per_second"] = or_none(member.pace.link_bytes_per_second);
+  result["waited_for"] = member.pace.waited_for;
+  result["resumed_connections"] = member.figures.resumed_connections;
+  result["replaced_sockets"] = member.figures.replaced_sockets;
+  result["resent_bytes"] = member.figures.resent_bytes;
+  result["recovered_operations"] = member.figures.recovered_operations;
+  result["recovery_seconds"] = 1e-6 * static_cast<double>(member.figures.recovery_us);
+  return result;
+}
+
+py::dict to_dict(const membership::LinkStatus& link) {
+  py::dict result;
+  result["from"] = link.from;
+  result["to"] = link.to;
+  result["bytes_sent"] = link.rate.bytes_sent;
+  result["bytes_per_second"] = link.rate.bytes_per_second;
+  result["busy_bytes_per_second"] = or_none(link.rate.busy_bytes_per_second);
+  result["round_trip_seconds"] = or_none(link.rate.round_trip_seconds);
+  result["replaced_sockets"] = link.rate.replaced_sockets;
   return result;
 }
 
@@ -68,6 +90,7 @@ py::dict to_dict(const membership::RunStatus& run) {
   result["revision"] = run.revision;
   result["world_size_min"] = run.world_size_min;
   result["members"] = to_list(run.members);
+  result["links"] = to_list(run.links);
   result["events"] = to_list(run.events);
   return result;
 }
@@ -177,7 +200,11 @@ py::dict statistics_of(Run& self) {
     py::gil_scoped_release release;
     now = self.statistics();
   }
-  return to_counters(now);
+  py::dict result = to_counters(now);
+  const auto [operations, microseconds] = self.recoveries();
+  result["recovered_operations"] = operations;
+  result["recovery_microseconds"] = microseconds;
+  return result;
 }
 
 using RunClass = py::class_<Run, CollectiveCalls, std::shared_ptr<Run>>;

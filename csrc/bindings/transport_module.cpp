@@ -27,6 +27,10 @@ py::dict to_counters(const transport::Statistics& statistics) {
   result["refused_connections"] = statistics.refused_connections;
   result["refused_keys"] = statistics.refused_keys;
   result["refused_plain"] = statistics.refused_plain;
+  result["resumed_connections"] = statistics.resumed_connections;
+  result["replaced_sockets"] = statistics.replaced_sockets;
+  result["resent_frames"] = statistics.resent_frames;
+  result["resent_bytes"] = statistics.resent_bytes;
   return result;
 }
 

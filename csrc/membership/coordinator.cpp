@@ -43,6 +43,7 @@ std::vector<std::byte> decisive_bytes(Report report) {
   report.clock = report.heard_clock = report.round_trip_us = 0;
   report.quorum.reset();
   report.progress = {};
+  report.figures = {};
   return encode(report);
 }
 
@@ -191,6 +192,7 @@ void Coordinator::on(const MemberId& from, const Report& report, TimePoint now) 
   note_suspects(known, report, now);
   known.report = report;
   known.report.quorum.reset();
+  known.report.figures = {};
   known.is_connected = true;
   known.obeys = report.term == durable_.term;
   known.heard_at = now;

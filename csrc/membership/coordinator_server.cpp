@@ -1,7 +1,6 @@
 #include "membership/coordinator_server.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <utility>
 #include <variant>
@@ -19,8 +18,6 @@ namespace {
 
 // How long close() waits for members to take what is queued for them.
 constexpr double kGoodbyeSeconds = 2;
-// Over so long a member's operations are counted for its rate.
-constexpr double kRateSeconds = 2;
 
 double wall_clock_seconds() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
@@ -136,8 +133,11 @@ void CoordinatorServer::on_report(Connection& from, const Report& report, TimePo
   heard.revision = report.revision;
   heard.round_trip_seconds = report.round_trip_us * 1e-6;
   heard.at = now;
+  heard.figures = report.figures;
+  heard.figures.links.clear();
   run->machine.on_message(from.peer.member_id, report, now);
   perform_actions(*run);
+  watch_pace(*run, report, now);
 }
 
 CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePoint now) {
@@ -302,67 +302,6 @@ std::vector<Event> CoordinatorServer::next_events(TimePoint deadline) {
   events_changed_.wait_until(lock, deadline, [this] { return !events_.empty() || is_closed_; });
   std::vector<Event> result(events_.begin(), events_.end());
   events_.clear();
-  return result;
-}
-
-ServerStatus CoordinatorServer::status() {
-  ServerStatus result;
-  std::atomic<bool> done{false};
-  const auto collect = [this, &result, &done] {
-    result = collect_status();
-    done.store(true);
-    endpoint_.engine().notify_waiters();
-  };
-  // A closed server has no driver, and nothing changes any more.
-  if (!endpoint_.engine().submit(collect, false)) collect();
-  // The task refers to this frame, so wait for it however long a driver is busy.
-  while (!done.load()) endpoint_.engine().wait(done, after(Clock::now(), 60));
-  result.refused_connections = endpoint_.statistics().refused_connections;
-  return result;
-}
-
-ServerStatus CoordinatorServer::collect_status() {
-  ServerStatus result = counters_;
-  const TimePoint now = Clock::now();
-  for (const auto& [name, run] : runs_) result.runs.push_back(describe(name, *run, now));
-  return result;
-}
-
-RunStatus CoordinatorServer::describe(const std::string& name, const Run& run, TimePoint now) {
-  const Durable& durable = run.machine.durable();
-  RunStatus result{.name = name,
-                   .term = durable.term,
-                   .quorum_id = durable.quorum.quorum_id,
-                   .first_operation = durable.first_operation,
-                   .revision = durable.revision,
-                   .world_size_min = run.options.world_size_min,
-                   .events = {run.events.begin(), run.events.end()}};
-  const auto add = [&](const MemberId& member_id, int32_t rank, const Seat* seat) {
-    MemberStatus member{.member_id = to_text(member_id), .rank = rank};
-    if (seat != nullptr) {
-      member.joined_at = seat->joined_at;
-      const auto address = MemberAddress::decode(seat->address);
-      if (address) member.address = address->describe();
-    }
-    const auto found = run.members.find(member_id);
-    if (found != run.members.end()) {
-      const Heard& heard = found->second;
-      member.address = heard.address;
-      member.progress = heard.progress;
-      member.revision = heard.revision;
-      member.operations_per_second = heard.operations_per_second;
-      member.seconds_since_heard = seconds_between(heard.at, now);
-      member.round_trip_seconds = heard.round_trip_seconds;
-      member.is_connected = heard.connection != nullptr;
-    }
-    result.members.push_back(std::move(member));
-  };
-  for (const Seat& seat : durable.quorum.seats)
-    add(seat.member_id, static_cast<int32_t>(result.members.size()), &seat);
-  for (const auto& [member_id, heard] : run.members) {
-    if (heard.connection != nullptr && !durable.quorum.contains(member_id))
-      add(member_id, -1, nullptr);
-  }
   return result;
 }
 

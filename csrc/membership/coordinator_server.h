@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "membership/coordinator.h"
 #include "membership/database.h"
+#include "membership/link_rates.h"
 #include "transport/endpoint.h"
 
 namespace pccl::membership {
@@ -31,6 +32,8 @@ inline constexpr size_t kRunsMax = 64;
 inline constexpr size_t kStoredRunsMax = 4096;
 // What status() tells of the past of one run, and what next_events() keeps for a slow reader.
 inline constexpr size_t kEventsMax = 256;
+// Links that status() tells of, the fastest ones: each of 64 members to each other one.
+inline constexpr size_t kLinksShownMax = 4096;
 
 struct CoordinatorServerOptions {
   std::string bind_host;  // "": every interface
@@ -63,6 +66,14 @@ struct MemberStatus {
   double seconds_since_heard = -1;   // -1: never
   double round_trip_seconds = 0;     // to the coordinator, as the member measures it; 0: unknown
   bool is_connected = false;
+  Pace pace;
+  Figures figures;  // without its links
+};
+
+struct LinkStatus {
+  std::string from;  // 8 hex digits
+  std::string to;
+  LinkRate rate;
 };
 
 struct RunStatus {
@@ -73,6 +84,7 @@ struct RunStatus {
   uint64_t revision = 0;
   int32_t world_size_min = 1;
   std::vector<MemberStatus> members;  // by rank, then who waits to get in
+  std::vector<LinkStatus> links;      // that have carried anything
   std::vector<Event> events;          // oldest first
 };
 
@@ -118,6 +130,7 @@ class CoordinatorServer final : private transport::FrameSink {
     TimePoint window_begin{};
     uint64_t window_completed = 0;
     double operations_per_second = 0;
+    Figures figures;
   };
   struct Run {
     Run(CoordinatorOptions run_options, const Durable& durable, TimePoint now)
@@ -125,6 +138,8 @@ class CoordinatorServer final : private transport::FrameSink {
     CoordinatorOptions options;
     Coordinator machine;
     std::map<MemberId, Heard> members;
+    LinkRates rates;
+    uint64_t rates_quorum_id = 0;
     std::deque<Event> events;
   };
 
@@ -148,6 +163,10 @@ class CoordinatorServer final : private transport::FrameSink {
   void fail(const std::string& reason);
   bool is_at_work() const { return counters_.failure.empty() && !is_stopping_.load(); }
   ServerStatus collect_status();
+  void watch_pace(Run& run, const Report& report, TimePoint now);
+  static MemberStatus describe_member(const Run& run, const MemberId& member_id, const Seat* seat,
+                                      TimePoint now);
+  static std::vector<LinkStatus> describe_links(const Run& run);
   static RunStatus describe(const std::string& name, const Run& run, TimePoint now);
 
   const CoordinatorServerOptions options_;

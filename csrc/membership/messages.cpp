@@ -10,7 +10,7 @@ namespace pccl::membership {
 namespace {
 
 // A kind is never used again for another layout: version and kind together name one.
-constexpr uint8_t kVersion = 1;
+constexpr uint8_t kVersion = 2;
 enum class Kind : uint8_t { Report = 1, Status, Propose, Accept, Commit, Refuse };
 
 // --- writing -------------------------------------------------------------------------------------
@@ -46,6 +46,25 @@ void put(ByteWriter& out, const Progress& progress) {
   out.put(progress.completed);
 }
 
+void put(ByteWriter& out, const Figures& figures) {
+  out.put(figures.operations_us);
+  out.put(figures.resumed_connections);
+  out.put(figures.replaced_sockets);
+  out.put(figures.resent_bytes);
+  out.put(figures.recovered_operations);
+  out.put(figures.recovery_us);
+  const size_t links = std::min(figures.links.size(), kLinksMax);
+  out.put(static_cast<uint16_t>(links));
+  for (size_t i = 0; i < links; ++i) {
+    const LinkFigures& link = figures.links[i];
+    out.put(link.to);
+    out.put(link.bytes_sent);
+    out.put(link.busy_us);
+    out.put(link.round_trip_us);
+    out.put(link.replaced_sockets);
+  }
+}
+
 void put(ByteWriter& out, const Report& report) {
   out.put(Kind::Report);
   out.put(report.term);
@@ -73,6 +92,7 @@ void put(ByteWriter& out, const Report& report) {
   out.put(report.heard_clock);
   out.put(report.round_trip_us);
   out.put(static_cast<uint8_t>(report.is_leaving));
+  put(out, report.figures);
 }
 
 void put(ByteWriter& out, const Status& status) {
@@ -218,6 +238,27 @@ class Decoder {
     return progress;
   }
 
+  Figures figures() {
+    Figures figures;
+    figures.operations_us = get<uint64_t>();
+    figures.resumed_connections = get<uint64_t>();
+    figures.replaced_sockets = get<uint64_t>();
+    figures.resent_bytes = get<uint64_t>();
+    figures.recovered_operations = get<uint64_t>();
+    figures.recovery_us = get<uint64_t>();
+    const size_t links = count(kLinksMax);
+    for (size_t i = 0; i < links && is_right(); ++i) {
+      LinkFigures link;
+      link.to = get<MemberId>();
+      link.bytes_sent = get<uint64_t>();
+      link.busy_us = get<uint64_t>();
+      link.round_trip_us = get<uint32_t>();
+      link.replaced_sockets = get<uint32_t>();
+      figures.links.push_back(link);
+    }
+    return figures;
+  }
+
   Report report() {
     Report report;
     report.term = get<uint64_t>();
@@ -244,6 +285,7 @@ class Decoder {
     report.heard_clock = get<uint64_t>();
     report.round_trip_us = get<uint32_t>();
     report.is_leaving = flag();
+    report.figures = figures();
     is_right_ = is_right_ && (!report.quorum || report.quorum->quorum_id == report.quorum_id);
     return report;
   }

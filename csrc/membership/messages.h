@@ -31,6 +31,31 @@ struct Suspect {
   bool operator==(const Suspect&) const = default;
 };
 
+// Links told of in one Report; a member with more of them tells of the others in the next ones.
+inline constexpr size_t kLinksMax = 32;
+
+// To one other member. They only grow, and begin anew when a connection does.
+struct LinkFigures {
+  MemberId to{};
+  uint64_t bytes_sent = 0;
+  uint64_t busy_us = 0;  // something was under way to it, over TCP; 0: memory
+  uint32_t round_trip_us = 0;
+  uint32_t replaced_sockets = 0;
+  bool operator==(const LinkFigures&) const = default;
+};
+
+// What a member has counted since it began, for people: no decision depends on it.
+struct Figures {
+  uint64_t operations_us = 0;  // a collective of its caller's was under way
+  uint64_t resumed_connections = 0;
+  uint64_t replaced_sockets = 0;
+  uint64_t resent_bytes = 0;
+  uint64_t recovered_operations = 0;
+  uint64_t recovery_us = 0;  // of those, from standing still to their results
+  std::vector<LinkFigures> links;
+  bool operator==(const Figures&) const = default;
+};
+
 struct Report {
   uint64_t term = 0;  // of the coordinator that it obeys; 0: none yet
   Seat seat;
@@ -50,6 +75,7 @@ struct Report {
   uint64_t heard_clock = 0;    // of the last Status that it got from this coordinator
   uint32_t round_trip_us = 0;  // to the coordinator; 0: unknown
   bool is_leaving = false;
+  Figures figures;  // filled in by who sends it
   bool operator==(const Report&) const = default;
 };
 
@@ -103,7 +129,7 @@ struct Refuse {
 using Message = std::variant<Report, Status, Propose, Accept, Commit, Refuse>;
 
 // Requires: quorums within kSeatsMax and kQuorumBytesMax; of the suspects the first kSuspectsMax
-// are said.
+// are said, and of the links the first kLinksMax.
 std::vector<std::byte> encode(const Message& message);
 // nullopt: no message of this version.
 std::optional<Message> decode(std::span<const std::byte> bytes);

@@ -79,6 +79,10 @@ std::byte* OperationLog::result_of(Record& record) const {
   return record.copy.empty() ? record.call.blocks[0].output : record.copy.data();
 }
 
+uint64_t OperationLog::operations_us(TimePoint now) const {
+  return settled_us_ + (unsettled_ == 0 ? 0 : microseconds(now - unsettled_since_));
+}
+
 OperationLog::Progress OperationLog::progress() const { return {launched_, completed_.below()}; }
 
 // --- starting ------------------------------------------------------------------------------------
@@ -95,6 +99,7 @@ void OperationLog::start(RunCall call, std::shared_ptr<Work> work) {
   record.deadline = work->deadline;
   record.call = std::move(call);
   record.work = std::move(work);
+  if (unsettled_++ == 0) unsettled_since_ = Clock::now();
   if (record.call.signature.collective == Collective::Barrier) record.scratch.resize(1);
   endpoint_.engine().wake_at(record.deadline);
   if (!is_held_) launch_waiting();
@@ -218,8 +223,11 @@ void OperationLog::complete(Record& record) {
   record.state = State::Complete;
   record.is_helping = false;
   const uint64_t number = record.number;
-  if (number >= recover_from_ && number < recover_end_)
+  if (number >= recover_from_ && number < recover_end_) {
+    recovered_operations_ += 1;
+    recovery_us_ += microseconds(Clock::now() - recovery_began_);
     endpoint_.recorder().note(FlightEvent::RecoveryEnded, {.number = number}, "complete here");
+  }
   if (!is_recoverable(record)) record.finals.add({0, 1, record.quorum_id, 1});
   completed_.insert(number);
   if (record.work && can_keep_copy(record)) {

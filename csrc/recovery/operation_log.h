@@ -9,6 +9,7 @@
 // Who is in is decided elsewhere (membership/): hold() and enter() are told.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -99,6 +100,12 @@ class OperationLog final : public GroupObserver {
   // Tells the others at once what is complete here.
   void announce();
   TimePoint on_time(TimePoint now);
+  // For how long an operation of the caller's was under way so far.
+  uint64_t operations_us(TimePoint now) const;
+  // Operations that were finished after members were lost, and how long that took, from the moment
+  // when they stood still. Any thread.
+  uint64_t recovered_operations() const { return recovered_operations_.load(); }
+  uint64_t recovery_us() const { return recovery_us_.load(); }
   // What operations wait for that run in no group.
   void note_running(FlightRecorder& recorder) const;
 
@@ -217,6 +224,14 @@ class OperationLog final : public GroupObserver {
   std::map<uint64_t, Refusal> refused_;        // calls not made here yet
   std::map<uint64_t, Refusal> ended_refused_;  // the latest: others may not have heard of it
   std::vector<std::function<void(Group&)>> held_messages_;
+
+  uint64_t unsettled_ = 0;  // calls without a result
+  TimePoint unsettled_since_{};
+  uint64_t settled_us_ = 0;
+  std::optional<TimePoint> frozen_at_;  // since the last quorum was entered
+  TimePoint recovery_began_{};
+  std::atomic<uint64_t> recovered_operations_{0};
+  std::atomic<uint64_t> recovery_us_{0};
 };
 
 }  // namespace pccl::recovery

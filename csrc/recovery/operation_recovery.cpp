@@ -23,6 +23,7 @@ constexpr size_t kRefusedMax = 4096;
 OperationLog::Progress OperationLog::hold(bool freezes) {
   is_held_ = true;
   if (!freezes) return progress();
+  if (!frozen_at_) frozen_at_ = Clock::now();
   for (Layer& layer : layers_) {
     for (auto& [number, record] : records_) {
       if (record.state != State::Running || record.quorum_id != layer.quorum.quorum_id) continue;
@@ -41,6 +42,8 @@ void OperationLog::enter(RunQuorum quorum, uint64_t first_operation, uint64_t re
   if (broken_) return;
   if (drops) {
     hold(true);
+    recovery_began_ = *frozen_at_;
+    frozen_at_.reset();
     for (const Layer& layer : layers_)
       router_.remove(layer.group->id, {ErrorKind::Aborted, "the quorum has changed."});
     layers_.clear();

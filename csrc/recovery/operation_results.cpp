@@ -36,6 +36,7 @@ void OperationLog::settle(Record& record, const Error& error) {
   if (!record.work) return;
   const std::shared_ptr<Work> work = std::move(record.work);
   record.work = nullptr;
+  if (--unsettled_ == 0) settled_us_ += microseconds(Clock::now() - unsettled_since_);
   if (error) {
     FlightRecorder& recorder = endpoint_.recorder();
     recorder.note(FlightEvent::OperationError, {.number = record.number, .error = error.kind},

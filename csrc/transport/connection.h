@@ -20,6 +20,7 @@
 #include "transport/handshake.h"
 #include "transport/out_frame.h"
 #include "transport/payload.h"
+#include "transport/traffic.h"
 #include "transport/window.h"
 
 namespace pccl::transport {
@@ -74,15 +75,9 @@ class Link {
   virtual void watch(TimePoint /*now*/) {}
   // Grows whenever the peer's kernel takes bytes.
   virtual uint64_t progress() const { return 0; }
+  virtual LinkState state() const { return {}; }
 
   uint16_t index = 0;  // of its socket in the connection
-};
-
-struct Traffic {
-  uint64_t bytes_sent = 0;  // headers included
-  uint64_t bytes_received = 0;
-  uint64_t resent_frames = 0;
-  uint64_t resent_bytes = 0;
 };
 
 class Connection {

@@ -211,22 +211,48 @@ void Endpoint::ask_driver(const std::function<void()>& question) {
   while (!done.load()) engine_.wait(done, after(Clock::now(), 60));
 }
 
+namespace {
+
+bool is_alive(const Connection& connection) {
+  return connection.state == Connection::State::Up ||
+         connection.state == Connection::State::Suspended;
+}
+
+}  // namespace
+
 Statistics Endpoint::statistics() {
   Statistics sum;
-  ask_driver([this, &sum] {
-    sum = ended_;
-    for (const Connection* connection : connections()) {
-      const bool is_alive = connection->state == Connection::State::Up ||
-                            connection->state == Connection::State::Suspended;
-      if (!is_alive) continue;
-      sum.connections += 1;
-      add_traffic(sum, *connection);
-    }
-  });
+  ask_driver([this, &sum] { sum = count(); });
+  return sum;
+}
+
+Statistics Endpoint::count() const {
+  Statistics sum = ended_;
+  for (const Connection* connection : connections()) {
+    if (!is_alive(*connection)) continue;
+    sum.connections += 1;
+    add_traffic(sum, *connection);
+  }
   sum.refused_connections = refused_.load();
   sum.refused_keys = refused_keys_.load();
   sum.refused_plain = refused_plain_.load();
   return sum;
+}
+
+std::vector<LinkTraffic> Endpoint::link_traffic() const {
+  std::vector<LinkTraffic> all;
+  for (const auto& [id, connection] : known_) {
+    if (!is_alive(*connection)) continue;
+    const Traffic& traffic = connection->traffic;
+    all.push_back({id, traffic.bytes_sent, traffic.busy_us, 0, traffic.replaced_sockets});
+    for (const Link* link : connection->links()) {
+      const LinkState state = link->state();
+      all.back().busy_us += state.busy_us;
+      all.back().round_trip_seconds =
+          std::max(all.back().round_trip_seconds, state.round_trip_seconds);
+    }
+  }
+  return all;
 }
 
 std::string Endpoint::flight_record() {

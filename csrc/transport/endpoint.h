@@ -86,6 +86,9 @@ class Endpoint final : public LinkHost, public Periodic {
   void close(TimePoint deadline);
   const MemberAddress& address() const { return address_; }
   Statistics statistics();
+  // The same, and what went to each member that it is connected with. Driver only.
+  Statistics count() const;
+  std::vector<LinkTraffic> link_traffic() const;
   // The flight record as JSON lines; see base/flight_recorder.h.
   std::string flight_record();
 

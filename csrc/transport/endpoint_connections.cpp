@@ -221,6 +221,7 @@ void Endpoint::replace_link(Connection& connection, Link& link, const Error& err
   const uint16_t index = link.index;
   graveyard_.push_back(connection.take_link(index));
   ended_.replaced_sockets += 1;
+  connection.traffic.replaced_sockets += 1;
   note(FlightEvent::SocketReplaced, connection, error);
   if (connection.link_count() == 0) {
     suspend(connection, error, index);

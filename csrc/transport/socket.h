@@ -41,6 +41,7 @@ struct SocketState {
   double heard_seconds = 0;       // since anything came from the other side
   bool is_waiting = false;        // something was sent that the other kernel has not acknowledged
   uint64_t bytes_acknowledged = 0;
+  uint64_t busy_us = 0;  // see LinkState
 };
 SocketState socket_state(int socket);
 

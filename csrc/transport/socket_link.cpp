@@ -26,6 +26,7 @@ SocketLink::~SocketLink() { cut(); }
 
 void SocketLink::cut() {
   if (is_down_) return;
+  connection_.traffic.busy_us += state().busy_us;
   is_down_ = true;
   host_.engine().remove(stream_.get(), this);
   if (sent_of_front_ > 0) sending_.front()->was_begun = true;
@@ -58,6 +59,11 @@ void SocketLink::on_events(uint32_t epoll_events) {
 void SocketLink::on_turn() {
   receive();
   if (!is_down_ && writable_) flush();  // answers that receiving has queued
+}
+
+LinkState SocketLink::state() const {
+  const SocketState now = socket_state(stream_.get());
+  return {now.busy_us, now.round_trip_seconds};
 }
 
 // --- sending -------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class SocketLink final : public Link, public Pollable {
   void divert() override;
   void watch(TimePoint now) override;
   uint64_t progress() const override { return bytes_acknowledged_; }
+  LinkState state() const override;
 
   void on_events(uint32_t epoll_events) override;
   void on_turn() override;

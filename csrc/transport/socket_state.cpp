@@ -20,6 +20,7 @@ SocketState socket_state(int socket) {
   state.heard_seconds = std::min(info.tcpi_last_ack_recv, info.tcpi_last_data_recv) * 1e-3;
   state.is_waiting = info.tcpi_unacked > 0;
   state.bytes_acknowledged = info.tcpi_bytes_acked;
+  state.busy_us = info.tcpi_busy_time - std::min(info.tcpi_busy_time, info.tcpi_rwnd_limited);
   return state;
 }
 

@@ -49,6 +49,13 @@ Report full_report() {
   report.heard_clock = 987654321;
   report.round_trip_us = 1500;
   report.is_leaving = true;
+  report.figures = {7'000'000,
+                    1,
+                    2,
+                    3000,
+                    4,
+                    5'000'000,
+                    {{id_of(2), 1u << 20, 800'000, 20'000, 2}, {id_of(3), 1u << 30, 0, 0, 0}}};
   return report;
 }
 
@@ -120,7 +127,7 @@ TEST_CASE("random bytes do no harm") {
     Bytes bytes(random() % 300);
     for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
     if (bytes.size() > 1) {
-      bytes[0] = std::byte{1};
+      bytes[0] = std::byte{2};
       bytes[1] = static_cast<std::byte>(random() % 8);
     }
     check_harmless(bytes);
@@ -153,6 +160,7 @@ TEST_CASE("the largest quorum fits twice into a Report that fits into a frame") 
   report.accepted->quorum.quorum_id = 5;
   report.accepted->gone.assign(kSeatsMax / 2, MemberId{});
   report.suspects.assign(kSuspectsMax, {id_of(1), false, std::string(kReasonBytesMax, 'x')});
+  report.figures.links.assign(kLinksMax, {id_of(2), 1, 2, 3, 4});
   const Bytes bytes = encode(report);
   CHECK(bytes.size() <= pccl::transport::kPayloadBytesMax);
   const auto got = decode(bytes);
@@ -181,6 +189,31 @@ TEST_CASE("long reasons are cut, many suspects are left out") {
   REQUIRE(got);
   CHECK(std::get<Report>(*got).suspects.size() == kSuspectsMax);
   CHECK(std::get<Report>(*got).suspects[0].reason == std::string(kReasonBytesMax, 'x'));
+}
+
+TEST_CASE("many links are left out, and more of them are refused") {
+  Report report = full_report();
+  report.figures.links.assign(kLinksMax + 5, {id_of(2), 1, 2, 3, 4});
+  const Bytes bytes = encode(report);
+  const auto got = decode(bytes);
+  REQUIRE(got);
+  CHECK(std::get<Report>(*got).figures.links.size() == kLinksMax);
+  // The count stands before the links, which come last.
+  constexpr size_t kLinkBytes = 16 + 8 + 8 + 4 + 4;
+  Bytes more = bytes;
+  const auto count = static_cast<uint16_t>(kLinksMax + 1);
+  std::memcpy(more.data() + bytes.size() - kLinksMax * kLinkBytes - 2, &count, sizeof(count));
+  more.resize(bytes.size() + kLinkBytes);
+  CHECK_FALSE(decode(more));
+}
+
+TEST_CASE("a heartbeat in a run of four is well below one KiB") {
+  Report report = full_report();
+  report.quorum.reset();
+  report.accepted.reset();
+  report.suspects.clear();
+  report.figures.links.assign(3, {id_of(2), 1, 2, 3, 4});
+  CHECK(encode(report).size() < 512);
 }
 
 TEST_CASE("a message is described in one line") {

@@ -40,6 +40,7 @@ std::vector<fuzz::Bytes> make_seeds() {
                                 Refuse{1, RefuseKind::Evicted, "so"}};
   report.accepted = proposal;
   report.suspects.push_back({id_of(2), true, "gone"});
+  report.figures.links.push_back({id_of(2), 1, 1, 1, 1});
   messages.emplace_back(report);
   std::vector<fuzz::Bytes> seeds;
   fuzz::Bytes all;

@@ -1,0 +1,36 @@
+// What has gone over a connection since it began.
+#pragma once
+
+#include <cstdint>
+
+#include "transport/address.h"
+
+namespace pccl::transport {
+
+struct Traffic {
+  uint64_t bytes_sent = 0;  // headers included
+  uint64_t bytes_received = 0;
+  uint64_t resent_frames = 0;
+  uint64_t resent_bytes = 0;
+  uint32_t replaced_sockets = 0;
+  uint64_t busy_us = 0;  // of sockets that are gone: see LinkState
+};
+
+// What the kernel knows of a socket now.
+struct LinkState {
+  // For so long something was under way that the network had not delivered yet; the time for which
+  // the reader took nothing is left out.
+  uint64_t busy_us = 0;
+  double round_trip_seconds = 0;  // 0: not measured
+};
+
+// Of one connection, as its member reports it.
+struct LinkTraffic {
+  MemberId to{};
+  uint64_t bytes_sent = 0;
+  uint64_t busy_us = 0;  // 0: memory, or nothing was sent
+  double round_trip_seconds = 0;
+  uint32_t replaced_sockets = 0;
+};
+
+}  // namespace pccl::transport
