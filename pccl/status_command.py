@@ -9,6 +9,7 @@ import urllib.request
 from typing import Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,7 @@ _TIMEOUT_SECONDS = 5.0
 # Bounds what a wrong host could make us hold; 1024 members and their events are less.
 _BYTES_MAX = 16 << 20
 _EVENTS_SHOWN = 10
+_LINKS_SHOWN = 16
 
 
 class StatusUnknown(Exception):
@@ -56,7 +58,7 @@ def fetch_status(address: RunAddress, status_port: int) -> dict[str, Any]:
 
 
 def show_status(status: dict[str, Any], console: Console) -> None:
-    """Print members, quorum and the last events of the one run in `status`."""
+    """Print members, quorum, the busiest links and the last events of the one run in `status`."""
     (run,) = status["runs"]
     size = sum(member["rank"] is not None for member in run["members"])
     table = Table(
@@ -68,11 +70,21 @@ def show_status(status: dict[str, Any], console: Console) -> None:
     )
     for column in ("rank", "member", "address", "state"):
         table.add_column(column)
-    for column in ("operations", "per second", "heard", "round trip", "joined at"):
+    for column in (
+        *("operations", "per second", "heard", "round trip", "its links", "waited for"),
+        *("recovered", "joined at"),
+    ):
         table.add_column(column, justify="right")
     for member in run["members"]:
         table.add_row(*_member_cells(member))
     console.print(table)
+    for member in run["members"]:
+        if member["is_slow"]:
+            name = f"rank {member['rank']} ({member['member_id']})"
+            text = f"{name} is slow: {member['slow_reason']}"
+            console.print(Text(text, style="yellow"), soft_wrap=True)
+    if run["links"]:
+        console.print(_links_table(run))
     for event in run["events"][-_EVENTS_SHOWN:]:
         when = datetime.datetime.fromtimestamp(event["unix_seconds"]).strftime("%H:%M:%S")
         console.print(Text(f"{when}  {event['text']}"), soft_wrap=True)
@@ -86,8 +98,9 @@ def _member_cells(member: dict[str, Any]) -> list[Text | str]:
     elif member["rank"] is None:
         state = Text("waits to get in", style="yellow")
     else:
-        state = Text("in", style="green")
-    heard, round_trip = member["seconds_since_heard"], member["round_trip_seconds"]
+        slow = member["is_slow"]
+        state = Text("in, slow" if slow else "in", style="yellow" if slow else "green")
+    heard = member["seconds_since_heard"]
     return [
         "" if member["rank"] is None else str(member["rank"]),
         Text(member["member_id"]),
@@ -96,6 +109,40 @@ def _member_cells(member: dict[str, Any]) -> list[Text | str]:
         str(member["completed"]),
         f"{member['operations_per_second']:.1f}",
         "never" if heard is None else f"{heard:.1f} s ago",
-        "" if round_trip is None else f"{1000 * round_trip:.1f} ms",
+        _milliseconds(member["round_trip_seconds"]),
+        _rate(member["link_bytes_per_second"]),
+        f"{100 * member['waited_for']:.0f} %",
+        str(member["recovered_operations"]),
         str(member["joined_at"]),
     ]
+
+
+def _links_table(run: dict[str, Any]) -> Table:
+    ranks = {member["member_id"]: member["rank"] for member in run["members"]}
+    links = sorted(run["links"], key=lambda link: -link["bytes_per_second"])
+    more = len(links) - _LINKS_SHOWN
+    table = Table(
+        title="links" + (f", the {_LINKS_SHOWN} busiest; {more} more with --json" * (more > 0)),
+        title_justify="left",
+    )
+    for column in ("from", "to"):
+        table.add_column(column)
+    for column in ("now", "while busy", "round trip", "sockets replaced"):
+        table.add_column(column, justify="right")
+    for link in links[:_LINKS_SHOWN]:
+        table.add_row(
+            *(Text(f"{ranks.get(link[end], '')} ({link[end]})") for end in ("from", "to")),
+            _rate(link["bytes_per_second"]),
+            _rate(link["busy_bytes_per_second"]),
+            _milliseconds(link["round_trip_seconds"]),
+            str(link["replaced_sockets"]),
+        )
+    return table
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
+def _rate(bytes_per_second: float | None) -> str:
+    return "" if bytes_per_second is None else f"{decimal(int(bytes_per_second))}/s"

@@ -29,6 +29,7 @@ _REQUEST_SECONDS = 5.0
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/map.js": ("map.js", "text/javascript; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 # Nothing from elsewhere, nothing inline, and nobody may put the page into a frame of theirs.

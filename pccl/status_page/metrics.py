@@ -26,6 +26,7 @@ class _Snapshot:
         yield from _server_metrics(self._status)
         yield from _run_metrics(self._status)
         yield from _member_metrics(self._status)
+        yield from _link_metrics(self._status)
 
 
 def _server_metrics(status: dict[str, Any]) -> Iterator[Any]:
@@ -92,6 +93,39 @@ def _member_metrics(status: dict[str, Any]) -> Iterator[Any]:
             "round_trip_seconds",
             "To the coordinator, as the member measures it.",
         ),
+        (GaugeMetricFamily, "slow", "is_slow", "1: its links, or its calls, hold the others up."),
+        (
+            GaugeMetricFamily,
+            "link_bytes_per_second",
+            "link_bytes_per_second",
+            "Median of its links while they are busy; absent where none was busy enough to tell.",
+        ),
+        (
+            GaugeMetricFamily,
+            "waited_for_ratio",
+            "waited_for",
+            "Share of the time for which the others wait for it to call.",
+        ),
+        (
+            CounterMetricFamily,
+            "resumed_connections",
+            "resumed_connections",
+            "Times that one of its connections had no socket any more, and got one again.",
+        ),
+        (CounterMetricFamily, "replaced_sockets", "replaced_sockets", "Sockets that broke."),
+        (CounterMetricFamily, "resent_bytes", "resent_bytes", "What broken sockets carried."),
+        (
+            CounterMetricFamily,
+            "recovered_operations",
+            "recovered_operations",
+            "Operations that it finished after members were lost.",
+        ),
+        (
+            CounterMetricFamily,
+            "recovery_seconds",
+            "recovery_seconds",
+            "How long that took, from standing still to the result, summed up.",
+        ),
     ):
         family = kind(f"pccl_member_{name}", text, labels=labels)
         for run in status["runs"]:
@@ -100,4 +134,26 @@ def _member_metrics(status: dict[str, Any]) -> Iterator[Any]:
                     family.add_metric(
                         [run["name"], member["member_id"], member["address"]], float(member[key])
                     )
+        yield family
+
+
+def _link_metrics(status: dict[str, Any]) -> Iterator[Any]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for kind, name, text in (
+        (CounterMetricFamily, "bytes_sent", "Since the connection began."),
+        (GaugeMetricFamily, "bytes_per_second", "Over the last seconds."),
+        (
+            GaugeMetricFamily,
+            "busy_bytes_per_second",
+            "While something was under way; absent where too little was to tell.",
+        ),
+        (GaugeMetricFamily, "round_trip_seconds", "As TCP measures it; absent for memory."),
+        (CounterMetricFamily, "replaced_sockets", "Sockets that broke."),
+    ):
+        family = kind(f"pccl_link_{name}", text, labels=["run", "source", "target"])
+        for run in status["runs"]:
+            for link in run["links"]:
+                if link[name] is not None:
+                    family.add_metric([run["name"], link["from"], link["to"]], float(link[name]))
         yield family

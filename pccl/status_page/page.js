@@ -3,6 +3,7 @@
 
 const POLL_MILLISECONDS = 1000;
 const EVENTS_SHOWN = 100;
+const LINKS_SHOWN = 24;
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -20,13 +21,20 @@ function row(cellName, texts) {
 function stateOf(member) {
   if (!member.is_connected) return ["not connected", "bad"];
   if (member.rank === null) return ["waits to get in", "wait"];
-  return ["in", "good"];
+  return member.is_slow ? ["in, slow", "wait"] : ["in", "good"];
+}
+
+function milliseconds(seconds) {
+  return seconds === null ? "" : `${(1000 * seconds).toFixed(1)} ms`;
+}
+
+function rateOrNothing(rate) {
+  return rate === null ? "" : rateText(rate);
 }
 
 function memberRow(member) {
   const [state, className] = stateOf(member);
   const heard = member.seconds_since_heard;
-  const roundTrip = member.round_trip_seconds;
   const made = row("td", [
     member.rank === null ? "–" : String(member.rank),
     member.member_id,
@@ -35,25 +43,72 @@ function memberRow(member) {
     String(member.completed),
     member.operations_per_second.toFixed(1),
     heard === null ? "never" : `${heard.toFixed(1)} s ago`,
-    roundTrip === null ? "" : `${(roundTrip * 1000).toFixed(1)} ms`,
+    milliseconds(member.round_trip_seconds),
+    rateOrNothing(member.link_bytes_per_second),
+    `${Math.round(100 * member.waited_for)} %`,
+    String(member.recovered_operations),
     String(member.joined_at),
   ]);
   made.children[3].append(element("span", state, className));
   return made;
 }
 
-function membersTable(run) {
-  const table = element("table");
+function wideTable(className, titles, rows) {
+  const table = element("table", undefined, className);
   const head = element("thead");
-  head.append(
-    row("th", ["rank", "member", "address", "state", "operations", "per second", "heard", "round trip", "joined at"]),
-  );
+  head.append(row("th", titles));
   const body = element("tbody");
-  for (const member of run.members) body.append(memberRow(member));
+  body.append(...rows);
   table.append(head, body);
   const frame = element("div", undefined, "wide");
   frame.append(table);
   return frame;
+}
+
+function membersTable(run) {
+  return wideTable(
+    "members",
+    [
+      "rank", "member", "address", "state", "operations", "per second", "heard", "round trip",
+      "its links", "waited for", "recovered", "joined at",
+    ],
+    run.members.map(memberRow),
+  );
+}
+
+function slowMembers(run) {
+  const list = element("ul", undefined, "slow");
+  for (const member of run.members.filter((member) => member.is_slow))
+    list.append(element("li", `rank ${member.rank} (${member.member_id}) is slow: ${member.slow_reason}`));
+  return list;
+}
+
+function linksTable(run) {
+  const ranks = new Map(run.members.map((member) => [member.member_id, member.rank]));
+  const name = (id) => `${ranks.get(id) ?? "–"} (${id})`;
+  const links = [...run.links].sort((a, b) => b.bytes_per_second - a.bytes_per_second);
+  const table = wideTable(
+    "links",
+    ["from", "to", "now", "while busy", "round trip", "sockets replaced"],
+    links.slice(0, LINKS_SHOWN).map((link) =>
+      row("td", [
+        name(link.from), name(link.to), rateText(link.bytes_per_second),
+        rateOrNothing(link.busy_bytes_per_second), milliseconds(link.round_trip_seconds),
+        String(link.replaced_sockets),
+      ]),
+    ),
+  );
+  if (links.length > LINKS_SHOWN)
+    table.append(element("p", `and ${links.length - LINKS_SHOWN} more in status.json`, "figures"));
+  return table;
+}
+
+function linksPart(run) {
+  const map = topologyMap(run);
+  if (map === null || run.links.length === 0) return [];
+  const figure = element("figure");
+  figure.append(map[0], element("figcaption", map[1]));
+  return [element("h3", "links"), figure, linksTable(run)];
 }
 
 function eventList(run) {
@@ -82,7 +137,10 @@ function runSection(run) {
       "figures",
     ),
   );
-  section.append(heading, membersTable(run), element("h3", "events"), eventList(run));
+  section.append(
+    heading, membersTable(run), slowMembers(run), ...linksPart(run),
+    element("h3", "events"), eventList(run),
+  );
   return section;
 }
 

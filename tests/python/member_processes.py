@@ -56,6 +56,9 @@ class MemberProcess:
             self.said.append(said)
         return said
 
+    def has_more(self) -> bool:
+        return not self._lines.empty()
+
     def wait_for(self, key: str, least: int = 0) -> dict[str, Any]:
         while (said := self.next()) is not None:
             if key in said and (not isinstance(said[key], int) or said[key] >= least):

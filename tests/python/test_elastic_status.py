@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from coordinator_processes import PATIENCE_SECONDS, CoordinatorProcess, environment, refused
+from member_processes import members
 from prometheus_client.parser import text_string_to_metric_families
 from rank_processes import free_ports
 
@@ -97,6 +98,13 @@ def check_metrics(text: str, comm: pccl.ElasticCommunicator, *, quorum_id: int) 
         assert len(found) == 2
         assert found[comm.member_id] >= least
     assert families["pccl_coordinator_messages"].samples[0].value > 0
+    sent = families["pccl_link_bytes_sent"].samples
+    assert {sample.labels["source"] for sample in sent} == set(found)
+    assert all(sample.labels["target"] != sample.labels["source"] for sample in sent)
+    assert all(sample.value > 0 for sample in sent)
+    slow = families["pccl_member_slow"].samples
+    assert [sample.value for sample in slow] == [0, 0]
+    assert len(families["pccl_member_recovered_operations"].samples) == 2
 
 
 def test_status_shows_members_operations_and_who_left(tmp_path: Path) -> None:
@@ -104,10 +112,15 @@ def test_status_shows_members_operations_and_who_left(tmp_path: Path) -> None:
         first, second = join_two(str(coordinator.address))
         with first, second:
             reduce_together(first, second, times=20)
+            counted = first.statistics()
+            assert counted["recovered_operations"] == counted["recovery_microseconds"] == 0
+            assert counted["replaced_sockets"] == counted["resent_bytes"] == 0
             run = await_run(
                 coordinator,
                 lambda run: (
-                    count_in(run) == 2 and all(m["completed"] >= 20 for m in run["members"])
+                    count_in(run) == 2
+                    and all(m["completed"] >= 20 for m in run["members"])
+                    and len(run["links"]) == 2
                 ),
             )
             found = {member["member_id"]: member for member in run["members"]}
@@ -121,6 +134,7 @@ def test_status_shows_members_operations_and_who_left(tmp_path: Path) -> None:
             assert f"2 in quorum {run['quorum_id']}" in text
             assert first.member_id in text
             assert second.member_id in text
+            assert f"0 ({first.member_id})" in text  # of the links
             assert json.loads(ask(coordinator, "--json"))["runs"][0]["name"] == "main"
             with urllib.request.urlopen(coordinator.page + "metrics", timeout=5) as answer:
                 metrics = answer.read().decode()
@@ -175,6 +189,26 @@ def test_the_first_member_can_be_the_coordinator(
     other = f"pccl://127.0.0.1:{port}/other"
     with pccl.join(other, host_coordinator=True, config=CONFIG) as alone:
         reduce_together(alone, times=1)
+
+
+def test_recoveries_are_counted_by_members_and_by_the_coordinator(tmp_path: Path) -> None:
+    with (
+        CoordinatorProcess(tmp_path) as coordinator,
+        members(3, coordinator.address, "sum", 100_000, 1_000_000) as started,
+    ):
+        for member in started:
+            member.wait_for("step", 3)
+        started[1].kill()
+        run = await_run(
+            coordinator,
+            lambda run: (
+                len(run["members"]) == 2
+                and all(member["recovered_operations"] > 0 for member in run["members"])
+            ),
+        )
+        for member in run["members"]:
+            assert 0 < member["recovery_seconds"] < PATIENCE_SECONDS
+            assert member["resumed_connections"] == member["resent_bytes"] == 0
 
 
 def test_events_go_to_logging_with_their_run(

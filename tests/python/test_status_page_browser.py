@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from coordinator_processes import PATIENCE_SECONDS, CoordinatorProcess
-from test_elastic_status import await_run, count_in, join_two
+from test_elastic_status import await_run, count_in, join_two, reduce_together
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
@@ -76,6 +76,15 @@ def test_the_page_follows_members_and_a_coordinator_that_dies(tmp_path: Path, br
             text = wait_for(browser, lambda text: "2 in quorum" in text)
             for comm in (first, second):
                 assert comm.member_id in text
+            reduce_together(first, second, times=20)
+            wait_for(browser, lambda text: "Wider: more bytes a second" in text)
+            drawn = browser.find_elements("css selector", ".map .member circle")
+            assert len(drawn) == 2
+            named = [found.text for found in browser.find_elements("css selector", ".map .name")]
+            assert sorted(named) == sorted([first.member_id, second.member_id])
+            arrows = browser.find_elements("css selector", ".map > path.link")
+            assert len(arrows) == 2
+            assert all(arrow.rect["width"] + arrow.rect["height"] > 50 for arrow in arrows)
             # It changes by itself, and says who left and why.
             second.leave()
             wait_for(browser, lambda text: "1 in quorum" in text)
