@@ -258,7 +258,7 @@ def trace(
 
     pccl trace traces/*.jsonl --out timeline.png
     """
-    from pccl.trace import TraceError, align, read_record, summarize
+    from pccl.trace import TraceError, absent_members, align, read_record, summarize
 
     try:
         records = [read_record(path) for path in files]
@@ -267,6 +267,7 @@ def trace(
         raise typer.Exit(1) from None
     records.sort(key=lambda record: (record.run, record.rank or 0, record.member))
     how_aligned = align(records)
+    records += absent_members(records)
     print("\n".join(summarize(records, how_aligned)))
     if out is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -10,11 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Attempt", "Record", "TraceError", "align", "read_record", "summarize"]
+__all__ = [
+    "Attempt",
+    "Record",
+    "TraceError",
+    "absent_members",
+    "align",
+    "read_record",
+    "summarize",
+]
 
 # A file is at most 4608 lines of at most 1 KiB.
 _BYTES_MAX = 32 << 20
 _EVENTS_SHOWN = 40
+_WITH = re.compile(r"with(?:out)? ([0-9a-f]{8})")
 
 
 class TraceError(ValueError):
@@ -50,6 +60,8 @@ class Record:
     events: list[dict[str, Any]] = field(default_factory=list)
     groups: dict[str, str] = field(default_factory=dict)  # id -> name
     rank: int | None = None
+    # "killed" or "lost": it wrote none, and this is what the others saw of it.
+    fate: str = ""
 
     def at(self, monotonic: float) -> float:
         return monotonic + self.offset
@@ -57,7 +69,7 @@ class Record:
     @property
     def name(self) -> str:
         rank = "" if self.rank is None else f"rank {self.rank}, "
-        return f"{rank}{self.member} ({self.address})"
+        return f"{rank}{self.member}{f' ({self.address})' if self.address else ''}"
 
     def group_name(self, group: str) -> str:
         return self.groups.get(group, group)
@@ -155,6 +167,70 @@ def _is_collective(attempt: Attempt) -> bool:
     return not attempt.call.startswith("send_recv")
 
 
+# --- who wrote none -------------------------------------------------------------------------------
+
+
+def absent_members(records: Sequence[Record]) -> list[Record]:
+    """Of members that died without leaving a record, what `records`, which are aligned, saw.
+
+    Such a member was lost to somebody, or a quorum went on without it, and it said goodbye to
+    nobody. It is "killed" where its process was seen to be gone, else "lost".
+    """
+    present = {record.member for record in records}
+    seen: dict[str, list[_Sight]] = defaultdict(list)
+    for record in records:
+        for event in record.events:
+            for member in _named_in(event) - present:
+                seen[member].append(_Sight(record.at(event["monotonic_seconds"]), record, event))
+    absent = []
+    for member, sights in sorted(seen.items()):
+        sights.sort(key=lambda sight: sight.at)
+        ends = [sight for sight in sights if _is_end(sight.event, member)]
+        if ends and not any(sight.event["event"] == "connection_closed" for sight in ends):
+            absent.append(_absent(member, sights, ends))
+    return absent
+
+
+@dataclass
+class _Sight:
+    """One event in which a witness saw somebody else."""
+
+    at: float
+    witness: Record
+    event: dict[str, Any]
+
+
+def _named_in(event: dict[str, Any]) -> set[str]:
+    if event["event"] == "quorum_entered":
+        return set(_WITH.findall(event["text"]))
+    return {event["member"]} if "member" in event else set()
+
+
+def _is_end(event: dict[str, Any], member: str) -> bool:
+    is_out = event["event"] == "quorum_entered" and f"without {member}" in event["text"]
+    return is_out or event["event"] in ("connection_lost", "connection_closed")
+
+
+def _absent(member: str, sights: Sequence[_Sight], ends: Sequence[_Sight]) -> Record:
+    is_gone = any("process is gone" in sight.event["text"] for sight in ends)
+    # "10.0.0.7:4123: its connection was closed"
+    addresses = [s.event["text"].split(": ")[0] for s in sights if "member" in s.event]
+    end = ends[0]
+    record = Record(
+        member=member,
+        address=addresses[0] if addresses else "",
+        run=end.witness.run,
+        clock="",
+        written=end.at,
+        unix_minus_monotonic=0.0,
+        coordinator_offset=None,
+        fate="killed" if is_gone else "lost",
+    )
+    for sight, name in ((sights[0], "first_seen"), (end, record.fate)):
+        record.events.append({**sight.event, "event": name, "monotonic_seconds": sight.at})
+    return record
+
+
 # --- what it says ---------------------------------------------------------------------------------
 
 
@@ -162,11 +238,18 @@ def summarize(records: Sequence[Record], how_aligned: str) -> list[str]:
     """Sentences: who is in it, the first disagreement, what stood still, what happened."""
     origin = first_time(records)
     runs = sorted({record.run for record in records})
+    count = sum(not record.fate for record in records)
     lines = [
-        f"{len(records)} members of run {', '.join(runs)}; {how_aligned}; times in seconds "
+        f"{count} members of run {', '.join(runs)}; {how_aligned}; times in seconds "
         "from the first event"
     ]
     for record in records:
+        if record.fate:
+            lines.append(
+                f"  {record.name}: no record; {record.fate} at "
+                f"{record.at(record.written) - origin:.3f}, as the others saw it"
+            )
+            continue
         ended = sum(attempt.outcome == "ended" for attempt in record.attempts)
         lost = (
             f", {record.lost_operations} older ones overwritten" if record.lost_operations else ""
@@ -255,7 +338,7 @@ def _story(records: Sequence[Record], origin: float) -> list[str]:
             (record.at(event["monotonic_seconds"]) - origin, record, event)
             for record in records
             for event in record.events
-            if event["event"] not in ("group_made", "running")
+            if event["event"] not in ("group_made", "running", "first_seen")
         ),
         key=lambda entry: entry[0],
     )

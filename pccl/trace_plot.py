@@ -25,6 +25,8 @@ _MARKS = {
     "socket_replaced": ("1", "#e07b39", "socket replaced"),
     "coordinator_lost": ("s", "#7a5ba8", "coordinator lost"),
     "quorum_entered": ("D", "#2f8f4e", "quorum entered"),
+    "killed": ("X", "#000000", "killed, as others saw it"),
+    "lost": ("X", "#555555", "lost, as others saw it"),
     "evicted": ("v", "#7a0000", "evicted"),
     "group_broken": ("*", "#c23b3b", "group broken"),
     "operation_error": ("*", "#c23b3b", "error"),
@@ -52,6 +54,9 @@ def plot_timeline(records: Sequence[Record], how_aligned: str, path: Path) -> No
     drawn: dict[str, Any] = {}
     for lane, record in enumerate(records):
         axis.axhline(lane, color="#dddddd", linewidth=0.8, zorder=0)
+        if record.fate:
+            _draw_absent(axis, lane, record, origin, drawn)
+            continue
         _draw_operations(axis, lane, record, origin, end, drawn)
         _draw_recoveries(axis, lane, record, origin, drawn)
         _draw_events(axis, lane, record, origin, drawn)
@@ -77,7 +82,19 @@ def plot_timeline(records: Sequence[Record], how_aligned: str, path: Path) -> No
 
 def _lane_name(record: Record) -> str:
     rank = "" if record.rank is None else f"rank {record.rank}\n"
-    return f"{rank}{record.member}\n{record.address}"
+    fate = f"\n{record.fate}, no record" if record.fate else ""
+    return f"{rank}{record.member}\n{record.address}{fate}"
+
+
+def _draw_absent(
+    axis: Any, lane: int, record: Record, origin: float, drawn: dict[str, Any]
+) -> None:
+    """From when others first saw it in to when they saw it gone."""
+    begin, end = (event["monotonic_seconds"] - origin for event in record.events)
+    drawn["in, without a record"] = axis.broken_barh(
+        [(begin, end - begin)], (lane - 0.12, 0.24), facecolor="#bbbbbb", hatch="//", zorder=1
+    )
+    _draw_events(axis, lane, record, origin, drawn)
 
 
 def _draw_operations(

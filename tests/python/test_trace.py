@@ -12,7 +12,7 @@ import pytest
 from coordinator_processes import CoordinatorProcess, environment
 from member_processes import members
 
-from pccl.trace import TraceError, align, read_record, summarize
+from pccl.trace import TraceError, absent_members, align, read_record, summarize
 
 RANKS = """
 import sys, time, numpy as np, pccl
@@ -109,6 +109,25 @@ def test_survivors_records_tell_the_death_the_next_quorum_and_the_recovery(tmp_p
     assert "recovery_ended" in text
     assert "Members agree" in text
     assert all(record.coordinator_offset is not None for record in records)
+    # The killed one left nothing, but the others saw it.
+    picture = tmp_path / "timeline.png"
+    done = trace(*files, "--out", picture)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        rf"{victim_id} \(127\.0\.0\.1:\d+\): no record; killed at [\d.]+, as the others saw it",
+        done.stdout,
+    ), done.stdout
+    assert re.search(rf"{victim_id}  killed.*: .*the process is gone", done.stdout), done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_nobody_is_killed_who_said_goodbye(tmp_path: Path) -> None:
+    with (
+        CoordinatorProcess(tmp_path, status=False) as coordinator,
+        members(2, coordinator.address, "sum", 20, 1000) as started,
+    ):
+        file = record_of(started[0].wait_for("record"), tmp_path / "one.jsonl")
+    assert absent_members([read_record(file)]) == []
 
 
 def test_clocks_are_compared_through_the_coordinator(tmp_path: Path) -> None:
