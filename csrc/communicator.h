@@ -45,6 +45,7 @@ class Context {
   bool shares_memory() const { return !endpoint_.address().memory_name.empty(); }
   transport::Statistics statistics() { return endpoint_.statistics(); }
   std::string flight_record() { return endpoint_.flight_record(); }
+  auto flight_events(uint64_t seen) { return endpoint_.flight_events(seen); }
   std::shared_ptr<CompletionQueue> completions() { return completions_; }
   // Fails what still runs, says goodbye to the peers, closes every socket. Idempotent.
   void close();

@@ -71,6 +71,7 @@ class Run final : public CollectiveCalls {
   // Operations that were finished after members were lost, and microseconds that this took.
   std::pair<uint64_t, uint64_t> recoveries() const;
   std::string flight_record() { return endpoint_.flight_record(); }
+  auto flight_events(uint64_t seen) { return endpoint_.flight_events(seen); }
   std::shared_ptr<CompletionQueue> completions() { return completions_; }
   double round_trip_seconds() const;  // to the coordinator; 0: unknown
   // Empty while it is usable; else why it is not.

@@ -85,6 +85,8 @@ class Context:
     # secure_sockets, refused_connections, refused_keys, refused_plain, resumed_connections,
     # replaced_sockets, resent_frames, resent_bytes
     def flight_record(self) -> str: ...  # JSON lines
+    # Its events after the first `seen` ones, and how many there are now.
+    def flight_events(self, seen: int) -> tuple[str, int]: ...
     def close(self) -> None: ...  # politely; idempotent; releases the GIL
 
 class CollectiveCalls:
@@ -268,6 +270,8 @@ class Run(CollectiveCalls):
     @property
     def members(self) -> list[tuple[str, str, int]]: ...  # by rank: id, "host:port", joined_at
     def flight_record(self) -> str: ...  # JSON lines
+    # Its events after the first `seen` ones, and how many there are now.
+    def flight_events(self, seen: int) -> tuple[str, int]: ...
     @property
     def trouble(self) -> str: ...  # with the coordinator; "" if there is none
     @property

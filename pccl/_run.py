@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from pccl import _core
+from pccl._logs import EventLog
 from pccl.config import Config
 
 _logger = logging.getLogger("pccl")
@@ -92,6 +93,7 @@ class Run:
         self.addresses = tuple(addresses)
         self.config = config
         self.completions = CompletionThread(context)
+        self._events = EventLog(context)
         self._lock = threading.Lock()
         # Guarded by _lock.
         self._groups_open = 0
@@ -156,6 +158,7 @@ class Run:
         _open_runs.discard(self)
         self.completions.announce_close()
         self.context.close()
+        self._events.close()
         self.completions.join()
 
 

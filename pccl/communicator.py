@@ -7,7 +7,6 @@ bytes of the tensor in every cost below.
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,13 +18,12 @@ from pccl import _arrays, _core
 from pccl._core import Communicator as CoreCommunicator
 from pccl._core import Work
 from pccl._group import Array
+from pccl._logs import set_log_level
 from pccl._moves import Moves
 from pccl._reductions import Reductions
 from pccl._run import ContextOpener, Run
 from pccl.config import Config, Launch
 from pccl.rendezvous import Place, Store, exchange_through_store
-
-_logger = logging.getLogger("pccl")
 
 
 def init(
@@ -58,7 +56,7 @@ def init(
         ValueError: an argument or a variable is missing, or cannot be understood.
     """
     config = config or Config.from_environment()
-    _set_log_level(config.log)
+    set_log_level(config.log)
     place = None
     if store is None:
         place, rank, world_size = _find_place(init_method, rank, world_size)
@@ -94,10 +92,6 @@ def _find_place(
         launch.host, launch.port, port_is_taken=launch.port_is_taken, run=launch.run
     )
     return place, launch.rank, launch.world_size
-
-
-def _set_log_level(level: str) -> None:
-    _logger.setLevel(logging.CRITICAL + 1 if level == "off" else level.upper())
 
 
 class Communicator(Reductions, Moves):

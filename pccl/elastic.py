@@ -14,6 +14,7 @@ from types import TracebackType
 from pccl import _arrays, _core
 from pccl._core import Run, Work
 from pccl._group import Array
+from pccl._logs import EventLog, set_log_level
 from pccl._moves import Moves
 from pccl._reductions import Reductions, reduce_op
 from pccl.address import RunAddress
@@ -59,6 +60,7 @@ def join(
         ValueError: the address or a variable cannot be understood.
     """
     config = config or Config.from_environment()
+    set_log_level(config.log)
     if not address and not config.run:
         raise ValueError("address: expected pccl://host:port/run, here or in PCCL_RUN")
     place = RunAddress.parse(address or config.run)
@@ -148,7 +150,8 @@ class ElasticCommunicator(Reductions, Moves):
         self._core = core
         self._address = address
         self._coordinator = coordinator
-        self._sync = StateSync(core)
+        self._events = EventLog(core)
+        self._sync = StateSync(core, address.run)
         _open_runs.add(self)
 
     def __enter__(self) -> ElasticCommunicator:
@@ -292,6 +295,7 @@ class ElasticCommunicator(Reductions, Moves):
         """Leave politely: the others go on at once. Idempotent."""
         _open_runs.discard(self)
         self._core.leave()
+        self._events.close()
         if self._coordinator is not None:
             self._coordinator.close()
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from pccl import _arrays, _core
 from pccl._group import Array
+from pccl._logs import log_fields
 
 __all__ = ["PIECE_BYTES", "StateSync"]
 
@@ -83,8 +84,9 @@ class _State:
 class StateSync:
     """One member's side of sync_state()."""
 
-    def __init__(self, core: _core.Run) -> None:
+    def __init__(self, core: _core.Run, run: str) -> None:
         self._core = core
+        self._run = run
         self._revision = -1  # before the first sync
 
     def run(self, state: Mapping[str, Array], revision: int | None) -> int:
@@ -98,6 +100,10 @@ class StateSync:
             return self._repeat(pieces, own)
         finally:
             self._core.unpin()
+
+    def _log(self, level: int, text: str, *values: object) -> None:
+        known = {"run": self._run, "member": self._core.member_id, "quorum": self._core.place[2]}
+        _logger.log(level, text, *values, extra=log_fields("sync_state", **known))
 
     def _repeat(self, state: _State, own: int) -> int:
         held: int | None = own  # None: pieces are being fetched, so it is no whole state
@@ -117,7 +123,7 @@ class StateSync:
             except _core.MemberLost as error:
                 if self._core.error() or isinstance(error, NoHolder):
                     raise
-                _logger.info("sync_state begins again: %s", error)
+                self._log(logging.INFO, "sync_state begins again: %s", error)
                 state.look_again()
                 continue
             self._revision = newest
@@ -172,8 +178,12 @@ class StateSync:
         holders = [r for r in range(world_size) if digests[r] == reference]
         lacking = [r for r in range(world_size) if digests[r] != reference]
         if lacking:
-            _logger.info(
-                "sync_state: ranks %s fetch revision %d from ranks %s", lacking, newest, holders
+            self._log(
+                logging.INFO,
+                "sync_state: ranks %s fetch revision %d from ranks %s",
+                lacking,
+                newest,
+                holders,
             )
         return newest, (holders, lacking), int(told["attempt"].max())
 
@@ -231,7 +241,9 @@ class StateSync:
         state.look_again()
         is_right = not errors and b"".join(state.digests) == right.tobytes()
         if not is_right:
-            _logger.warning("sync_state: pieces came wrong or not at all; it begins again")
+            self._log(
+                logging.WARNING, "sync_state: pieces came wrong or not at all; it begins again"
+            )
         # Everybody has everything, or everybody begins again.
         return bool(self._gather(np.full(1, is_right, np.uint8), world_size).all())
 

@@ -133,6 +133,16 @@ std::string hex(uint64_t id) {
   return text;
 }
 
+JsonLine begin_line(TimePoint at, FlightEvent event) {
+  JsonLine line;
+  const double age = std::chrono::duration<double>(Clock::now() - at).count();
+  const auto unix_now = std::chrono::system_clock::now().time_since_epoch();
+  line.add("monotonic_seconds", seconds_of(at))
+      .add("unix_seconds", std::chrono::duration<double>(unix_now).count() - age)
+      .add("event", std::string_view(event_name(event)));
+  return line;
+}
+
 }  // namespace
 
 FlightRecorder::FlightRecorder()
@@ -187,19 +197,30 @@ std::string FlightRecorder::header(TimePoint now) const {
   return line.end();
 }
 
+std::string FlightRecorder::line_of(const OperationEntry& entry) {
+  const FlightOperation& what = entry.operation;
+  return begin_line(entry.at, entry.event)
+      .add("group", hex(what.group))
+      .add("number", what.number)
+      .add("operation", std::string_view(what.name))
+      .add("dtype", data_type_name(what.dtype))
+      .add("op", reduce_op_name(what.op))
+      .add("root", what.root)
+      .add("bytes", what.bytes)
+      .end();
+}
+
+std::string FlightRecorder::line_of(const EventEntry& entry) {
+  JsonLine line = begin_line(entry.at, entry.event);
+  if (entry.group != 0) line.add("group", hex(entry.group));
+  line.add("number", entry.number);
+  if (entry.member[0] != 0) line.add("member", std::string_view(entry.member));
+  if (entry.error != ErrorKind::None) line.add("error", std::string_view(error_name(entry.error)));
+  return line.add("text", std::string_view(entry.text, entry.length)).end();
+}
+
 std::string FlightRecorder::to_json_lines() const {
-  const TimePoint now = Clock::now();
-  const auto unix_now = std::chrono::system_clock::now();
-  const auto begin = [&](TimePoint at, FlightEvent event) {
-    JsonLine line;
-    const double age = std::chrono::duration<double>(now - at).count();
-    line.add("monotonic_seconds", seconds_of(at))
-        .add("unix_seconds",
-             std::chrono::duration<double>(unix_now.time_since_epoch()).count() - age)
-        .add("event", std::string_view(event_name(event)));
-    return line;
-  };
-  std::string text = header(now);
+  std::string text = header(Clock::now());
   uint64_t operation = operation_count_ > kOperationsMax ? operation_count_ - kOperationsMax : 0;
   uint64_t event = event_count_ > kEventsMax ? event_count_ - kEventsMax : 0;
   while (operation < operation_count_ || event < event_count_) {
@@ -208,28 +229,21 @@ std::string FlightRecorder::to_json_lines() const {
     const bool is_operation =
         event == event_count_ || (operation < operation_count_ && next.at <= other.at);
     if (is_operation) {
-      const FlightOperation& what = next.operation;
-      text += begin(next.at, next.event)
-                  .add("group", hex(what.group))
-                  .add("number", what.number)
-                  .add("operation", std::string_view(what.name))
-                  .add("dtype", data_type_name(what.dtype))
-                  .add("op", reduce_op_name(what.op))
-                  .add("root", what.root)
-                  .add("bytes", what.bytes)
-                  .end();
+      text += line_of(next);
       operation += 1;
-      continue;
+    } else {
+      text += line_of(other);
+      event += 1;
     }
-    JsonLine line = begin(other.at, other.event);
-    if (other.group != 0) line.add("group", hex(other.group));
-    line.add("number", other.number);
-    if (other.member[0] != 0) line.add("member", std::string_view(other.member));
-    if (other.error != ErrorKind::None)
-      line.add("error", std::string_view(error_name(other.error)));
-    text += line.add("text", std::string_view(other.text, other.length)).end();
-    event += 1;
   }
+  return text;
+}
+
+std::string FlightRecorder::events_since(uint64_t seen) const {
+  std::string text;
+  const uint64_t oldest = event_count_ > kEventsMax ? event_count_ - kEventsMax : 0;
+  for (uint64_t event = std::max(seen, oldest); event < event_count_; ++event)
+    text += line_of(events_[event % kEventsMax]);
   return text;
 }
 

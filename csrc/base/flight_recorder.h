@@ -97,6 +97,9 @@ class FlightRecorder {
   void write_file(TimePoint now);
   // One JSON object a line: a header, then what is in the rings, oldest first.
   std::string to_json_lines() const;
+  // The same of the events that came after the first `seen` ones, as far as they are kept.
+  std::string events_since(uint64_t seen) const;
+  uint64_t event_count() const { return event_count_; }
 
  private:
   static constexpr auto kFilePause = std::chrono::seconds(5);
@@ -117,6 +120,8 @@ class FlightRecorder {
   };
 
   std::string header(TimePoint now) const;
+  static std::string line_of(const OperationEntry& entry);
+  static std::string line_of(const EventEntry& entry);
 
   Identity identity_;
   std::unique_ptr<OperationEntry[]> operations_;

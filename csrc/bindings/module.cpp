@@ -93,6 +93,7 @@ void bind_context(py::module_& module) {
              }
              return to_text(text.c_str());
            })
+      .def("flight_events", &pccl::bindings::flight_events_of<pccl::Context>, py::arg("seen"))
       .def("close", &pccl::Context::close, py::call_guard<py::gil_scoped_release>());
 }
 

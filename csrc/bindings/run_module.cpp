@@ -334,6 +334,7 @@ void bind_run(py::module_& module) {
              }
              return to_text(text.c_str());
            })
+      .def("flight_events", &flight_events_of<Run>, py::arg("seen"))
       .def("error", [](const Run& self) { return to_text(self.error().c_str()); })
       .def(
           "plan",

@@ -264,6 +264,14 @@ std::string Endpoint::flight_record() {
   return text;
 }
 
+std::pair<std::string, uint64_t> Endpoint::flight_events(uint64_t seen) {
+  std::pair<std::string, uint64_t> events;
+  ask_driver([this, &events, seen] {
+    events = {recorder_.events_since(seen), recorder_.event_count()};
+  });
+  return events;
+}
+
 void Endpoint::note(FlightEvent event, const Connection& connection, const Error& error) {
   const bool is_known = connection.peer.member_id != MemberId{};
   const std::string member = is_known ? to_text(connection.peer.member_id) : "";

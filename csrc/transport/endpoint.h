@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -91,6 +92,8 @@ class Endpoint final : public LinkHost, public Periodic {
   std::vector<LinkTraffic> link_traffic() const;
   // The flight record as JSON lines; see base/flight_recorder.h.
   std::string flight_record();
+  // Of its events those after the first `seen` ones; and how many there are now.
+  std::pair<std::string, uint64_t> flight_events(uint64_t seen);
 
   Engine& engine() override { return engine_; }
   BufferPool& pool() override { return pool_; }

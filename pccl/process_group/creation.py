@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import _register_work, _resolve_process_group
 from torch.distributed import distributed_c10d
 
+from pccl._logs import set_log_level
 from pccl._run import ContextOpener, Run
 from pccl.config import Config
 from pccl.process_group.elastic import ChangingWorld, join_group, run_address
@@ -43,6 +44,7 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
     if group_options is not None and not isinstance(group_options, Config):
         raise TypeError(f"pg_options: expected a pccl.Config, got {type(group_options).__name__}")
     config = group_options or Config.from_environment()
+    set_log_level(config.log)
     world_ranks = list(options.global_ranks_in_group)
     _define_out_form()
     _let_groups_shrink()

@@ -142,6 +142,9 @@ class ElasticProcessGroup(ChangingWorld):
     def statistics(self) -> dict[str, int]:
         return self.communicator.statistics()
 
+    def flight_record(self) -> str:
+        return self.communicator.flight_record()
+
     def abort(self) -> None:
         """Fail every operation of the run, here and at the others, and leave it."""
         if self._open:

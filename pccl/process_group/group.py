@@ -281,6 +281,10 @@ class ProcessGroupPCCL(Reductions, Moves):
         """Counters of this process, over all groups of the run: bytes and connections."""
         return self._run.context.statistics()
 
+    def flight_record(self) -> str:
+        """What this member did and saw last, for `pccl trace`; see Communicator.flight_record."""
+        return self._run.context.flight_record()
+
 
 class GroupOptions:
     """A group's options as torch's tests look at them."""

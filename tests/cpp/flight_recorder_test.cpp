@@ -49,6 +49,21 @@ TEST_CASE("flight recorder: a text is escaped, and cut where it is too long") {
   CHECK(count(text, std::string(FlightRecorder::kTextBytesMax + 1, 'x')) == 0);
 }
 
+TEST_CASE("flight recorder: a reader gets each event once, as far as it was kept") {
+  FlightRecorder recorder;
+  CHECK(recorder.events_since(0).empty());
+  recorder.note(FlightEvent::Left, {.number = 5}, "first");
+  recorder.record(FlightEvent::Started, operation(1), Clock::now());
+  CHECK(count(recorder.events_since(0), "\n") == 1);
+  CHECK(count(recorder.events_since(0), "first") == 1);
+  const uint64_t seen = recorder.event_count();
+  CHECK(recorder.events_since(seen).empty());
+  for (size_t i = 0; i < FlightRecorder::kEventsMax + 9; ++i)
+    recorder.note(FlightEvent::Left, {}, "later");
+  CHECK(count(recorder.events_since(seen), "later") == FlightRecorder::kEventsMax);
+  CHECK(recorder.events_since(recorder.event_count() + 9).empty());
+}
+
 TEST_CASE("flight recorder: of several exchanges with the coordinator the shortest counts") {
   FlightRecorder recorder;
   CHECK(count(recorder.to_json_lines(), "coordinator_clock") == 0);

@@ -127,7 +127,7 @@ def main() -> None:
                 reduce_slowly(comm, int(steps), int(sys.argv[5]))
             else:
                 reduce(comm, int(steps), int(sys.argv[5]), program)
-            say(record=comm.flight_record())
+            say(record=comm.flight_record(), statistics=comm.statistics())
     except pccl.PcclError as error:
         say(error=type(error).__name__, text=str(error))
 

@@ -63,6 +63,9 @@ def test_line_08_a_broken_connection_is_repaired_underneath(tmp_path: Path) -> N
         for member in started:
             member.finish()
         agree(started, 60)
+        counted = [member.said[-1]["statistics"] for member in started]
+        assert sum(statistics["replaced_sockets"] for statistics in counted) >= resets
+        assert all(statistics["recovered_operations"] == 0 for statistics in counted)
         assert by_step(started[0])[59]["counts"] == [3]
         assert not re.search("gone|silent|reach", coordinator.text()), coordinator.text()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +33,15 @@ def _leave(*groups: object) -> None:
     """torch numbers groups by how many each rank knows, so none may be left over on some ranks."""
     for group in groups:
         dist.destroy_process_group(group)
+
+
+def a_group_has_a_flight_record() -> None:
+    group: Any = dist.group.WORLD
+    dist.barrier()
+    header, *events = [json.loads(line) for line in group.flight_record().splitlines()]
+    assert header["flight_record"] == 1
+    ended = [event for event in events if event["event"] == "ended"]
+    assert ended[-1]["operation"] == "barrier"
 
 
 def a_group_knows_itself() -> None:

@@ -149,6 +149,7 @@ def main() -> None:
         )
     moments = [optimizer.state[w][key] for w in model.weights for key in sorted(optimizer.state[w])]
     say(final=digest([*model.weights, *moments]), steps=int(done))
+    assert '"quorum_entered"' in group.flight_record()
     dist.destroy_process_group()
 
 
