@@ -80,6 +80,7 @@ std::vector<LinkStatus> CoordinatorServer::describe_links(const Run& run) {
     rates.resize(kLinksShownMax);
   }
   std::vector<LinkStatus> links;
+  links.reserve(rates.size());
   for (const LinkRate& rate : rates) links.push_back({to_text(rate.from), to_text(rate.to), rate});
   return links;
 }

@@ -5,6 +5,7 @@
 
 #include "fuzz.h"
 #include "membership/coordinator.h"
+#include "membership/link_rates.h"
 #include "membership/member.h"
 #include "membership/messages.h"
 
@@ -49,6 +50,7 @@ std::vector<fuzz::Bytes> make_seeds() {
     // Who says it; how long it is.
     all.push_back(std::byte{1});
     all.push_back(static_cast<std::byte>(bytes.size()));
+    all.push_back(static_cast<std::byte>(bytes.size() >> 8));
     all.insert(all.end(), bytes.begin(), bytes.end());
     seeds.push_back(bytes);
   }
@@ -65,20 +67,27 @@ void try_input(std::span<const std::byte> input) {
   TimePoint now{std::chrono::seconds(1)};
   Coordinator coordinator({.run = "run"}, {}, now);
   Member member({.seat = seat_of(9)}, now);
-  while (input.size() >= 2) {
+  LinkRates rates;
+  while (input.size() >= 3) {
     const auto who = static_cast<uint8_t>(input[0]);
-    const size_t length = std::min(static_cast<size_t>(input[1]), input.size() - 2);
-    auto message = decode(input.subspan(2, length));
-    input = input.subspan(2 + length);
+    const size_t said = static_cast<size_t>(input[1]) | static_cast<size_t>(input[2]) << 8;
+    const size_t length = std::min(said, input.size() - 3);
+    auto message = decode(input.subspan(3, length));
+    input = input.subspan(3 + length);
     now += std::chrono::milliseconds(who);
     if (message) {
-      if (auto* report = std::get_if<Report>(&*message)) report->seat.member_id = id_of(who % 8);
+      if (auto* report = std::get_if<Report>(&*message)) {
+        report->seat.member_id = id_of(who % 8);
+        rates.on_report(id_of(who % 8), *report);
+      }
       coordinator.on_message(id_of(who % 8), *message, now);
       member.on_message(*message, now);
     } else if (who % 2 == 0) {
       coordinator.on_disconnected(id_of(who % 8), who % 4 == 0, "fuzzed", now);
     }
     coordinator.on_time(now);
+    for (const LinkRates::Change& change : rates.judge(now))
+      fuzz::require(!change.is_slow || !change.reason.empty(), "who is slow is told why");
     member.on_time(now);
     for (const MemberAction& action : member.take_actions()) {
       if (const auto* hold = std::get_if<Hold>(&action)) member.on_held(hold->quorum_id, {}, now);
