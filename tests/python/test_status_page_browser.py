@@ -12,6 +12,8 @@ import pytest
 from coordinator_processes import PATIENCE_SECONDS, CoordinatorProcess
 from test_elastic_status import await_run, count_in, join_two, reduce_together
 
+from pccl.status_page import StatusServer
+
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 
 BROWSER = shutil.which("chromium")
@@ -94,6 +96,73 @@ def test_the_page_follows_members_and_a_coordinator_that_dies(tmp_path: Path, br
             assert problems == []
             coordinator.end(signal.SIGKILL)
             wait_for(browser, lambda text: "does not answer" in text)
+
+
+def made_up(count: int) -> dict[str, Any]:
+    """The status of a run in which everybody sends to everybody, and rank 1 is slow."""
+    ids = [f"{rank:08x}" for rank in range(count)]
+    run = {
+        "name": "main", "term": "1", "quorum_id": 1, "first_operation": 0, "revision": 0,
+        "members": [
+            {
+                "member_id": ids[rank], "address": f"10.0.0.{rank}:4000", "rank": rank,
+                "joined_at": 0, "started": 9, "completed": 9, "operations_per_second": 1.0,
+                "seconds_since_heard": 0.1, "round_trip_seconds": None, "is_connected": True,
+                "is_slow": rank == 1, "slow_reason": "its links carry 1 MB/s",
+                "link_bytes_per_second": 1e6, "waited_for": 0.0, "recovered_operations": 0,
+            }
+            for rank in range(count)
+        ],
+        "links": [
+            {
+                "from": ids[source], "to": ids[target], "bytes_sent": 1,
+                "bytes_per_second": 5e5, "round_trip_seconds": 0.02, "replaced_sockets": 0,
+                "busy_bytes_per_second": 1e6 if 1 in (source, target) else 9e6,
+            }
+            for source in range(count)
+            for target in range(count)
+            if source != target
+        ],
+        "events": [],
+    }  # fmt: skip
+    counters = ("messages", "malformed_messages", "refused_members", "refused_connections")
+    rest = {"address": "10.0.0.1:29400", "database": "some.db", "failure": "", "writes": 0}
+    return {**rest, **dict.fromkeys(counters, 0), "write_seconds_max": 0.0, "runs": [run]}
+
+
+@pytest.mark.parametrize("count", [2, 4, 20, 64])
+def test_the_map_is_readable_for_few_and_for_many(browser: Any, count: int) -> None:
+    emulate(browser, "light", 1200)
+    status = made_up(count)
+    page = StatusServer(lambda: status, "127.0.0.1", 0, ())
+    try:
+        browser.get(f"http://127.0.0.1:{page.port}/")
+        wait_for(browser, lambda text: "Wider: more bytes a second, 500 kB/s" in text)
+        box, *circles = browser.execute_script(
+            "const box = (found) => { const r = found.getBoundingClientRect();"
+            " return [r.x, r.y, r.right, r.bottom]; };"
+            "return [document.querySelector('.map'),"
+            " ...document.querySelectorAll('.map .member circle')].map(box)"
+        )
+        arrows = browser.find_elements("css selector", ".map > path.link")
+        slow = browser.find_elements("css selector", ".map > path.link.slow")
+        marked = browser.find_elements("css selector", ".map .member.slow")
+    finally:
+        page.close()
+    assert len(circles) == count
+    for index, (x, y, right, bottom) in enumerate(circles):
+        assert box[0] <= x < right <= box[2]
+        assert box[1] <= y < bottom <= box[3]
+        near = circles[index - 1]
+        middle = (
+            (x + right) / 2 - (near[0] + near[2]) / 2,
+            (y + bottom) / 2 - (near[1] + near[3]) / 2,
+        )
+        assert (middle[0] ** 2 + middle[1] ** 2) ** 0.5 > 0.9 * (right - x), "they cover each other"
+    # Of too many arrows those of the slow one are shown.
+    assert len(arrows) == min(count * (count - 1), 300)
+    assert len(slow) == (0 if count == 2 else 2 * (count - 1))
+    assert len(marked) == 1
 
 
 @pytest.mark.parametrize("width", [360, 1200])
