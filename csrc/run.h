@@ -32,6 +32,10 @@ struct RunOptions {
   transport::EndpointOptions endpoint;  // its run is the name in the run's address
   std::string coordinator_host;
   uint16_t coordinator_port = 0;
+  // As they stand in the run's address; zero: none, which is for loopback only, unless
+  // `endpoint` has no TLS at all.
+  transport::Fingerprint coordinator_key{};
+  std::optional<transport::Token> token;
   double timeout_seconds = 1800;  // of every operation
   std::string algorithm = "auto";
   double takeover_seconds = 10;
@@ -46,7 +50,7 @@ struct RunMember {
 class Run final : public CollectiveCalls {
  public:
   // Begins to join. Throws ConnectError (port in use, the coordinator's name does not resolve) and
-  // std::invalid_argument.
+  // std::invalid_argument (it has no key and is on another host).
   explicit Run(const RunOptions& options);
   ~Run() override;
   Run(const Run&) = delete;

@@ -1,6 +1,7 @@
 #include "run_driver.h"
 
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 #include "collective_planner.h"
@@ -34,6 +35,16 @@ void Run::Driver::resolve() {
   if (coordinator_addresses_.empty()) {
     throw ConnectError("run '" + options_.endpoint.run + "': the coordinator's host '" +
                        options_.coordinator_host + "' does not resolve");
+  }
+  const bool is_keyed = options_.coordinator_key != transport::Fingerprint{};
+  const bool is_here = std::all_of(coordinator_addresses_.begin(), coordinator_addresses_.end(),
+                                   [](const auto& address) { return address.is_loopback(); });
+  if (!is_keyed && !is_here && options_.endpoint.tls != transport::TlsUse::Never) {
+    throw std::invalid_argument(
+        "address: it names no key, and '" + options_.coordinator_host +
+        "' is another host. Paste the whole address that `pccl coordinator` prints, with what "
+        "follows '#'; or say insecure=True in code, on every member and at the coordinator "
+        "(--insecure)");
   }
 }
 
@@ -76,9 +87,10 @@ void Run::Driver::show(const std::function<void(Seen&)>& change) {
 
 void Run::Driver::call_coordinator(TimePoint now) {
   call_at_ = TimePoint::max();
-  coordinator_ = &run_.endpoint_.call("the coordinator at " + options_.coordinator_host + ":" +
-                                          std::to_string(options_.coordinator_port),
-                                      coordinator_addresses_);
+  coordinator_ =
+      &run_.endpoint_.call("the coordinator at " + options_.coordinator_host + ":" +
+                               std::to_string(options_.coordinator_port),
+                           coordinator_addresses_, options_.coordinator_key, options_.token);
   // What is said now goes out when the connection is there.
   member_->on_connected(now);
   perform();

@@ -253,6 +253,10 @@ class Run(CollectiveCalls):
         algorithm: str = "auto",
         takeover_seconds: float = 10,
         trace_folder: str = "",
+        tls: str = "remote",  # as in Context
+        key_file: str = "",  # "" = a new key
+        coordinator_key: bytes = b"",  # its fingerprint, 32 bytes; b"" = none, for loopback
+        token: bytes = b"",  # 16 bytes; b"" = none
     ) -> None: ...  # begins to join
     timeout_seconds: float
     # False: not by then. They raise what ended the run, and KeyboardInterrupt.
@@ -313,6 +317,22 @@ class DLPackBuffer:
     @property
     def readonly(self) -> bool: ...
 
+def make_key_file(path: str) -> bytes: ...  # of a new key, its fingerprint
+def read_key_file(path: str) -> bytes: ...  # its fingerprint
+def token_id(secret: bytes) -> bytes: ...  # 8 bytes, no secret
+
+class KeyBook:
+    """Keys and tokens of a coordinator's runs, in a file beside its database."""
+
+    def __init__(self, database: str) -> None: ...
+    @property
+    def path(self) -> str: ...
+    # Tokens are secrets of 16 bytes.
+    def invite(self, run: str, uses: int = 0, seconds: float = 0) -> bytes: ...  # 0 = no limit
+    def standing_token(self, run: str, key_file: str) -> bytes: ...
+    def revoke_key(self, run: str, fingerprint: bytes) -> None: ...
+    def revoke_token(self, run: str, token_id: bytes, with_keys: bool = False) -> bool: ...
+
 class CoordinatorServer:
     """Decides who is in its runs: socket and database, driven by threads of its own."""
 
@@ -328,7 +348,11 @@ class CoordinatorServer:
         silence_seconds: float = 10,
         link_grace_seconds: float = 10,
         takeover_seconds: float = 10,
+        tls: str = "remote",  # as in Context; "never" = no keys and tokens
+        key_file: str = "",  # made if it is not there; "" = a new key
     ) -> None: ...
+    @property
+    def fingerprint(self) -> bytes: ...
     @property
     def hosts(self) -> list[str]: ...
     @property
@@ -341,7 +365,19 @@ class CoordinatorServer:
     ) -> list[dict[str, Any]]: ...  # since the last call; waits for the first
     def close(self) -> None: ...  # idempotent
 
-def probe_hello(run: str, member_id: bytes) -> bytes:
-    """A handshake that asks whether a coordinator is there and opens nothing; `member_id`: 16."""
+def probe(
+    host: str,
+    port: int,
+    run: str,
+    *,
+    fingerprint: bytes = b"",  # of the key that must answer; b"" = speak plainly
+    token: bytes = b"",
+    timeout_seconds: float = 5,
+) -> tuple[int, int, str]:
+    """Ask whether somebody is there, and change nothing: protocol version, answer, words.
+
+    Version -1: what answered is no pccl; answer -1: it is of another version. Raises ConnectError:
+    no connection, another key, no answer in time.
+    """
 
 def simd_target() -> str: ...

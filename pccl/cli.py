@@ -15,6 +15,7 @@ except ImportError as missing:  # The library itself needs neither.
         f"pccl: {missing}. The command line needs: pip install 'pccl-collectives[cli]'"
     ) from None
 
+from pccl import keys_command
 from pccl.address import DEFAULT_PORT, RunAddress
 from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_bytes
 from pccl.status_page import DEFAULT_STATUS_PORT
@@ -22,7 +23,10 @@ from pccl.status_page import DEFAULT_STATUS_PORT
 __all__ = ["main"]
 
 # Panels of `pccl coordinator --help`.
-_PLACE, _RUNS, _LOSS, _PAGE = "Where it listens", "Runs", "Who is lost", "Status page"
+_PLACE, _RUNS, _KEYS, _LOSS, _PAGE = (
+    *("Where it listens", "Runs", "Who is let in", "Who is lost"),
+    "Status page",
+)
 # Panels of `pccl bench --help`.
 _SIZES, _DATA, _TIME, _OUTPUT = "Sizes", "Data", "How long", "Output"
 
@@ -36,6 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+for _command in (keys_command.keygen, keys_command.invite, keys_command.revoke):
+    app.command()(_command)
 
 
 def main() -> None:
@@ -91,6 +99,21 @@ def coordinator(
             rich_help_panel=_RUNS,
         ),
     ] = [],  # noqa: B006
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="file with its key, made if it is not there; default: beside the database",
+            rich_help_panel=_KEYS,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            help="no keys, no TLS: whoever reaches it is in; members say insecure=True",
+            rich_help_panel=_KEYS,
+        ),
+    ] = False,
     silence: Annotated[
         float,
         typer.Option(
@@ -127,6 +150,7 @@ def coordinator(
     Ends politely with Ctrl+C or SIGTERM; members go on meanwhile. The same command takes up where
     the last one ended, however that was.
     """
+    from pccl.config import Config
     from pccl.coordinator import CoordinatorOptions
     from pccl.coordinator_command import StatusOptions, run_coordinator
 
@@ -139,6 +163,9 @@ def coordinator(
             bind=bind,
             hosts=tuple(host),
             database=database,
+            key=key,
+            insecure=insecure,
+            tls="auto" if insecure else Config.from_environment().tls,
             runs=dict(zip(name, sizes or [1] * len(name), strict=True)),
             heartbeat_seconds=heartbeat,
             silence_seconds=silence,
@@ -152,7 +179,7 @@ def coordinator(
 
 @app.command()
 def status(
-    address: Annotated[str, typer.Argument(help="pccl://host:port/run")],
+    address: Annotated[str, typer.Argument(help="pccl://host:port/run#key")],
     json: Annotated[bool, typer.Option("--json", help="print it as data")] = False,
     status_port: Annotated[
         int, typer.Option(help="of the coordinator's status page")
@@ -210,7 +237,7 @@ def demo(
 
 @app.command()
 def doctor(
-    address: Annotated[str, typer.Argument(help="pccl://host:port/run, or host:port")],
+    address: Annotated[str, typer.Argument(help="pccl://host:port/run#key.token, or host:port")],
     json: Annotated[bool, typer.Option("--json", help="print it as data")] = False,
     status_port: Annotated[
         int, typer.Option(help="of the coordinator's status page")

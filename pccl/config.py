@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
@@ -64,8 +65,12 @@ class Config:
     """No TLS and no keys at all, on every member alike: whoever reaches a port can read, write and
     take part. No variable sets it; it stands in code."""
 
-    run: str = ""
-    """PCCL_RUN: the address of an elastic run, "pccl://host:port/run", for join()."""
+    run: str = dataclasses.field(default="", repr=False)
+    """PCCL_RUN: the address of an elastic run, "pccl://host:port/run#key.token", for join()."""
+
+    key: str = ""
+    """PCCL_KEY: the file with this member's own key, of `pccl keygen`, by which a run knows it when
+    it comes again. Empty: a new key each time. For join()."""
 
     simd: str = ""
     """PCCL_SIMD: "baseline", "v3" (AVX2) or "v4" (AVX-512). Empty or "auto": this CPU's best."""
@@ -277,6 +282,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_ALGORITHM": ("algorithm", _parse_lower),
     "PCCL_BIND": ("bind", str),
     "PCCL_CONNECT_TIMEOUT": ("connect_timeout_seconds", _parse_seconds),
+    "PCCL_KEY": ("key", str),
     "PCCL_HOST": ("hosts", _parse_hosts),
     "PCCL_LOG": ("log", _parse_lower),
     "PCCL_PORT": ("ports", _parse_ports),

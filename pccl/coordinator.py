@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pccl import _core
 from pccl.address import DEFAULT_PORT, RunAddress, check_run_name
-from pccl.config import state_directory
+from pccl.config import Config, state_directory
 
 __all__ = ["Coordinator", "CoordinatorOptions"]
 
@@ -37,6 +37,16 @@ class CoordinatorOptions:
 
     database: Path | None = None
     """The file that it must find again after a crash. None: coordinator.db of this user."""
+
+    key: Path | None = None
+    """The file with its key, of which the fingerprint stands in the address; made where there is
+    none. None: beside the database."""
+
+    insecure: bool = False
+    """No keys and no TLS: whoever reaches its port is in. Members say insecure=True as well."""
+
+    tls: str = "auto"
+    """"always": members of this machine need a key as well; see Config.tls."""
 
     runs: Mapping[str, int] = field(default_factory=dict)
     """Name -> the smallest world size to begin and go on with. Empty: any run, from one member."""
@@ -76,6 +86,16 @@ class CoordinatorOptions:
             )
 
 
+def database_file(database: Path | None) -> Path:
+    """Where a coordinator's database is. Raises ValueError as state_directory()."""
+    return database or state_directory() / "coordinator.db"
+
+
+def key_file(key: Path | None, database: Path) -> Path:
+    """Where a coordinator's key is."""
+    return key or database.with_suffix(".key")
+
+
 class Coordinator:
     """Listens from the moment it is made until close(); what happens goes to Python's logging.
 
@@ -85,14 +105,18 @@ class Coordinator:
     Raises:
         DatabaseError: its database can't be used; the message says why, and the way out.
         ConnectError: its port is in use, or `bind` is no address of this machine.
-        ValueError: neither `database` nor the environment says where its file shall be.
+        ValueError: neither `database` nor the environment says where its file shall be; or its key
+            file is none, or others may read it.
     """
 
     def __init__(self, options: CoordinatorOptions | None = None) -> None:
         self.options = options or CoordinatorOptions()
-        path = self.options.database or state_directory() / "coordinator.db"
+        self._database = database_file(self.options.database)
+        self._key = key_file(self.options.key, self._database)
         self._server = _core.CoordinatorServer(
-            str(path),
+            str(self._database),
+            tls=Config(tls=self.options.tls, insecure=self.options.insecure).tls_use,
+            key_file=str(self._key),
             bind_host=self.options.bind,
             port=self.options.port,
             advertise_hosts=self.options.hosts,
@@ -128,8 +152,17 @@ class Coordinator:
         return self._server.port
 
     def address(self, run: str) -> RunAddress:
-        """What members of `run` join with."""
-        return RunAddress(self.hosts[0], self.port, run)
+        """What members of `run` join with: with its key, and a token without limits."""
+        place = RunAddress(self.hosts[0], self.port, run)
+        if self.options.insecure:
+            return place
+        token = _core.KeyBook(str(self._database)).standing_token(run, str(self._key))
+        return replace(place, fingerprint=self.fingerprint, token=token)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Of its key; 32 bytes, zeros where it is insecure."""
+        return self._server.fingerprint
 
     def status(self) -> dict[str, Any]:
         """What it knows now, as data that JSON can hold; pccl/status.py shows it."""

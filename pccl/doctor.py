@@ -6,11 +6,9 @@ import email.utils
 import errno
 import ipaddress
 import resource
-import secrets
 import shutil
 import socket
 import statistics
-import struct
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pccl import _core
-from pccl.address import RunAddress, bracketed
+from pccl.address import RunAddress, bracketed, decode_key
 from pccl.config import Config, variables_set
 from pccl.status_command import StatusUnknown, fetch_status
 
@@ -28,7 +26,7 @@ __all__ = ["Check", "examine", "judge_own_address"]
 
 _TIMEOUT_SECONDS = 5.0
 _ROUNDS = 5
-_ALIVE, _STRANGER = 3, 5  # answers of docs/wire_format.md
+_ALIVE, _STRANGER, _NOT_YET = 3, 5, 6  # answers of docs/wire_format.md
 # Sockets of a member in a large run, listeners and files.
 _DESCRIPTORS_WANTED = 4096
 # One long fat link: 100 ms at 300 Mbit/s.
@@ -70,8 +68,7 @@ def examine(address: RunAddress | None, host: str, port: int, status_port: int) 
             connected = (family, place)
     if connected is None:
         return
-    run = address.run if address else "doctor"
-    yield from _handshake(*connected, run)
+    yield from _handshake(connected[1], address)
     yield _nat(*connected, hosts)
     if address is not None:
         yield from _run_of(address, status_port)
@@ -196,37 +193,23 @@ def _fix_of(error: OSError, port: int) -> str:
     return "check the network between the two machines"
 
 
-def _ask(place: tuple[str, int], run: str) -> tuple[int, int, str]:
+def _ask(
+    place: tuple[str, int], run: str, key: bytes = b"", token: bytes = b""
+) -> tuple[int, int, str]:
     """The other's protocol version (-1: none of ours), its answer, and its words."""
-    with socket.create_connection(place, _TIMEOUT_SECONDS) as connection:
-        connection.sendall(_core.probe_hello(run, secrets.token_bytes(16)))
-        prefix = _read(connection, 8)
-        if len(prefix) < 8 or not prefix.startswith(b"PCCW"):
-            return -1, -1, repr(prefix)[1:]
-        version, length = struct.unpack("<HH", prefix[4:])
-        body = _read(connection, min(length, 2048))
-    if len(body) < 3:
-        return version, -1, ""
-    reason = body[3 : 3 + struct.unpack("<H", body[1:3])[0]].decode(errors="replace")
-    return version, body[0], reason
+    return _core.probe(*place, run, fingerprint=key, token=token, timeout_seconds=_TIMEOUT_SECONDS)
 
 
-def _read(connection: socket.socket, count: int) -> bytes:
-    data = b""
-    while len(data) < count and (more := connection.recv(count - len(data))):
-        data += more
-    return data
-
-
-def _handshake(family: socket.AddressFamily, place: tuple[str, int], run: str) -> Iterator[Check]:
+def _handshake(place: tuple[str, int], address: RunAddress | None) -> Iterator[Check]:
+    run = address.run if address else "doctor"
+    key = address.fingerprint if address else b""
     seconds = []
     for _ in range(_ROUNDS):
         begin = time.monotonic()
         try:
-            version, answer, words = _ask(place, run)
-        except OSError as error:
-            fix = "something else listens on that port, or a proxy cuts the connection"
-            yield Check("handshake", "FAILED", f"no answer to a pccl handshake: {error}", fix)
+            version, answer, words = _ask(place, run, key, address.token if address else b"")
+        except _core.ConnectError as error:
+            yield _no_handshake(str(error))
             return
         seconds.append(time.monotonic() - begin)
         if version != _core.PROTOCOL_VERSION or answer != _ALIVE:
@@ -235,9 +218,19 @@ def _handshake(family: socket.AddressFamily, place: tuple[str, int], run: str) -
     yield Check(
         "handshake",
         "ok",
-        f"a coordinator of protocol {version}; connect and answer in "
+        f"a coordinator of protocol {version}"
+        + (", with the key that the address names" if key else ", without TLS")
+        + "; connect and answer in "
         f"{1000 * statistics.median(seconds):.2f} ms (median of {_ROUNDS})",
     )
+
+
+def _no_handshake(error: str) -> Check:
+    fix = "something else listens on that port, or a proxy cuts the connection"
+    if "wrong key" in error:
+        fix = "ask the run's owner for the address again: that is another coordinator, or somebody "
+        fix += "between you and it"
+    return Check("handshake", "FAILED", f"no answer to a pccl handshake: {error}", fix)
 
 
 def _refusal(version: int, answer: int, words: str) -> Check:
@@ -248,6 +241,10 @@ def _refusal(version: int, answer: int, words: str) -> Check:
         value = f"protocol {version} there, {_core.PROTOCOL_VERSION} here"
         return Check("handshake", "FAILED", value, "install the same pccl on every machine")
     fix = "start again with the address that `pccl coordinator` prints"
+    if "plain TCP meets" in words:
+        fix = "paste the whole address, with what follows '#'"
+    elif " token" in words or " key" in words:
+        fix = "ask the run's owner for an address with a new token (pccl invite)"
     if answer == _STRANGER:
         fix = "that is a member and no coordinator: " + fix
     return Check("handshake", "FAILED", words or f"answer {answer}", fix)
@@ -304,19 +301,22 @@ def _run_of(address: RunAddress, status_port: int) -> Iterator[Check]:
         "it waits for more" if short else "",
     )
     for member in run["members"]:
-        yield _member(member["address"], address.run)
+        yield _member(member["address"], address.run, member["key"])
 
 
-def _member(address: str, run: str) -> Check:
+def _member(address: str, run: str, key: str) -> Check:
     host, _, port = address.rpartition(":")
     name = f"member {address}"
     begin = time.monotonic()
     try:
-        version, _, words = _ask((host.strip("[]"), int(port)), run)
-    except (OSError, ValueError) as error:
+        place = (host.strip("[]"), int(port))
+        version, answer, words = _ask(place, run, decode_key(key) if key else b"")
+    except (_core.ConnectError, ValueError) as error:
         fix = "open that port there, or see PCCL_HOST: one of each two members must reach the other"
         return Check(name, "warning", f"can't be reached from here: {error}", fix)
-    if version != _core.PROTOCOL_VERSION or not words.startswith("wrong member"):
+    # Through TLS it says no more than that it does not know us.
+    is_there = answer == _NOT_YET if key else words.startswith("wrong member")
+    if version != _core.PROTOCOL_VERSION or not is_there:
         return Check(name, "FAILED", words, "another process listens where it did")
     return Check(name, "ok", f"answers in {1000 * (time.monotonic() - begin):.2f} ms")
 

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from pccl import _arrays, _core
@@ -42,29 +42,39 @@ def join(
     world_size_min: int = 1,
     timeout_seconds: float | None = None,
     host_coordinator: bool = False,
+    insecure: bool = False,
     config: Config | None = None,
 ) -> ElasticCommunicator:
     """Join a run and return its communicator; no rank and no world size need be known beforehand.
 
     Args:
-        address: "pccl://host:port/run", as `pccl coordinator` prints it. Empty: PCCL_RUN.
+        address: "pccl://host:port/run#key.token", as `pccl coordinator` prints it. What follows
+            '#' may be missing on the coordinator's own machine (loopback). Empty: PCCL_RUN.
         world_size_min: wait until so many members are in.
         timeout_seconds: default of every operation. None: what the configuration says (1800).
         host_coordinator: if nobody listens at the address's port of this machine, run the
-            coordinator in this process; it ends with it.
+            coordinator in this process; it ends with it. Its key is the one that `pccl invite`
+            uses on this machine.
+        insecure: speak plainly, without keys: whoever reaches a port can read, write and take
+            part. The coordinator (--insecure) and all members must do the same.
         config: None reads the PCCL_* variables.
 
     Raises:
         ConnectError: not in, or not enough members, within `config.connect_timeout_seconds`; the
             message says what the coordinator's connection said last.
-        ValueError: the address or a variable cannot be understood.
+        ValueError: the address, a variable or the key file cannot be understood, or the address
+            names no key and is not on this machine.
     """
     config = config or Config.from_environment()
     set_log_level(config.log)
+    if insecure:
+        config = replace(config, insecure=True)
     if not address and not config.run:
-        raise ValueError("address: expected pccl://host:port/run, here or in PCCL_RUN")
+        raise ValueError("address: expected pccl://host:port/run#key.token, here or in PCCL_RUN")
     place = RunAddress.parse(address or config.run)
-    coordinator = _host(place) if host_coordinator else None
+    if config.insecure and place.fingerprint:
+        raise ValueError(f"insecure=True contradicts the key in the address of {place.shown}")
+    coordinator = _host(place, config) if host_coordinator else None
     core: _core.Run | None = None
     try:
         core = _open(place, config, timeout_seconds)
@@ -72,12 +82,13 @@ def join(
         if not core.wait_until_joined(config.connect_timeout_seconds):
             why = core.trouble or "the coordinator answers, but has not let it in"
             raise _core.ConnectError(
-                f"join {place}: not in the run after {config.connect_timeout_seconds:g} s: {why}"
+                f"join {place.shown}: not in the run after {config.connect_timeout_seconds:g} s: "
+                f"{why}"
             )
         left = max(0.0, deadline - time.monotonic())
         if not core.wait_for_members(world_size_min, left):
             raise _core.ConnectError(
-                f"join {place}: {core.world_size} members are in after "
+                f"join {place.shown}: {core.world_size} members are in after "
                 f"{config.connect_timeout_seconds:g} s, {world_size_min} are wanted"
             )
     except BaseException:
@@ -89,12 +100,18 @@ def join(
     return ElasticCommunicator(core, place, coordinator)
 
 
-def _host(place: RunAddress) -> Coordinator | None:
+def _host(place: RunAddress, config: Config) -> Coordinator | None:
+    options = CoordinatorOptions(port=place.port, insecure=config.insecure, tls=config.tls)
     try:
-        return Coordinator(CoordinatorOptions(port=place.port))
-    except (_core.ConnectError, _core.DatabaseError) as error:
+        coordinator = Coordinator(options)
+    except (_core.ConnectError, _core.DatabaseError, ValueError) as error:
         _logger.info("no coordinator in this process: %s", error)
         return None
+    if place.fingerprint and place.fingerprint != coordinator.fingerprint:
+        coordinator.close()
+        _logger.info("no coordinator in this process: the address names a key of another machine")
+        return None
+    return coordinator
 
 
 def _open(place: RunAddress, config: Config, timeout_seconds: float | None) -> _core.Run:
@@ -114,6 +131,10 @@ def _open(place: RunAddress, config: Config, timeout_seconds: float | None) -> _
                 timeout_seconds=timeout_seconds or config.timeout_seconds,
                 algorithm=config.algorithm,
                 trace_folder=config.trace_dir,
+                tls=config.tls_use,
+                key_file=config.key,
+                coordinator_key=place.fingerprint,
+                token=place.token,
             )
         except _core.ConnectError as error:
             last = error
@@ -168,7 +189,7 @@ class ElasticCommunicator(Reductions, Moves):
     def __repr__(self) -> str:
         rank, world_size, quorum_id = self._core.place
         return (
-            f"<pccl.ElasticCommunicator {self._address} rank {rank} of {world_size}, "
+            f"<pccl.ElasticCommunicator {self._address.shown} rank {rank} of {world_size}, "
             f"quorum {quorum_id}>"
         )
 

@@ -52,7 +52,8 @@ def fetch_status(address: RunAddress, status_port: int) -> dict[str, Any]:
     if address.run not in runs:
         names = ", ".join(repr(name) for name in runs) or "none"
         raise StatusUnknown(
-            f"{address}: the coordinator has no member of run {address.run!r}; runs it has: {names}"
+            f"{address.shown}: the coordinator has no member of run {address.run!r}; runs it has: "
+            f"{names}"
         )
     return {**status, "runs": [runs[address.run]]}
 

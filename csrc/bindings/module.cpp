@@ -12,6 +12,7 @@
 #include "bindings/dlpack_buffer.h"
 #include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
+#include "bindings/key_module.h"
 #include "bindings/run_module.h"
 #include "bindings/transport_module.h"
 #include "communicator.h"
@@ -176,6 +177,7 @@ PYBIND11_MODULE(_core, module) {
   bind_context(module);
   bind_communicator(module);
   pccl::bindings::bind_coordinator_server(module);
+  pccl::bindings::bind_keys(module);
   pccl::bindings::bind_run(module);
   py::class_<DLPackBuffer>(module, "DLPackBuffer")
       .def(py::init<const py::object&>(), py::arg("array"))

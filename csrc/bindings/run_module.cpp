@@ -13,14 +13,17 @@
 #include "bindings/calls_module.h"
 #include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
+#include "bindings/key_module.h"
 #include "bindings/transport_module.h"
 #include "membership/coordinator_server.h"
 #include "run.h"
+#include "transport/key_file.h"
 
 namespace pccl::bindings {
 namespace {
 
 using membership::CoordinatorServer;
+using transport::Fingerprint;
 
 py::dict to_dict(const membership::RunStatus& run);  // found by to_list()
 
@@ -50,6 +53,7 @@ py::dict to_dict(const membership::MemberStatus& member) {
       is_heard ? py::object(py::float_(member.seconds_since_heard)) : py::none();
   result["round_trip_seconds"] = or_none(member.round_trip_seconds);
   result["is_connected"] = member.is_connected;
+  result["key"] = member.key;
   result["is_slow"] = member.pace.is_slow;
   result["slow_reason"] = to_text(member.pace.is_slow ? member.pace.reason.c_str() : "");
   result["link_bytes_per_second"] = or_none(member.pace.link_bytes_per_second);
@@ -105,6 +109,10 @@ py::dict to_dict(const membership::ServerStatus& status) {
   result["malformed_messages"] = status.malformed_messages;
   result["refused_members"] = status.refused_members;
   result["refused_connections"] = status.refused_connections;
+  result["refused_keys"] = status.refused_keys;
+  result["refused_plain"] = status.refused_plain;
+  result["refused_rate"] = status.refused_rate;
+  result["refused_late"] = status.refused_late;
   result["writes"] = status.writes;
   result["write_seconds_max"] = status.write_seconds_max;
   return result;
@@ -115,29 +123,35 @@ py::dict to_dict(const membership::ServerStatus& status) {
 void bind_coordinator_server(py::module_& module) {
   bind_error<membership::DatabaseError>(module, "DatabaseError", module.attr("PcclError"));
   py::class_<CoordinatorServer>(module, "CoordinatorServer")
-      .def(py::init([](std::string database, std::string bind_host, int port,
-                       std::vector<std::string> advertise_hosts,
-                       std::map<std::string, int32_t> runs, double heartbeat_seconds,
-                       double silence_seconds, double link_grace_seconds, double takeover_seconds) {
-             if (port < 0 || port > 65535)
-               throw py::value_error("port must be 0..65535, not " + std::to_string(port));
-             py::gil_scoped_release release;
-             return std::make_unique<CoordinatorServer>(
-                 membership::CoordinatorServerOptions{.bind_host = std::move(bind_host),
-                                                      .port = static_cast<uint16_t>(port),
-                                                      .advertise_hosts = std::move(advertise_hosts),
-                                                      .database = std::move(database),
-                                                      .runs = std::move(runs),
-                                                      .heartbeat_seconds = heartbeat_seconds,
-                                                      .silence_seconds = silence_seconds,
-                                                      .link_grace_seconds = link_grace_seconds,
-                                                      .takeover_seconds = takeover_seconds});
-           }),
-           py::arg("database"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
-           py::arg("advertise_hosts") = std::vector<std::string>{},
-           py::arg("runs") = std::map<std::string, int32_t>{}, py::arg("heartbeat_seconds") = 0.5,
-           py::arg("silence_seconds") = 10.0, py::arg("link_grace_seconds") = 10.0,
-           py::arg("takeover_seconds") = 10.0)
+      .def(
+          py::init([](std::string database, std::string bind_host, int port,
+                      std::vector<std::string> advertise_hosts, std::map<std::string, int32_t> runs,
+                      double heartbeat_seconds, double silence_seconds, double link_grace_seconds,
+                      double takeover_seconds, const std::string& tls, std::string key_file) {
+            if (port < 0 || port > 65535)
+              throw py::value_error("port must be 0..65535, not " + std::to_string(port));
+            py::gil_scoped_release release;
+            return std::make_unique<CoordinatorServer>(
+                membership::CoordinatorServerOptions{.bind_host = std::move(bind_host),
+                                                     .port = static_cast<uint16_t>(port),
+                                                     .advertise_hosts = std::move(advertise_hosts),
+                                                     .database = std::move(database),
+                                                     .tls = to_tls_use(tls),
+                                                     .key_file = std::move(key_file),
+                                                     .runs = std::move(runs),
+                                                     .heartbeat_seconds = heartbeat_seconds,
+                                                     .silence_seconds = silence_seconds,
+                                                     .link_grace_seconds = link_grace_seconds,
+                                                     .takeover_seconds = takeover_seconds});
+          }),
+          py::arg("database"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
+          py::arg("advertise_hosts") = std::vector<std::string>{},
+          py::arg("runs") = std::map<std::string, int32_t>{}, py::arg("heartbeat_seconds") = 0.5,
+          py::arg("silence_seconds") = 10.0, py::arg("link_grace_seconds") = 10.0,
+          py::arg("takeover_seconds") = 10.0, py::arg("tls") = "remote", py::arg("key_file") = "")
+      .def_property_readonly(
+          "fingerprint",
+          [](const CoordinatorServer& self) { return to_bytes(self.address().fingerprint); })
       .def_property_readonly("hosts",
                              [](const CoordinatorServer& self) { return self.address().hosts; })
       .def_property_readonly("port",
@@ -288,7 +302,8 @@ void bind_run(py::module_& module) {
                       std::string bind_host, int port, std::vector<std::string> advertise_hosts,
                       int sockets, bool shared_memory, double connect_timeout_seconds,
                       double timeout_seconds, std::string algorithm, double takeover_seconds,
-                      std::string trace_folder) {
+                      std::string trace_folder, const std::string& tls, const std::string& key_file,
+                      const py::bytes& coordinator_key, const py::bytes& token) {
             RunOptions options;
             options.endpoint = {.run = std::move(name),
                                 .bind_host = std::move(bind_host),
@@ -298,7 +313,10 @@ void bind_run(py::module_& module) {
                                 .shared_memory = shared_memory,
                                 .connect_timeout_seconds = connect_timeout_seconds,
                                 .trace_folder = std::move(trace_folder),
-                                .tls = transport::TlsUse::Never};
+                                .tls = to_tls_use(tls)};
+            if (!key_file.empty()) options.endpoint.identity = transport::read_key_file(key_file);
+            options.coordinator_key = from_bytes<32>(coordinator_key).value_or(Fingerprint{});
+            if (const auto secret = from_bytes<16>(token)) options.token = {*secret};
             options.coordinator_host = std::move(coordinator_host);
             options.coordinator_port = static_cast<uint16_t>(coordinator_port);
             options.timeout_seconds = timeout_seconds;
@@ -312,7 +330,9 @@ void bind_run(py::module_& module) {
           py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
           py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
-          py::arg("takeover_seconds") = 10.0, py::arg("trace_folder") = "")
+          py::arg("takeover_seconds") = 10.0, py::arg("trace_folder") = "",
+          py::arg("tls") = "remote", py::arg("key_file") = "",
+          py::arg("coordinator_key") = py::bytes(), py::arg("token") = py::bytes())
       .def_readwrite("timeout_seconds", &Run::timeout_seconds)
       .def("describe_address", &Run::describe_address)
       .def(

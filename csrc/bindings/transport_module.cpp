@@ -1,9 +1,10 @@
 #include "bindings/transport_module.h"
 
-#include <algorithm>
-
+#include "base/clock.h"
+#include "bindings/exceptions.h"
+#include "bindings/key_module.h"
 #include "transport/frame.h"
-#include "transport/handshake.h"
+#include "transport/probe.h"
 
 namespace pccl::bindings {
 
@@ -31,6 +32,8 @@ py::dict to_counters(const transport::Statistics& statistics) {
   result["replaced_sockets"] = statistics.replaced_sockets;
   result["resent_frames"] = statistics.resent_frames;
   result["resent_bytes"] = statistics.resent_bytes;
+  result["refused_rate"] = statistics.refused_rate;
+  result["refused_late"] = statistics.refused_late;
   return result;
 }
 
@@ -38,19 +41,26 @@ py::dict to_counters(const transport::Statistics& statistics) {
 void bind_handshake(py::module_& module) {
   module.attr("PROTOCOL_VERSION") = static_cast<int>(transport::kProtocolVersion);
   module.def(
-      "probe_hello",
-      [](const std::string& run, const py::bytes& member_id) {
-        const auto id = static_cast<std::string>(member_id);
-        transport::Hello hello;
-        hello.from.run = run;
-        hello.intent = transport::Intent::Probe;
-        if (id.size() != hello.from.member_id.size())
-          throw py::value_error("member_id: expected 16 bytes, got " + std::to_string(id.size()));
-        std::copy(id.begin(), id.end(), hello.from.member_id.begin());
-        const auto bytes = hello.encode();
-        return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      "probe",
+      [](const std::string& host, uint16_t port, const std::string& run,
+         const py::bytes& fingerprint, const py::bytes& token, double timeout_seconds) {
+        transport::ProbeOptions options{
+            .run = run,
+            .fingerprint = from_bytes<32>(fingerprint).value_or(transport::Fingerprint{}),
+            .deadline = after(Clock::now(), timeout_seconds)};
+        if (const auto secret = from_bytes<16>(token)) options.token = {*secret};
+        transport::ProbeResult result;
+        {
+          py::gil_scoped_release release;
+          const auto places = transport::resolve(host, port);
+          if (places.empty()) throw ConnectError(host + ": it does not resolve");
+          result = transport::probe(places.front(), options);
+        }
+        return py::make_tuple(result.version, result.answer, to_text(result.words.c_str()));
       },
-      py::arg("run"), py::arg("member_id"));
+      py::arg("host"), py::arg("port"), py::arg("run"), py::kw_only(),
+      py::arg("fingerprint") = py::bytes(), py::arg("token") = py::bytes(),
+      py::arg("timeout_seconds") = 5.0);
 }
 
 }  // namespace pccl::bindings

@@ -27,25 +27,12 @@ double seconds_between(TimePoint from, TimePoint to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-transport::EndpointOptions endpoint_options(const CoordinatorServerOptions& options) {
-  transport::EndpointOptions result;
-  result.run = "coordinator";
-  result.bind_host = options.bind_host;
-  result.port = options.port;
-  result.advertise_hosts = options.advertise_hosts;
-  result.shared_memory = false;
-  result.accepts_any_run = true;
-  // Elastic runs have no keys yet: docs/decisions/0007-keys-and-tls.md.
-  result.tls = transport::TlsUse::Never;
-  return result;
-}
-
 }  // namespace
 
 CoordinatorServer::CoordinatorServer(CoordinatorServerOptions options)
     : options_(std::move(options)),
       database_(std::in_place, options_.database),
-      endpoint_(endpoint_options(options_), *this) {
+      endpoint_(endpoint_options(), *this) {
   counters_.address = endpoint_.address().describe();
   counters_.database = database_->path();
   endpoint_.start();
@@ -63,6 +50,7 @@ void CoordinatorServer::close() {
   is_stopping_.store(true);
   endpoint_.close(after(Clock::now(), kGoodbyeSeconds));
   database_.reset();
+  keys_.reset();
 }
 
 // --- what members say ----------------------------------------------------------------------------
@@ -109,7 +97,8 @@ void CoordinatorServer::on_frame(Connection& from, const FrameHeader& header,
 void CoordinatorServer::on_report(Connection& from, const Report& report, TimePoint now) {
   const auto address = MemberAddress::decode(report.seat.address);
   if (report.seat.member_id != from.peer.member_id || !address ||
-      address->member_id != from.peer.member_id || address->run != from.peer.run) {
+      address->member_id != from.peer.member_id || address->run != from.peer.run ||
+      address->fingerprint != from.peer.fingerprint) {
     hang_up(from, "a report with the seat of another member");
     return;
   }
@@ -129,6 +118,7 @@ void CoordinatorServer::on_report(Connection& from, const Report& report, TimePo
   }
   heard.connection = &from;
   heard.address = address->describe();
+  if (address->fingerprint != Fingerprint{}) heard.key = transport::to_text(address->fingerprint);
   heard.progress = report.progress;
   heard.revision = report.revision;
   heard.round_trip_seconds = report.round_trip_us * 1e-6;
@@ -216,7 +206,7 @@ void CoordinatorServer::on_lost(Connection& connection, const Error& error) {
 
 TimePoint CoordinatorServer::on_time(TimePoint now) {
   for (Connection* connection : std::exchange(ended_, {})) endpoint_.forget(*connection);
-  TimePoint next = TimePoint::max();
+  TimePoint next = put_out_barred(now);
   for (auto& [name, run] : runs_) {
     if (!is_at_work()) break;
     next = std::min(next, run->machine.on_time(now));

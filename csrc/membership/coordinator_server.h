@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "membership/coordinator.h"
 #include "membership/database.h"
+#include "membership/key_book.h"
 #include "membership/link_rates.h"
 #include "transport/endpoint.h"
 
@@ -40,6 +41,10 @@ struct CoordinatorServerOptions {
   uint16_t port = 0;      // 0: any
   std::vector<std::string> advertise_hosts;
   std::string database;  // path of the file
+  // Never: no keys and no tokens, whoever reaches it is in. Remote: who calls from this host by
+  // loopback may do so plainly, and then needs neither.
+  transport::TlsUse tls = transport::TlsUse::Remote;
+  std::string key_file;  // made if it is not there. "": a new key each time
   // Name -> smallest world size to start and go on with. Empty: any run that members name, from one
   // member on.
   std::map<std::string, int32_t> runs;
@@ -67,6 +72,7 @@ struct MemberStatus {
   double round_trip_seconds = 0;     // to the coordinator, as the member measures it; 0: unknown
   bool is_connected = false;
   Pace pace;
+  std::string key;  // fingerprint; "": it calls without one
   Figures figures;  // without its links
 };
 
@@ -97,14 +103,18 @@ struct ServerStatus {
   uint64_t malformed_messages = 0;   // each ended its connection
   uint64_t refused_members = 0;      // of another run, or too many
   uint64_t refused_connections = 0;  // by the handshake
-  uint64_t writes = 0;               // to the database
+  uint64_t refused_keys = 0;         // as in transport::Statistics
+  uint64_t refused_plain = 0;
+  uint64_t refused_rate = 0;
+  uint64_t refused_late = 0;
+  uint64_t writes = 0;  // to the database
   double write_seconds_max = 0;
 };
 
 class CoordinatorServer final : private transport::FrameSink {
  public:
   // Opens the database, then listens. Throws DatabaseError, ConnectError (port in use, no such
-  // interface) and std::invalid_argument.
+  // interface) and std::invalid_argument (a key file that is none, or is not its owner's alone).
   explicit CoordinatorServer(CoordinatorServerOptions options);
   ~CoordinatorServer() override;
   CoordinatorServer(const CoordinatorServer&) = delete;
@@ -126,6 +136,7 @@ class CoordinatorServer final : private transport::FrameSink {
     Progress progress;
     uint64_t revision = 0;
     double round_trip_seconds = 0;
+    std::string key;
     TimePoint at{};
     TimePoint window_begin{};
     uint64_t window_completed = 0;
@@ -159,6 +170,11 @@ class CoordinatorServer final : private transport::FrameSink {
   void send(transport::Connection& to, const Message& message);
   void refuse(transport::Connection& to, RefuseKind kind, const std::string& reason);
   void hang_up(transport::Connection& from, const std::string& fault);
+  // coordinator_keys.cpp: who is let in, and who is put out.
+  transport::EndpointOptions endpoint_options();
+  std::string judge_caller(const transport::Hello& hello, const transport::ChannelBinding& channel);
+  void note_refused(const std::string& caller, const std::string& reason);
+  TimePoint put_out_barred(TimePoint now);
   void add_event(Run* run, std::string text);
   void fail(const std::string& reason);
   bool is_at_work() const { return counters_.failure.empty() && !is_stopping_.load(); }
@@ -171,6 +187,11 @@ class CoordinatorServer final : private transport::FrameSink {
 
   const CoordinatorServerOptions options_;
   std::optional<Database> database_;  // until close()
+  std::optional<KeyBook> keys_;       // likewise; never where tls is Never
+  uint64_t keys_version_ = 0;
+  TimePoint look_at_keys_at_{};
+  TimePoint note_refused_at_{};
+  uint64_t refused_unsaid_ = 0;  // since the last event about one
   std::map<std::string, std::unique_ptr<Run>> runs_;
   std::vector<transport::Connection*> ended_;  // to be forgotten when no callback is on the stack
   ServerStatus counters_;                      // all but `runs`

@@ -23,7 +23,12 @@ ServerStatus CoordinatorServer::status() {
   if (!endpoint_.engine().submit(collect, false)) collect();
   // The task refers to this frame, so wait for it however long a driver is busy.
   while (!done.load()) endpoint_.engine().wait(done, after(Clock::now(), 60));
-  result.refused_connections = endpoint_.statistics().refused_connections;
+  const transport::Statistics counted = endpoint_.statistics();
+  result.refused_connections = counted.refused_connections;
+  result.refused_keys = counted.refused_keys;
+  result.refused_plain = counted.refused_plain;
+  result.refused_rate = counted.refused_rate;
+  result.refused_late = counted.refused_late;
   return result;
 }
 
@@ -67,6 +72,7 @@ MemberStatus CoordinatorServer::describe_member(const Run& run, const MemberId& 
   member.seconds_since_heard = std::chrono::duration<double>(now - heard.at).count();
   member.round_trip_seconds = heard.round_trip_seconds;
   member.is_connected = heard.connection != nullptr;
+  member.key = heard.key;
   member.figures = heard.figures;
   return member;
 }

@@ -180,8 +180,8 @@ void Dialer::ask(Road road) {
   stage_ = Stage::Asking;
   received_.clear();
   if (socket_.is_secure() && connection_.token) {
-    hello_.token_id = connection_.token->id;
-    hello_.proof = authenticate(connection_.token->secret, socket_.tls().channel());
+    hello_.token_id = id_of(connection_.token->key());
+    hello_.proof = connection_.token->prove(socket_.tls().channel());
   }
   std::vector<int> descriptors;
   if (road == Road::Memory) {

@@ -92,12 +92,11 @@ class Greeter final : public Pollable {
   TimePoint on_time(TimePoint now);
   bool finished() const { return finished_; }
   // There are too many callers.
-  void give_way() {
-    refuse(Answer::Refused, "too many callers, and this one was silent for longest");
-  }
+  void give_way();
 
  private:
   void refuse(Answer answer, const std::string& reason);
+  void count_refused(const std::string& reason);
   bool read_hello();
   bool meet();  // who must speak TLS, does
   void prove(const Hello& hello, Connection& connection);

@@ -35,7 +35,10 @@ std::string hex(const MemberId& id) {
 }  // namespace
 
 Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
-    : options_(std::move(options)), sink_(sink), engine_(*this) {
+    : options_(std::move(options)),
+      sink_(sink),
+      engine_(*this),
+      source_limit_(options_.calls_per_second, options_.calls_at_once) {
   if (options_.run.empty() || options_.run.size() > 255) {
     throw std::invalid_argument("endpoint: the run's name must have 1 to 255 characters");
   }
@@ -98,9 +101,16 @@ void Endpoint::Listener::on_events(uint32_t /*epoll_events*/) {
         endpoint_.engine_.wake_at(Clock::now() + kIdleTick);
       return;
     }
+    const TimePoint now = Clock::now();
+    const bool is_admitted =
+        is_memory_ || endpoint_.source_limit_.admit(remote_address(accepted.get()), now);
+    if (!is_admitted) {
+      endpoint_.refused_rate_ += 1;
+      continue;
+    }
     endpoint_.make_room_for_greeter();
     if (!is_memory_) set_stream_options(accepted.get());
-    const TimePoint deadline = Clock::now() + kHelloTimeout;
+    const TimePoint deadline = now + kHelloTimeout;
     endpoint_.greeters_.push_back(
         std::make_unique<Greeter>(endpoint_, Stream(std::move(accepted)), is_memory_, deadline));
     endpoint_.engine_.wake_at(deadline);
@@ -236,6 +246,8 @@ Statistics Endpoint::count() const {
   sum.refused_connections = refused_.load();
   sum.refused_keys = refused_keys_.load();
   sum.refused_plain = refused_plain_.load();
+  sum.refused_rate = refused_rate_.load();
+  sum.refused_late = refused_late_.load();
   return sum;
 }
 

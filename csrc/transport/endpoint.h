@@ -14,6 +14,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -26,6 +27,7 @@
 #include "transport/handshake.h"
 #include "transport/identity.h"
 #include "transport/memory_link.h"
+#include "transport/source_limit.h"
 #include "transport/stream.h"
 
 namespace pccl::transport {
@@ -54,6 +56,12 @@ struct EndpointOptions {
   // Who calls through TLS and is welcome: "", else why not. Null: the members whose addresses this
   // endpoint was given. Driver only.
   std::function<std::string(const Hello& hello, const ChannelBinding& channel)> gate;
+  // How often one source may call: so many TCP connections at once, then so many a second. 0: no
+  // limit.
+  double calls_per_second = 0;
+  double calls_at_once = 0;
+  // Told of every caller that is refused, and why. Driver only.
+  std::function<void(const std::string& caller, const std::string& reason)> on_refused;
 };
 inline constexpr int kSocketsMax = 64;
 
@@ -67,6 +75,8 @@ struct Statistics {
   uint64_t refused_keys = 0;    // wrong, unknown or revoked ones, and tokens; as callers
   uint64_t refused_plain = 0;   // plain TCP where TLS is wanted, and the reverse
   uint64_t refused_connections = 0;
+  uint64_t refused_rate = 0;         // calls too often, turned away before a byte was read
+  uint64_t refused_late = 0;         // no handshake in time, or it was one of too many without one
   uint64_t resumed_connections = 0;  // times that one was without any socket, and had one again
   uint64_t replaced_sockets = 0;
   uint64_t resent_frames = 0;  // of which at least the beginning had left before
@@ -104,7 +114,9 @@ class Endpoint final : public LinkHost, public Periodic {
   Connection& connection(const MemberAddress& peer, const std::vector<SocketAddress>& resolved);
   // A new connection, dialed at once, to whoever answers there as a coordinator: one TCP socket.
   // `label` names it in errors.
-  Connection& call(const std::string& label, std::vector<SocketAddress> resolved);
+  // With a fingerprint that side must have that key, and is shown the token.
+  Connection& call(const std::string& label, std::vector<SocketAddress> resolved,
+                   const Fingerprint& fingerprint = {}, const std::optional<Token>& token = {});
   // Gives a Closed (or Idle) connection back; nobody may use it any more. A member of which nothing
   // is known any more may call again.
   void forget(Connection& connection);
@@ -144,7 +156,11 @@ class Endpoint final : public LinkHost, public Periodic {
   void dial_more(Connection& connection);      // the other stripes
   // `tls`: through which the caller came; null: plain, or memory.
   Reply judge(const Hello& hello, const TlsSession* tls, Connection*& connection);
-  void count_refused() { refused_ += 1; }
+  void count_refused(const std::string& caller, const std::string& reason) {
+    refused_ += 1;
+    if (options_.on_refused) options_.on_refused(caller, reason);
+  }
+  void count_late() { refused_late_ += 1; }
   void count_plain() { refused_plain_ += 1; }
   // Whether bytes from and to there go through TLS.
   bool secures(const SocketAddress& remote) const {
@@ -214,6 +230,9 @@ class Endpoint final : public LinkHost, public Periodic {
   std::atomic<uint64_t> refused_{0};
   std::atomic<uint64_t> refused_keys_{0};
   std::atomic<uint64_t> refused_plain_{0};
+  std::atomic<uint64_t> refused_rate_{0};
+  std::atomic<uint64_t> refused_late_{0};
+  SourceLimit source_limit_;
   Statistics ended_;  // traffic of connections that are gone, and what is counted for all
   bool is_closing_ = false;
   bool has_hung_up_ = false;  // on somebody

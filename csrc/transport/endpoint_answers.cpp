@@ -20,16 +20,16 @@ Reply Endpoint::judge_key(const Hello& hello, const TlsSession& tls) {
   if (hello.from.fingerprint != tls.peer())
     return refuse("wrong key: the caller has " + to_text(tls.peer()) + ", its address names " +
                   to_text(hello.from.fingerprint));
+  const auto known = known_.find(hello.from.member_id);
+  if (known != known_.end() && known->second->peer.fingerprint != tls.peer())
+    return refuse("wrong key: " + to_text(hello.from.member_id) + " has another than " +
+                  to_text(tls.peer()));
   if (options_.gate) {
     const std::string reason = options_.gate(hello, tls.channel());
     return reason.empty() ? Reply{} : refuse(reason);
   }
-  const auto known = known_.find(hello.from.member_id);
   if (known == known_.end())
     return {Answer::NotYet, "no member is known here with the key " + to_text(tls.peer())};
-  if (known->second->peer.fingerprint != tls.peer())
-    return refuse("wrong key: " + to_text(hello.from.member_id) + " has another than " +
-                  to_text(tls.peer()));
   return {};
 }
 

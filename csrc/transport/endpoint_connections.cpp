@@ -46,12 +46,15 @@ Connection& Endpoint::connection(const MemberAddress& peer,
   return *known;
 }
 
-Connection& Endpoint::call(const std::string& label, std::vector<SocketAddress> resolved) {
+Connection& Endpoint::call(const std::string& label, std::vector<SocketAddress> resolved,
+                           const Fingerprint& fingerprint, const std::optional<Token>& token) {
   MemberAddress peer;
   peer.hosts = {label};
+  peer.fingerprint = fingerprint;
   others_.push_back(std::make_unique<Connection>(std::move(peer), &pool_));
   Connection& connection = *others_.back();
   connection.is_called = true;
+  connection.token = token;
   connection.resolved = std::move(resolved);
   dial(connection);
   return connection;

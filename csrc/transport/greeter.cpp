@@ -34,8 +34,13 @@ void Greeter::finish() {
   finished_ = true;
 }
 
+void Greeter::count_refused(const std::string& reason) {
+  endpoint_.count_refused(is_memory_ ? "this host" : remote_address(socket_.get()).describe(),
+                          reason);
+}
+
 void Greeter::refuse(Answer answer, const std::string& reason) {
-  if (answer == Answer::Refused) endpoint_.count_refused();
+  if (answer == Answer::Refused) count_refused(reason);
   socket_.send_whole(Reply{answer, reason}.encode());
   // Closing with unread bytes would reset the connection, and the answer with it.
   std::array<std::byte, 4096> rest;
@@ -43,6 +48,11 @@ void Greeter::refuse(Answer answer, const std::string& reason) {
     if (::recv(socket_.get(), rest.data(), rest.size(), MSG_DONTWAIT) <= 0) break;
   }
   finish();
+}
+
+void Greeter::give_way() {
+  endpoint_.count_late();
+  refuse(Answer::Refused, "too many callers, and this one was silent for longest");
 }
 
 // The first byte tells TLS from a Hello. False: it has not come, or the caller was refused.
@@ -88,7 +98,8 @@ bool Greeter::read_hello() {
     if (count < 0 || descriptors_.size() > kDescriptorsMax) {
       // Without a word it was a dial that became superfluous, or a probe of the port. One that is
       // given up while TLS begins resets its socket; what is no TLS is a stranger's.
-      if (!received_.empty() || error.starts_with("TLS")) endpoint_.count_refused();
+      if (!received_.empty() || error.starts_with("TLS"))
+        count_refused(error.empty() ? "it hung up during the handshake" : error);
       finish();
       return false;
     }
@@ -146,7 +157,10 @@ void Greeter::prove(const Hello& hello, Connection& connection) {
 }
 
 TimePoint Greeter::on_time(TimePoint now) {
-  if (!finished_ && now >= deadline_) refuse(Answer::Refused, "no handshake came in time");
+  if (!finished_ && now >= deadline_) {
+    endpoint_.count_late();
+    refuse(Answer::Refused, "no handshake came in time");
+  }
   return finished_ ? TimePoint::max() : deadline_;
 }
 

@@ -82,8 +82,8 @@ std::optional<Hello> decode_hello(std::span<const std::byte> bytes) {
   const auto resumes = in.get<uint8_t>();
   hello.attempt = in.get<uint32_t>();
   hello.consumed = in.get<uint32_t>();
-  hello.token_id = in.get<std::array<uint8_t, 8>>();
-  hello.proof = in.get<std::array<uint8_t, 32>>();
+  hello.token_id = in.get<TokenId>();
+  hello.proof = in.get<TokenProof>();
   if (!in.ok() || !in.at_end() || road > 1 || intent > 2 || resumes > 1) return std::nullopt;
   hello.road = static_cast<Road>(road);
   hello.intent = static_cast<Intent>(intent);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "transport/address.h"
+#include "transport/token.h"
 
 namespace pccl::transport {
 
@@ -27,12 +28,6 @@ enum class Intent : uint8_t {
   Probe = 2,   // only to hear whether the process is there
 };
 
-// Admits whoever has it: the first part names it, the second is never sent.
-struct Token {
-  std::array<uint8_t, 8> id{};
-  std::array<uint8_t, 16> secret{};
-};
-
 struct Hello {
   MemberAddress from;
   MemberId to{};       // all zero: whoever answers, if it is a coordinator
@@ -43,8 +38,8 @@ struct Hello {
   bool resumes = false;   // the caller numbers its frames and would resume this connection
   uint32_t attempt = 0;   // counts the caller's dials for this connection: no Hello counts twice
   uint32_t consumed = 0;  // Resume: frames of this connection below it have been consumed
-  std::array<uint8_t, 8> token_id{};  // zero: none
-  std::array<uint8_t, 32> proof{};    // HMAC-SHA256 of the TLS channel, by the token's secret
+  TokenId token_id{};
+  TokenProof proof{};  // of the token, for this TLS channel
 
   std::vector<std::byte> encode() const;
 };

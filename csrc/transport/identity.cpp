@@ -7,7 +7,7 @@
 #include <openssl/ssl.h>
 #include <openssl/x509.h>
 
-#include <array>
+#include <algorithm>
 #include <stdexcept>
 
 #include "transport/tls_session.h"
@@ -124,10 +124,24 @@ SSL* Identity::new_session() const {
   return session;
 }
 
-std::string to_text(const Fingerprint& fingerprint) {
-  std::array<unsigned char, 48> encoded{};
-  EVP_EncodeBlock(encoded.data(), fingerprint.data(), static_cast<int>(fingerprint.size()));
-  std::string text(reinterpret_cast<const char*>(encoded.data()), 43);  // without the padding
+std::array<uint8_t, 16> Identity::derive_secret(const std::string& label) const {
+  std::array<uint8_t, 32> raw{};
+  size_t size = raw.size();
+  require(EVP_PKEY_get_raw_private_key(key_.get(), raw.data(), &size) == 1, "reading a key");
+  const auto code =
+      authenticate(raw, {reinterpret_cast<const uint8_t*>(label.data()), label.size()});
+  std::array<uint8_t, 16> secret{};
+  std::copy_n(code.begin(), secret.size(), secret.begin());
+  return secret;
+}
+
+std::string to_text(const Fingerprint& fingerprint) { return base64url(fingerprint); }
+
+std::string base64url(std::span<const uint8_t> bytes) {
+  std::string text(4 * ((bytes.size() + 2) / 3) + 1, '=');
+  EVP_EncodeBlock(reinterpret_cast<unsigned char*>(text.data()), bytes.data(),
+                  static_cast<int>(bytes.size()));
+  text.resize((8 * bytes.size() + 5) / 6);  // without the padding
   for (char& character : text) {
     if (character == '+') character = '-';
     if (character == '/') character = '_';

@@ -4,7 +4,10 @@
 // names in certificates mean nothing.
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 
 #include "transport/address.h"
@@ -28,6 +31,8 @@ class Identity {
 
   const Fingerprint& fingerprint() const { return fingerprint_; }
   std::string private_pem() const;
+  // Bytes that only the holder of this key can find, the same each time; others for another label.
+  std::array<uint8_t, 16> derive_secret(const std::string& label) const;
   // A new TLS session with this identity; the caller frees it.
   ssl_st* new_session() const;
 
@@ -47,5 +52,6 @@ class Identity {
 
 // What to show people and to paste: base64url, 43 characters.
 std::string to_text(const Fingerprint& fingerprint);
+std::string base64url(std::span<const uint8_t> bytes);
 
 }  // namespace pccl::transport

@@ -37,6 +37,10 @@ def _server_metrics(status: dict[str, Any]) -> Iterator[Any]:
         ("malformed_messages", "Messages that could not be understood; each ended its connection."),
         ("refused_members", "Members of another run, or too many."),
         ("refused_connections", "Connections that the handshake refused."),
+        ("refused_keys", "Of these, for a wrong, unknown or revoked key or token."),
+        ("refused_plain", "Of these, plain ones where TLS is wanted, and the reverse."),
+        ("refused_rate", "Calls that came too often from one source."),
+        ("refused_late", "Callers that said nothing in time, or were too many."),
         ("writes", "Writes to the database."),
     ):
         yield CounterMetricFamily(f"pccl_coordinator_{name}", text, status[name])

@@ -143,7 +143,7 @@ TEST_CASE("a Hello or Reply with bytes missing or left over is malformed") {
 
 TEST_CASE("an unknown road, intent, answer or truth value is malformed") {
   // From the end: a token's proof and id, consumed and attempt, then these.
-  for (const size_t from_end : {49, 50, 51}) {
+  for (const size_t from_end : {81, 82, 83}) {
     Bytes bytes = hello().encode();
     bytes[bytes.size() - from_end] = std::byte{3};
     CHECK_FALSE(decode_hello(bytes));

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from pccl.address import RunAddress
 
+KEY = "A" * 42 + "Q"
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -15,6 +17,11 @@ from pccl.address import RunAddress
         (" pccl://a.example.org:1/2026_run.b\n", RunAddress("a.example.org", 1, "2026_run.b")),
         ("pccl://[2001:db8::7]:65535/r", RunAddress("2001:db8::7", 65535, "r")),
         ("pccl://[::1]/r", RunAddress("::1", 29400, "r")),
+        ("pccl://a:1/r#" + KEY, RunAddress("a", 1, "r", bytes(31) + b"\x04")),
+        (
+            "pccl://a:1/r#" + KEY + ".AAAAAAAAAAAAAAAAAAAABw",
+            RunAddress("a", 1, "r", bytes(31) + b"\x04", bytes(15) + b"\x07"),
+        ),
     ],
 )
 def test_an_address_is_understood(text: str, expected: RunAddress) -> None:
@@ -42,14 +49,18 @@ def test_an_address_is_understood(text: str, expected: RunAddress) -> None:
         ("pccl://a/run/more", "run: expected 1 to 255"),
         ("pccl://a/-run", "run: expected 1 to 255"),
         ("pccl://a/" + "r" * 256, "run: expected 1 to 255"),
-        ("pccl://a/run#K7Q.token", "does not support yet"),
+        ("pccl://a/run#", "the fingerprint of a key has 43 letters"),
+        ("pccl://a/run#K7Q", "the fingerprint of a key has 43 letters, digits, '-' and '_', got 3"),
+        ("pccl://a/run#" + "A" * 42 + "B", "the fingerprint of a key has 43"),
+        ("pccl://a/run#" + KEY + ".", "a token has 22 letters"),
+        ("pccl://a/run#" + KEY + "." + "A" * 21 + "+", "a token has 22 letters"),
     ],
 )
 def test_what_is_no_address_is_refused_in_words(text: str, reason: str) -> None:
     with pytest.raises(ValueError, match="expected pccl://host:port/run") as caught:
         RunAddress.parse(text)
     assert reason in str(caught.value)
-    assert repr(text) in str(caught.value)
+    assert repr(text.partition("#")[0]) in str(caught.value)
 
 
 @given(
@@ -59,9 +70,13 @@ def test_what_is_no_address_is_refused_in_words(text: str, reason: str) -> None:
     ),
     st.integers(1, 65535),
     st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}", fullmatch=True),
+    st.one_of(st.just(b""), st.binary(min_size=48, max_size=48)),
 )
-def test_what_is_written_can_be_read(host: str, port: int, run: str) -> None:
-    address = RunAddress(host, port, run)
+def test_what_is_written_can_be_read(host: str, port: int, run: str, secrets: bytes) -> None:
+    address = RunAddress(host, port, run, secrets[:32], secrets[32:])
+    # What is shown to people holds neither.
+    assert "#" not in address.shown
+    assert not address.token or repr(address.token) not in repr(address)
     assert RunAddress.parse(str(address)) == address
 
 

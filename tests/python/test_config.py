@@ -14,6 +14,7 @@ READ = {
     "PCCL_BIND": ("10.0.0.7", "bind", "10.0.0.7"),
     "PCCL_CONNECT_TIMEOUT": ("2.5", "connect_timeout_seconds", 2.5),
     "PCCL_HOST": ("a.example, 10.0.0.7,", "hosts", ("a.example", "10.0.0.7")),
+    "PCCL_KEY": ("/keys/member.key", "key", "/keys/member.key"),
     "PCCL_LOG": ("DEBUG", "log", "debug"),
     "PCCL_PORT": ("29600-29602", "ports", (29600, 29601, 29602)),
     "PCCL_RUN": ("pccl://10.0.0.7/my-run", "run", "pccl://10.0.0.7:29400/my-run"),

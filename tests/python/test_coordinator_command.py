@@ -26,7 +26,7 @@ from pccl.address import RunAddress
 def test_it_prints_the_address_and_nothing_else_and_ends_politely(tmp_path: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         with CoordinatorProcess(tmp_path, "--name", "demo") as coordinator:
-            assert coordinator.address == RunAddress("127.0.0.1", coordinator.port, "demo")
+            assert coordinator.address.shown == f"pccl://127.0.0.1:{coordinator.port}/demo"
             assert coordinator.end(number) == 0
             assert coordinator._next_line() is None
             assert "members go on" in coordinator.text()
@@ -35,10 +35,10 @@ def test_it_prints_the_address_and_nothing_else_and_ends_politely(tmp_path: Path
 def test_each_name_gets_its_address(tmp_path: Path) -> None:
     options = ("--name", "a", "--min", "2", "--name", "b", "--min", "3", "--host", "example.org")
     with CoordinatorProcess(tmp_path, *options) as coordinator:
-        assert coordinator.address == RunAddress("example.org", coordinator.port, "a")
+        assert coordinator.address.shown == f"pccl://example.org:{coordinator.port}/a"
         second = coordinator._next_line()
         assert second is not None
-        assert RunAddress.parse(second) == RunAddress("example.org", coordinator.port, "b")
+        assert RunAddress.parse(second).shown == f"pccl://example.org:{coordinator.port}/b"
 
 
 def test_after_kill_9_the_same_command_starts_at_once(tmp_path: Path) -> None:

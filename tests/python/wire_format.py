@@ -7,7 +7,7 @@ import socket
 import struct
 from dataclasses import dataclass, field, replace
 
-VERSION = 3
+VERSION = 4
 HELLO, REPLY, ADDRESS, FRAME = b"PCCH", b"PCCW", b"PCCA", 0x46434350
 DATA, MESSAGE, GRANT, CREDIT, MATCHED, ABORT, GOODBYE = range(1, 8)
 LAST_TYPE = 11
@@ -51,7 +51,7 @@ def member_of(address: bytes) -> bytes:
 def hello(caller: Address, wanted: bytes, *, nonce: int = 7, version: int = VERSION) -> bytes:
     # Socket 0 over TCP; a new connection that its caller would not resume.
     body = text(caller.encode()) + wanted + struct.pack("<QHBBBII", nonce, 0, 0, 0, 0, 0, 0)
-    body += bytes(8 + 32)  # no token
+    body += bytes(8 + 64)  # no token
     return HELLO + struct.pack("<HH", version, len(body)) + body
 
 
