@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from coordinator_processes import CoordinatorProcess
-from member_processes import MemberProcess, agree, by_step
+from member_processes import PATIENCE_SECONDS, MemberProcess, agree, by_step
 from wide_area import REASON, WANLAB
 
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
@@ -87,3 +87,45 @@ def test_line_12_a_partition_never_makes_two_runs(tmp_path: Path) -> None:
         said = started[2].wait_for("error")
         assert said["error"] == "MemberLost"
         assert "join again" in said["text"]
+
+
+def test_two_hosts_train_together_by_pasting_one_address(tmp_path: Path) -> None:
+    assert WANLAB is not None
+    with WANLAB.Lab(seed=1) as lab, ExitStack() as stack:
+        one, two, other = (lab.add_host(f"h{i}", up="100mbit", down="100mbit") for i in range(3))
+        for first, second in ((one, two), (one, other), (two, other)):
+            lab.link(first, second, rtt="20ms")
+        coordinator = stack.enter_context(
+            CoordinatorProcess(tmp_path, status=False, host=one.addr, launch=one.popen)
+        )
+        address = coordinator.address
+        assert address.fingerprint
+        assert address.token
+        # Without what follows '#' it is not even called; with another token it is refused.
+        for pasted, reason in (
+            (address.shown, "it names no key"),
+            (address.with_token(bytes(16)), "wrong token"),
+        ):
+            program = (pasted, 1, "train", 1)
+            stranger = MemberProcess(
+                *program, host=other.addr, launch=other.popen, PCCL_CONNECT_TIMEOUT="3"
+            )
+            stack.callback(stranger.close)
+            while stranger.next() is not None:
+                pass
+            stranger.process.wait(PATIENCE_SECONDS)
+            text = stranger.errors() + str(stranger.said)
+            assert reason in text, text
+        started = []
+        for host in (one, two):
+            started.append(
+                MemberProcess(address, 2, "train", 12, host=host.addr, launch=host.popen)
+            )
+            stack.callback(started[-1].close)
+        digests = set()
+        for member in started:
+            said = member.finish()
+            digests |= {line["digest"] for line in said if "digest" in line}
+            assert [line["world_size"] for line in said if "step" in line] == [2] * 12
+        assert len(digests) == 1
+        assert coordinator.text().count("is admitted by token") == 2
