@@ -1,7 +1,7 @@
 """Train together with whoever comes; members may be killed and may join at any time.
 
     pccl coordinator                                                       # prints an address
-    python examples/train_elastic.py pccl://203.0.113.7:29400/my-run       # on each machine
+    python examples/train_elastic.py pccl://203.0.113.7:29400/my-run#K7Q... # on each machine
 
 Kill one of them: the others lose no step. Start it again: it gets the model and the optimizer's
 state, and goes on with the others. All members end with the same bytes, and print their digest.

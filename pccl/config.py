@@ -134,13 +134,21 @@ class Config:
         except ValueError as error:
             field = str(error).partition(":")[0]
             variable = next(name for name, entry in _VARIABLES.items() if entry[0] == field)
-            raise ValueError(f"{variable}={environment[variable]!r}: {error}") from None
+            raise ValueError(
+                f"{variable}={without_secrets(environment[variable])!r}: {error}"
+            ) from None
+
+
+def without_secrets(text: str) -> str:
+    """For messages: the address of a run holds a token behind its '#'."""
+    address, hash_sign, _ = text.partition("#")
+    return address + "#..." if hash_sign else text
 
 
 def variables_set(environment: Mapping[str, str] = os.environ) -> tuple[list[str], list[str]]:
     """The PCCL_* variables that are set, "NAME=value"; and names that are none of ours."""
     names = [name for name in sorted(environment) if name.startswith("PCCL_")]
-    ours = [f"{name}={environment[name]}" for name in names if name in _VARIABLES]
+    ours = [f"{name}={without_secrets(environment[name])}" for name in names if name in _VARIABLES]
     return ours, [name for name in names if name not in _VARIABLES]
 
 
@@ -226,7 +234,7 @@ def _parse(variable: str, text: str, parse: Callable[[str], Value]) -> Value:
     try:
         return parse(text)
     except ValueError as error:
-        raise ValueError(f"{variable}={text!r}: {error}") from None
+        raise ValueError(f"{variable}={without_secrets(text)!r}: {error}") from None
 
 
 def _parse_integer(text: str) -> int:

@@ -6,7 +6,7 @@ import socket
 from importlib import metadata
 
 from pccl.bench.machine import describe_machine
-from pccl.config import Config
+from pccl.config import Config, without_secrets
 
 __all__ = ["collect_info"]
 
@@ -73,6 +73,10 @@ def _host_addresses() -> list[str]:
     return found
 
 
+def _shown(value: object) -> object:
+    return without_secrets(value) if isinstance(value, str) else value
+
+
 def _settings() -> str:
     """Return what the environment changes, or what is wrong in it."""
     try:
@@ -80,7 +84,7 @@ def _settings() -> str:
     except ValueError as error:
         return f"WRONG: {error}"
     changed = [
-        f"{field.name}={getattr(config, field.name)!r}"
+        f"{field.name}={_shown(getattr(config, field.name))!r}"
         for field in dataclasses.fields(Config)
         if getattr(config, field.name) != getattr(default, field.name)
     ]

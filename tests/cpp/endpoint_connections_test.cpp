@@ -57,11 +57,11 @@ TEST_CASE("a coordinator takes callers of every run that do not know its member 
     options.shared_memory = true;
     Node member(options);
     Connection* connection = nullptr;
+    coordinator.run([&] { coordinator.received.clear(); });
     member.run([&] {
       connection = &call(member, coordinator);
       say(member, *connection, 1);
     });
-    coordinator.run([&] { coordinator.received.clear(); });
     CHECK(coordinator.wait_for([&] { return coordinator.received.size() == 1; }));
     CHECK(member.endpoint.statistics().connections == 1);
     CHECK(member.endpoint.statistics().bytes_sent_tcp > 0);

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pccl.config import _VARIABLES, Config, Launch
+from pccl.config import _VARIABLES, Config, Launch, variables_set
 
 READ = {
     "PCCL_ALGORITHM": ("Ring", "algorithm", "ring"),
@@ -42,6 +42,17 @@ def test_a_variable_sets_its_field_and_no_other(name: str) -> None:
     assert getattr(config, field) == expected
     changed = {f for f in Config.__dataclass_fields__ if getattr(config, f) != getattr(Config(), f)}
     assert changed == {field}
+
+
+def test_no_message_holds_the_token_of_an_address() -> None:
+    text = "pccl://10.0.0.7/my-run#" + "A" * 42 + "Q.SECRET"
+    with pytest.raises(ValueError, match="PCCL_RUN") as caught:
+        Config.from_environment({"PCCL_RUN": text})
+    assert "SECRET" not in str(caught.value)
+    whole = text.replace("SECRET", "AAAAAAAAAAAAAAAAAAAABw")
+    config = Config.from_environment({"PCCL_RUN": whole})
+    assert "AABw" not in repr(config)
+    assert variables_set({"PCCL_RUN": whole}) == (["PCCL_RUN=pccl://10.0.0.7/my-run#..."], [])
 
 
 def test_unset_and_empty_variables_leave_the_defaults() -> None:
