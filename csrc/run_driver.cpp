@@ -241,7 +241,7 @@ void Run::Driver::answer_hold(const membership::Hold& hold) {
   gated_hold_.reset();
   show([](Seen& seen) { seen.pending_quorum_id = 0; });
   const auto progress = log_->hold(hold.freezes);
-  member_->on_held(hold.quorum_id, to_membership(progress), Clock::now());
+  member_->on_held(hold, to_membership(progress), Clock::now());
 }
 
 void Run::Driver::admit(uint64_t quorum_id) {

@@ -12,7 +12,7 @@ using enum MemberState;
 constexpr MemberTransition kTransitions[] = {
     {Joining, "Propose", Holding, "Hold"},
     {Running, "Propose", Holding, "Hold"},
-    {Holding, "Propose", Holding, "Hold again if it freezes and the one before did not"},
+    {Holding, "Propose", Holding, "Hold again if the one before is not enough"},
     {Held, "Propose", Holding, "Hold, where only the new one freezes"},
     {Held, "Propose", Held, "Accept at once: operations stand still already"},
     {Holding, "on_held", Held, "Accept"},
@@ -145,24 +145,22 @@ void Member::on(const Propose& propose, TimePoint /*now*/) {
     accept();
   } else {
     state_ = Holding;
-    if (unanswered_) return;  // on_held() looks whether that Hold was enough
-    unanswered_ = Hold{proposal.quorum.quorum_id, proposal.freezes};
-    actions_.emplace_back(*unanswered_);
+    const Hold hold{proposal.quorum.quorum_id, proposal.freezes};
+    const bool is_enough = unanswered_ && unanswered_->quorum_id == hold.quorum_id &&
+                           (unanswered_->freezes || !hold.freezes);
+    if (is_enough) return;
+    // Not after the answer to the one before: a Hold for newcomers may wait for a member that this
+    // proposal drops.
+    unanswered_ = hold;
+    actions_.emplace_back(hold);
   }
 }
 
-void Member::on_held(uint64_t quorum_id, const Progress& progress, TimePoint now) {
+void Member::on_held(const Hold& hold, const Progress& progress, TimePoint now) {
   notice_pause(now);
-  if (!unanswered_ || unanswered_->quorum_id != quorum_id || !pending_ || state_ == Out) return;
+  if (unanswered_ != hold || !pending_ || state_ == Out) return;
   set_progress(progress);
-  const bool was_enough = unanswered_->quorum_id == pending_->quorum.quorum_id &&
-                          (unanswered_->freezes || !pending_->freezes);
-  if (was_enough) {
-    accept();
-    return;
-  }
-  unanswered_ = Hold{pending_->quorum.quorum_id, pending_->freezes};
-  actions_.emplace_back(*unanswered_);
+  accept();
 }
 
 void Member::accept() {

@@ -30,10 +30,11 @@ struct SendToCoordinator {
 };
 // Start no more operations; if `freezes`, let nothing become final in the quorum in force and its
 // running operations either. Answer with Member::on_held(). Lasts until the next Enter; another
-// Hold may come before it.
+// Hold may come before it, and before the answer, which is then not waited for any more.
 struct Hold {
   uint64_t quorum_id = 0;  // proposed
   bool freezes = false;
+  bool operator==(const Hold&) const = default;
 };
 // The quorum is in force: see docs/decisions/0005-membership.md for what happens to operations
 // below `first_operation`. `drops`: operations were frozen, and those in
@@ -65,8 +66,8 @@ class Member {
   void on_connected(TimePoint now);  // to a coordinator
   void on_disconnected(TimePoint now);
   void on_message(const Message& message, TimePoint now);
-  // Operations stand still as Hold demanded.
-  void on_held(uint64_t quorum_id, const Progress& progress, TimePoint now);
+  // Operations stand still as `hold` demanded.
+  void on_held(const Hold& hold, const Progress& progress, TimePoint now);
   void set_progress(const Progress& progress);
   void set_revision(uint64_t revision, const Digest& digest);
   // Its connection to another member is lost for good, or back.

@@ -13,9 +13,11 @@ using transport::FrameType;
 namespace {
 
 // Results up to this size are copied for others, so that their callers need not wait for anybody;
-// above, waiting for one message costs less than the copy does.
+// above, waiting for one message costs less than the copy does, unless the others are far.
 constexpr uint64_t kCopyBytesMax = 64 << 10;
 constexpr uint64_t kKeptBytesMax = 4 << 20;
+constexpr uint64_t kKeptBytesMaxFar = 64 << 20;
+constexpr double kCopyBytesPerSecond = 2e9;  // with the memory's first touch
 // Others let go of what they keep when they hear that it is here. One word for so many operations,
 // or bytes, or after so long.
 constexpr uint64_t kAnnounceOperations = 64;
@@ -255,7 +257,14 @@ void OperationLog::complete(Record& record) {
 bool OperationLog::can_keep_copy(const Record& record) const {
   if (!is_recoverable(record)) return false;
   const uint64_t bytes = element_count(record) * element_bytes(record.call.signature.dtype);
-  return bytes <= kCopyBytesMax && kept_bytes_ + bytes <= kKeptBytesMax;
+  if (bytes <= kCopyBytesMax && kept_bytes_ + bytes <= kKeptBytesMax) return true;
+  // The others' word takes half a round trip.
+  double farthest = 0;
+  for (const transport::Connection* connection : layers_.back().quorum.connections) {
+    if (connection != nullptr) farthest = std::max(farthest, connection->round_trip_seconds);
+  }
+  return static_cast<double>(bytes) / kCopyBytesPerSecond < farthest / 2 &&
+         kept_bytes_ + bytes <= kKeptBytesMaxFar;
 }
 
 // Quorums that nothing runs in any more. Not from inside their groups.

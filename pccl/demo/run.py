@@ -224,9 +224,10 @@ class Demo:
     def _hear(self, member: MemberProcess, what: dict[str, Any] | None) -> None:
         if what is None:
             if not member.was_killed and not member.digest:
-                raise DemoFailed(
-                    "\n".join([f"member {member.number} ended by itself:", *member.errors])
-                )
+                member.close()  # its last words may be on the way
+                code = member.process.returncode
+                head = f"member {member.number} ended by itself, exit status {code}:"
+                raise DemoFailed("\n".join([head, *member.errors]))
         elif "joined" in what:
             member.member_id = what["joined"]
         elif "done" in what:

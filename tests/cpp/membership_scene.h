@@ -115,7 +115,7 @@ class Scene {
     Actor& actor = actors_[name];
     REQUIRE(actor.hold);
     const Hold hold = *std::exchange(actor.hold, std::nullopt);
-    actor.member->on_held(hold.quorum_id, actor.progress, now_);
+    actor.member->on_held(hold, actor.progress, now_);
     perform(name);
     settle();
   }
@@ -197,7 +197,7 @@ class Scene {
       actor.hold = *hold;
       if (!actor.holds_by_itself) return;
       actor.hold.reset();
-      actor.member->on_held(hold->quorum_id, actor.progress, now_);
+      actor.member->on_held(*hold, actor.progress, now_);
       perform(name);
     } else if (const auto* enter = std::get_if<Enter>(&action)) {
       actor.entered = *enter;

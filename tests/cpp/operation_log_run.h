@@ -97,6 +97,9 @@ class Member {
   void fail(const Error& error) {
     run([&] { log_.fail(error); });
   }
+  void set_round_trip(const MemberAddress& peer, double seconds) {
+    run([&] { endpoint_.connection(peer, {}).round_trip_seconds = seconds; });
+  }
   uint64_t kept_bytes() {
     uint64_t bytes = 0;
     run([&] { bytes = log_.kept_bytes(); });

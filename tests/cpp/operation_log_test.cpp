@@ -397,6 +397,35 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("the caller of a large operation waits for the others' word unless they are far") {
+  for (const bool is_far : {false, true}) {
+    CAPTURE(is_far);
+    Run run(2, kWays[2]);
+    for (size_t i = 0; i < 2 && is_far; ++i)
+      run.members[i]->set_round_trip(run.members[1 - i]->address(), 1);
+    std::vector<std::vector<int64_t>> tensors(2);
+    uint64_t most = 0;  // of the copies, which come just before the caller goes on
+    for (int op = 0; op < 200; ++op) {
+      std::vector<std::shared_ptr<Work>> works;
+      for (size_t i = 0; i < 2; ++i) {
+        tensors[i].assign(20'000, op);
+        works.push_back(run.members[i]->start(all_reduce(tensors[i])));
+      }
+      for (size_t i = 0; i < 2; ++i) {
+        wait_well(works[i]);
+        most = std::max(most, run.members[i]->kept_bytes());
+        CHECK(tensors[i] == std::vector<int64_t>(20'000, 2 * op));
+      }
+    }
+    if (is_far) {
+      CHECK(most >= 160'000);
+    } else {
+      CHECK(most == 0);
+    }
+    for (auto& member : run.members) member->close();
+  }
+}
+
 TEST_CASE("copies of results are let go when everybody has them") {
   Run run(3, kWays[2]);
   std::vector<std::vector<int64_t>> tensors(3, std::vector<int64_t>(1000, 1));

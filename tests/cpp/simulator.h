@@ -31,8 +31,9 @@ enum class Mutation : uint8_t {
   InputOverwritten,     // member: partial sums go where the input was
   RetryCountsTwice,     // member: a chunk is reduced again on top of its partial sum
   JoinedAtIgnored,      // member: a newcomer takes part in operations before its time
+  FreezeWaitsAtGate,    // member: a freezing Hold waits as one for newcomers does
 };
-inline constexpr int kMutationCount = 17;
+inline constexpr int kMutationCount = 18;
 std::string_view mutation_name(Mutation mutation);
 
 struct Options {

@@ -136,9 +136,13 @@ void World::answer_hold(int index, const Hold& hold) {
   const auto answer = [this, index, hold] {
     Process& self = processes_[static_cast<size_t>(index)];
     if (!self.is_alive || self.is_out) return;
-    self.member->on_held(hold.quorum_id, self.data->progress(), time());
+    self.member->on_held(hold, self.data->progress(), time());
     perform_member(index);
   };
+  if (waits_at_gate(index, hold)) {
+    schedule(random_.between(0.02, 0.1), index, [this, index, hold] { answer_hold(index, hold); });
+    return;
+  }
   schedule(is_early ? 0 : random_.between(0, 0.03), index, [stop, answer, is_early] {
     if (!is_early) stop();
     answer();

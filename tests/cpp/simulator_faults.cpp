@@ -335,4 +335,15 @@ void World::check_progress() {
   }
 }
 
+// Newcomers are let in by an operation of those that are in: not while one of them is dead.
+bool World::waits_at_gate(int index, const Hold& hold) const {
+  const Process& self = processes_[static_cast<size_t>(index)];
+  const Quorum& quorum = self.member->quorum();
+  const bool passes = hold.freezes && options_.mutation != Mutation::FreezeWaitsAtGate;
+  if (passes || !self.is_alive || quorum.quorum_id >= hold.quorum_id) return false;
+  return std::any_of(processes_.begin(), processes_.end(), [&](const Process& process) {
+    return !process.is_alive && quorum.contains(process.id);
+  });
+}
+
 }  // namespace simulator

@@ -26,6 +26,7 @@ std::string_view mutation_name(Mutation mutation) {
       "input overwritten by a partial sum",
       "retry counts a contribution twice",
       "joined_at ignored",
+      "a freezing hold waits for the newcomers' gate",
   };
   return kNames[static_cast<size_t>(mutation)];
 }

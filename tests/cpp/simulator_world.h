@@ -136,6 +136,7 @@ class World {
   void work(int index);
   void perform_member(int index);
   void perform(int index, MemberAction& action);
+  bool waits_at_gate(int index, const Hold& hold) const;
   void answer_hold(int index, const Hold& hold);
   void look_for_coordinator(int index);
   void connect(int index, int host);

@@ -90,7 +90,7 @@ void try_input(std::span<const std::byte> input) {
       fuzz::require(!change.is_slow || !change.reason.empty(), "who is slow is told why");
     member.on_time(now);
     for (const MemberAction& action : member.take_actions()) {
-      if (const auto* hold = std::get_if<Hold>(&action)) member.on_held(hold->quorum_id, {}, now);
+      if (const auto* hold = std::get_if<Hold>(&action)) member.on_held(*hold, {}, now);
     }
     for (const CoordinatorAction& action : coordinator.take_actions()) {
       if (const auto* send = std::get_if<SendTo>(&action))
