@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import logging
+import socket
 import time
 import weakref
 from collections.abc import Mapping
@@ -25,6 +27,9 @@ from pccl.state import StateSync
 __all__ = ["ElasticCommunicator", "Member", "join"]
 
 _logger = logging.getLogger("pccl")
+
+# How long one that lost the database to another process waits for that one to listen.
+_HOST_RACE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ def join(
     Raises:
         ConnectError: not in, or not enough members, within `config.connect_timeout_seconds`; the
             message says what the coordinator's connection said last.
+        DatabaseError: with `host_coordinator`, where nobody listens: the database can't be used;
+            the message says why, and the way out.
         ValueError: the address, a variable or the key file cannot be understood, or the address
             names no key and is not on this machine.
     """
@@ -100,11 +107,32 @@ def join(
     return ElasticCommunicator(core, place, coordinator)
 
 
+def _is_taken(port: int) -> bool:
+    """Whether somebody listens at this port of this machine."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
 def _host(place: RunAddress, config: Config) -> Coordinator | None:
     options = CoordinatorOptions(port=place.port, insecure=config.insecure, tls=config.tls)
+    if _is_taken(place.port):
+        return None
     try:
         coordinator = Coordinator(options)
-    except (_core.ConnectError, _core.DatabaseError, ValueError) as error:
+    except _core.DatabaseError:
+        # Of two that begin at once, one gets the database, and listens a moment later.
+        deadline = time.monotonic() + _HOST_RACE_SECONDS
+        while not _is_taken(place.port):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
+        return None
+    except (_core.ConnectError, ValueError) as error:
         _logger.info("no coordinator in this process: %s", error)
         return None
     if place.fingerprint and place.fingerprint != coordinator.fingerprint:

@@ -191,6 +191,17 @@ def test_the_first_member_can_be_the_coordinator(
         reduce_together(alone, times=1)
 
 
+def test_a_first_member_tells_why_its_coordinators_database_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "pccl").mkdir()
+    (tmp_path / "pccl" / "coordinator.db").write_bytes(b"no database at all" * 100)
+    (port,) = free_ports(1, random.Random(13))
+    with pytest.raises(pccl.DatabaseError, match=r"no database, and is left as it is.*--database"):
+        pccl.join(f"pccl://127.0.0.1:{port}/main", host_coordinator=True, config=CONFIG)
+
+
 def test_recoveries_are_counted_by_members_and_by_the_coordinator(tmp_path: Path) -> None:
     with (
         CoordinatorProcess(tmp_path) as coordinator,
