@@ -171,14 +171,13 @@ Run::WorkPtr Run::start(const Place& place, Signature signature, std::vector<Blo
   return work;
 }
 
-Run::WorkPtr Run::start_message(const Place& /*place*/, const MessageCall& call,
-                                CallOptions options) {
+Run::WorkPtr Run::start_message(const Place& place, const MessageCall& call, CallOptions options) {
   const bool is_urgent = options.is_urgent;
   WorkPtr work = make_work(call.is_send ? "send" : "recv", options);
   submit(
-      [call, work](recovery::OperationLog& log) {
-        call.is_send ? log.start_send(call.peer, call.tag, call.memory, work)
-                     : log.start_receive(call.peer, call.tag, call.memory, work);
+      [call, work, id = place.quorum_id](recovery::OperationLog& log) {
+        call.is_send ? log.start_send(id, call.peer, call.tag, call.memory, work)
+                     : log.start_receive(id, call.peer, call.tag, call.memory, work);
       },
       work, is_urgent);
   return work;

@@ -182,24 +182,33 @@ CollectiveCall OperationLog::call_of(Record& record, const Layer& layer) {
   return call;
 }
 
-void OperationLog::run_message(std::function<void(Group&)> start) {
+void OperationLog::run_message(uint64_t quorum_id, const std::shared_ptr<Work>& work,
+                               std::function<void(Group&)> start) {
+  // A rank is somebody else in another quorum, or nobody.
+  const auto start_there = [quorum_id, work, start = std::move(start)](const Layer& layer) {
+    const uint64_t now = layer.quorum.quorum_id;
+    if (quorum_id == now) return start(*layer.group);
+    work->complete({ErrorKind::MemberLost, work->operation + ": its rank was meant in quorum " +
+                                               std::to_string(quorum_id) + "; now quorum " +
+                                               std::to_string(now) + " is in force."});
+  };
   if (is_held_ && !broken_) {
-    held_messages_.push_back(std::move(start));
+    held_messages_.push_back(start_there);
   } else {
-    start(*layers_.back().group);
+    start_there(layers_.back());
   }
 }
 
-void OperationLog::start_send(int32_t destination, uint32_t tag, MessageMemory memory,
-                              const std::shared_ptr<Work>& work) {
-  const auto start = [=](Group& group) { group.start_send(destination, tag, memory, work); };
-  run_message(start);
+void OperationLog::start_send(uint64_t quorum_id, int32_t destination, uint32_t tag,
+                              MessageMemory memory, const std::shared_ptr<Work>& work) {
+  run_message(quorum_id, work,
+              [=](Group& group) { group.start_send(destination, tag, memory, work); });
 }
 
-void OperationLog::start_receive(int32_t source, uint32_t tag, MessageMemory memory,
-                                 const std::shared_ptr<Work>& work) {
-  const auto start = [=](Group& group) { group.start_receive(source, tag, memory, work); };
-  run_message(start);
+void OperationLog::start_receive(uint64_t quorum_id, int32_t source, uint32_t tag,
+                                 MessageMemory memory, const std::shared_ptr<Work>& work) {
+  run_message(quorum_id, work,
+              [=](Group& group) { group.start_receive(source, tag, memory, work); });
 }
 
 // --- ending --------------------------------------------------------------------------------------
@@ -345,6 +354,8 @@ void OperationLog::close(const Error& error) {
   for (Layer& layer : layers_) {
     if (&layer != &layers_.back()) layer.group->close(error);
   }
+  // In a group that ends as the others do.
+  for (const auto& start : std::exchange(held_messages_, {})) start(layers_.back());
   std::map<uint64_t, Record> records = std::move(records_);
   records_.clear();
   kept_bytes_ = 0;

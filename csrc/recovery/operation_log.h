@@ -77,10 +77,10 @@ class OperationLog final : public GroupObserver {
 
   // Ends through its work. Operations are numbered in the order of these calls.
   void start(RunCall call, std::shared_ptr<Work> work);
-  // A message to or from a rank of the quorum in force; it ends with that quorum.
-  void start_send(int32_t destination, uint32_t tag, MessageMemory memory,
+  // A message to or from a rank of that quorum. It ends with that quorum, and begins in no other.
+  void start_send(uint64_t quorum_id, int32_t destination, uint32_t tag, MessageMemory memory,
                   const std::shared_ptr<Work>& work);
-  void start_receive(int32_t source, uint32_t tag, MessageMemory memory,
+  void start_receive(uint64_t quorum_id, int32_t source, uint32_t tag, MessageMemory memory,
                      const std::shared_ptr<Work>& work);
   // Starts nothing more until enter(); if `freezes`, what runs stands still for good.
   Progress hold(bool freezes);
@@ -156,7 +156,8 @@ class OperationLog final : public GroupObserver {
   const std::byte* input_of(const Record& record) const;
   std::byte* result_of(Record& record) const;
 
-  void run_message(std::function<void(Group&)> start);
+  void run_message(uint64_t quorum_id, const std::shared_ptr<Work>& work,
+                   std::function<void(Group&)> start);
   void launch(Record& record);
   bool is_stale(const Record& record, const Layer& layer) const;
   // Why one member ends an operation on all.
@@ -223,7 +224,7 @@ class OperationLog final : public GroupObserver {
   std::map<uint64_t, std::map<MemberId, std::vector<std::byte>>> early_finals_;
   std::map<uint64_t, Refusal> refused_;        // calls not made here yet
   std::map<uint64_t, Refusal> ended_refused_;  // the latest: others may not have heard of it
-  std::vector<std::function<void(Group&)>> held_messages_;
+  std::vector<std::function<void(const Layer&)>> held_messages_;
 
   uint64_t unsettled_ = 0;  // calls without a result
   TimePoint unsettled_since_{};

@@ -86,7 +86,7 @@ void OperationLog::enter(RunQuorum quorum, uint64_t first_operation, uint64_t re
   release_known();
   // Frames of the others may be waiting for this group.
   router_.add(std::move(group));
-  for (const auto& start : std::exchange(held_messages_, {})) start(*layers_.back().group);
+  for (const auto& start : std::exchange(held_messages_, {})) start(layers_.back());
   launch_waiting();
 }
 

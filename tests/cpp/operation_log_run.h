@@ -94,6 +94,18 @@ class Member {
         true);
     return work;
   }
+  std::shared_ptr<Work> message(bool is_send, uint64_t quorum_id, int32_t peer,
+                                std::vector<int64_t>& tensor) {
+    auto work = std::make_shared<Work>(endpoint_.engine(), completions_, "test",
+                                       after(Clock::now(), kSoonSeconds), nullptr);
+    const MessageMemory memory{reinterpret_cast<std::byte*>(tensor.data()), tensor.size(),
+                               DataType::Int64, 4096};
+    run([&] {
+      is_send ? log_.start_send(quorum_id, peer, 7, memory, work)
+              : log_.start_receive(quorum_id, peer, 7, memory, work);
+    });
+    return work;
+  }
   void fail(const Error& error) {
     run([&] { log_.fail(error); });
   }

@@ -272,6 +272,40 @@ TEST_CASE("a call that was meant for an older quorum ends on every member, and t
   for (auto& member : run.members) member->close();
 }
 
+TEST_CASE("a message to a rank of another quorum ends, and goes to nobody") {
+  for (const bool is_held : {false, true}) {
+    CAPTURE(is_held);
+    Run run(4, kWays[0]);
+    std::vector<std::vector<int64_t>> tensors(4, std::vector<int64_t>(10, 1));
+    std::vector<std::shared_ptr<Work>> works;
+    const auto call = [&] {
+      // Ranks 2 and 3 of the first quorum are 0 and 1 of the next one, or nobody.
+      works.push_back(run.members[3]->message(true, 1, 2, tensors[3]));
+      works.push_back(run.members[2]->message(false, 1, 3, tensors[2]));
+    };
+    if (is_held) {
+      for (const size_t i : {2, 3}) run.members[i]->hold(true);
+      call();
+    }
+    run.change({0, 1}, {});
+    if (!is_held) call();
+    for (const auto& work : works) {
+      const Error error = outcome(work);
+      CHECK(error.kind == ErrorKind::MemberLost);
+      CHECK(error.message.find("meant in quorum 1") != std::string::npos);
+    }
+    works = {run.members[3]->message(true, 2, 0, tensors[3]),
+             run.members[2]->message(false, 2, 1, tensors[2])};
+    for (const auto& work : works) wait_well(work);
+    // One that waits for the next quorum hears that there is none.
+    run.members[3]->hold(true);
+    const auto waiting = run.members[3]->message(true, 2, 0, tensors[3]);
+    run.members[3]->fail({ErrorKind::Aborted, "planted"});
+    CHECK(outcome(waiting).message.find("planted") != std::string::npos);
+    for (auto& member : run.members) member->close();
+  }
+}
+
 TEST_CASE("weights are those of the members that contributed") {
   for (uint64_t seed = 0; seed < 12; ++seed) {
     CAPTURE(seed);
@@ -395,51 +429,6 @@ TEST_CASE(
     }
     for (auto& member : run.members) member->close();
   }
-}
-
-TEST_CASE("the caller of a large operation waits for the others' word unless they are far") {
-  for (const bool is_far : {false, true}) {
-    CAPTURE(is_far);
-    Run run(2, kWays[2]);
-    for (size_t i = 0; i < 2 && is_far; ++i)
-      run.members[i]->set_round_trip(run.members[1 - i]->address(), 1);
-    std::vector<std::vector<int64_t>> tensors(2);
-    uint64_t most = 0;  // of the copies, which come just before the caller goes on
-    for (int op = 0; op < 200; ++op) {
-      std::vector<std::shared_ptr<Work>> works;
-      for (size_t i = 0; i < 2; ++i) {
-        tensors[i].assign(20'000, op);
-        works.push_back(run.members[i]->start(all_reduce(tensors[i])));
-      }
-      for (size_t i = 0; i < 2; ++i) {
-        wait_well(works[i]);
-        most = std::max(most, run.members[i]->kept_bytes());
-        CHECK(tensors[i] == std::vector<int64_t>(20'000, 2 * op));
-      }
-    }
-    if (is_far) {
-      CHECK(most >= 160'000);
-    } else {
-      CHECK(most == 0);
-    }
-    for (auto& member : run.members) member->close();
-  }
-}
-
-TEST_CASE("copies of results are let go when everybody has them") {
-  Run run(3, kWays[2]);
-  std::vector<std::vector<int64_t>> tensors(3, std::vector<int64_t>(1000, 1));
-  for (int op = 0; op < 300; ++op) {
-    std::vector<std::shared_ptr<Work>> works;
-    for (size_t i = 0; i < 3; ++i) works.push_back(run.members[i]->start(all_reduce(tensors[i])));
-    for (const auto& work : works) wait_well(work);
-    for (auto& tensor : tensors) tensor.assign(1000, 1);
-    CHECK(run.members[0]->kept_bytes() <= 4 << 20);
-  }
-  const TimePoint until = after(Clock::now(), kSoonSeconds);
-  while (run.members[0]->kept_bytes() > 0 && Clock::now() < until) std::this_thread::yield();
-  CHECK(run.members[0]->kept_bytes() == 0);
-  for (auto& member : run.members) member->close();
 }
 
 }  // namespace
