@@ -363,6 +363,7 @@ class CoordinatorServer:
     def next_events(
         self, timeout_seconds: float
     ) -> list[dict[str, Any]]: ...  # since the last call; waits for the first
+    def abandon(self, run: str) -> str: ...  # why not; "" = done
     def close(self) -> None: ...  # idempotent
 
 def probe(

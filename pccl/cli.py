@@ -114,6 +114,14 @@ def coordinator(
             rich_help_panel=_KEYS,
         ),
     ] = False,
+    abandon: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN",
+            help="declare all members of that run gone for good, if none answers, and end",
+            rich_help_panel=_LOSS,
+        ),
+    ] = "",
     silence: Annotated[
         float,
         typer.Option(
@@ -152,7 +160,7 @@ def coordinator(
     """
     from pccl.config import Config
     from pccl.coordinator import CoordinatorOptions
-    from pccl.coordinator_command import StatusOptions, run_coordinator
+    from pccl.coordinator_command import StatusOptions, abandon_run, run_coordinator
 
     if len(world_size_min) not in (0, 1, len(name)) or (world_size_min and not name):
         raise typer.BadParameter("--min: expected one for all runs, or one behind each --name")
@@ -173,6 +181,8 @@ def coordinator(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if abandon:
+        raise typer.Exit(abandon_run(options, abandon))
     page = StatusOptions(enabled=status, host=status_host, port=status_port)
     raise typer.Exit(run_coordinator(options, page))
 

@@ -178,6 +178,20 @@ class Coordinator:
         if self._failure:
             raise _core.DatabaseError(self._failure)
 
+    def abandon(self, run: str) -> None:
+        """Declare the members of the last quorum of `run` gone for good.
+
+        Nobody waits for them any more: the next members begin a new quorum, which goes on from the
+        run's last committed state if one of them brings it from a checkpoint. Call it only when
+        they can't come back: one that does meets a run that has gone on without it.
+
+        Raises:
+            ValueError: there is no such run, a member of it is here, or it waits for nobody.
+        """
+        why_not = self._server.abandon(run)
+        if why_not:
+            raise ValueError(f"run {run!r} can't be abandoned: {why_not}")
+
     def close(self) -> None:
         """Say goodbye to the members, which go on without it. Idempotent."""
         self._server.close()

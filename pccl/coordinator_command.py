@@ -13,12 +13,14 @@ from pccl.address import bracketed
 from pccl.coordinator import Coordinator, CoordinatorOptions
 from pccl.status_page import StatusServer
 
-__all__ = ["StatusOptions", "run_coordinator"]
+__all__ = ["StatusOptions", "abandon_run", "run_coordinator"]
 
 _logger = logging.getLogger("pccl.coordinator")
 
 # How long the main thread sleeps between two looks at what a signal asked for.
 _WAIT_SECONDS = 0.2
+# At least so long a run that is to be abandoned may still answer.
+_ABANDON_SECONDS_MIN = 5.0
 # What a run is called when nobody has named one.
 _DEFAULT_RUN = "main"
 
@@ -57,6 +59,23 @@ def run_coordinator(options: CoordinatorOptions, status: StatusOptions) -> int:
             _logger.info("stopped; members go on, and find it again when it is back")
     except (_core.PcclError, ValueError, OSError) as error:
         _logger.error("pccl coordinator: %s", error)
+        return 1
+    return 0
+
+
+def abandon_run(options: CoordinatorOptions, run: str) -> int:
+    """Listen for members of `run`, and if none comes, declare them gone; return the exit code."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
+    # Members that have lost their coordinator call again every few seconds.
+    patience = max(options.silence_seconds, _ABANDON_SECONDS_MIN)
+    try:
+        with Coordinator(options) as coordinator:
+            _logger.info("listens for members of run %r for %g s", run, patience)
+            coordinator.wait(patience)
+            coordinator.abandon(run)
+            _logger.info("run %r is abandoned: the next members begin a new quorum", run)
+    except (_core.PcclError, ValueError, OSError) as error:
+        _logger.error("pccl coordinator --abandon: %s", error)
         return 1
     return 0
 

@@ -28,6 +28,13 @@ __all__ = ["ElasticCommunicator", "Member", "join"]
 
 _logger = logging.getLogger("pccl")
 
+_WHY_NOT_YET = (
+    "the coordinator answers, but has not let it in. It waits for more members (its --min), for "
+    "a sync_state() of those that are in, or for members of the last quorum that it has not seen "
+    "end: its log and pccl status say which. If they are gone for good: "
+    "pccl coordinator --abandon {run}"
+)
+
 # How long one that lost the database to another process waits for that one to listen.
 _HOST_RACE_SECONDS = 2.0
 
@@ -87,7 +94,7 @@ def join(
         core = _open(place, config, timeout_seconds)
         deadline = time.monotonic() + config.connect_timeout_seconds
         if not core.wait_until_joined(config.connect_timeout_seconds):
-            why = core.trouble or "the coordinator answers, but has not let it in"
+            why = core.trouble or _WHY_NOT_YET.format(run=place.run)
             raise _core.ConnectError(
                 f"join {place.shown}: not in the run after {config.connect_timeout_seconds:g} s: "
                 f"{why}"

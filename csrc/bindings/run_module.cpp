@@ -177,6 +177,8 @@ void bind_coordinator_server(py::module_& module) {
             return to_list(events);
           },
           py::arg("timeout_seconds"))
+      .def("abandon", &CoordinatorServer::abandon, py::arg("run"),
+           py::call_guard<py::gil_scoped_release>())
       .def("close", &CoordinatorServer::close, py::call_guard<py::gil_scoped_release>());
 }
 

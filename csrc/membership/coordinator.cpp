@@ -172,6 +172,21 @@ void Coordinator::on_disconnected(const MemberId& from, bool has_ended, const st
   decide(now);
 }
 
+std::string Coordinator::abandon(TimePoint now) {
+  note_pause(now);
+  if (durable_.quorum.seats.empty()) return "it waits for nobody";
+  for (const Seat& seat : durable_.quorum.seats) {
+    if (known_.at(seat.member_id).is_connected) return name_of(seat.member_id) + " is here";
+  }
+  for (const Seat& seat : durable_.quorum.seats) {
+    Known& known = known_.at(seat.member_id);
+    known.is_gone = true;
+    known.out = "the run was abandoned";
+  }
+  decide(now);
+  return {};
+}
+
 TimePoint Coordinator::on_time(TimePoint now) {
   note_pause(now);
   if (state_ == Retired) return after(now, options_.heartbeat_seconds);

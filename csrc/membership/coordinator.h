@@ -85,6 +85,9 @@ class Coordinator {
   // anything that comes on a new connection of the same member.
   void on_disconnected(const MemberId& from, bool has_ended, const std::string& reason,
                        TimePoint now);
+  // Whoever looks after the run says that all seats are gone for good. Returns why that can't be
+  // so; "": the next members begin a new quorum.
+  std::string abandon(TimePoint now);
   // Does what is due; returns when it wants to be called next.
   TimePoint on_time(TimePoint now);
   std::vector<CoordinatorAction> take_actions();

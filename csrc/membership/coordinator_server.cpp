@@ -134,12 +134,6 @@ CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePo
   const std::string& name = from.peer.run;
   const auto found = runs_.find(name);
   if (found != runs_.end()) return found->second.get();
-  CoordinatorOptions options{.run = name,
-                             .heartbeat_seconds = options_.heartbeat_seconds,
-                             .silence_seconds = options_.silence_seconds,
-                             .link_grace_seconds = options_.link_grace_seconds,
-                             .takeover_seconds = options_.takeover_seconds,
-                             .first_term = static_cast<uint64_t>(wall_clock_seconds())};
   if (!options_.runs.empty()) {
     const auto wanted = options_.runs.find(name);
     if (wanted == options_.runs.end()) {
@@ -149,7 +143,6 @@ CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePo
              "this coordinator looks after" + names + ", not after '" + name + "'");
       return nullptr;
     }
-    options.world_size_min = wanted->second;
   }
   try {
     auto durable = database_->load(name);
@@ -157,14 +150,55 @@ CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePo
       refuse(from, RefuseKind::Full, "this coordinator looks after too many runs already");
       return nullptr;
     }
-    auto made = std::make_unique<Run>(options, durable.value_or(Durable{}), now);
-    Run* run = runs_.emplace(name, std::move(made)).first->second.get();
-    perform_actions(*run);
-    return is_at_work() ? run : nullptr;
+    Run& run = make_run(name, durable.value_or(Durable{}), now);
+    return is_at_work() ? &run : nullptr;
   } catch (const DatabaseError& error) {
     fail(error.what());
     return nullptr;
   }
+}
+
+CoordinatorServer::Run& CoordinatorServer::make_run(const std::string& name, const Durable& durable,
+                                                    TimePoint now) {
+  const auto wanted = options_.runs.find(name);
+  const CoordinatorOptions options{
+      .run = name,
+      .world_size_min = wanted == options_.runs.end() ? 1 : wanted->second,
+      .heartbeat_seconds = options_.heartbeat_seconds,
+      .silence_seconds = options_.silence_seconds,
+      .link_grace_seconds = options_.link_grace_seconds,
+      .takeover_seconds = options_.takeover_seconds,
+      .first_term = static_cast<uint64_t>(wall_clock_seconds())};
+  Run& run = *runs_.emplace(name, std::make_unique<Run>(options, durable, now)).first->second;
+  perform_actions(run);
+  return run;
+}
+
+std::string CoordinatorServer::abandon(const std::string& run) {
+  std::string why_not;
+  run_on_driver([&] {
+    if (!is_at_work()) {
+      why_not = counters_.failure.empty() ? "the coordinator is closed" : counters_.failure;
+      return;
+    }
+    const TimePoint now = Clock::now();
+    try {
+      const auto found = runs_.find(run);
+      const auto durable = database_->load(run);
+      if (found == runs_.end() && !durable) {
+        why_not = "its database knows no such run";
+        return;
+      }
+      Run& abandoned = found != runs_.end() ? *found->second : make_run(run, *durable, now);
+      why_not = abandoned.machine.abandon(now);
+      perform_actions(abandoned);
+      if (!is_at_work()) why_not = counters_.failure;
+    } catch (const DatabaseError& error) {
+      fail(error.what());
+      why_not = error.what();
+    }
+  });
+  return why_not;
 }
 
 bool CoordinatorServer::make_room_for_run() {

@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -124,6 +125,9 @@ class CoordinatorServer final : private transport::FrameSink {
   ServerStatus status();
   // What has happened since the last call, waiting for it until `deadline`.
   std::vector<Event> next_events(TimePoint deadline);
+  // The members of the run's last quorum are gone for good, says who looks after it: from now on
+  // nobody waits for them, and the next that come begin a new quorum. Returns why not; "": done.
+  std::string abandon(const std::string& run);
   // Says goodbye to the members, which go on without it. Idempotent.
   void close();
   bool is_closed() const { return is_stopping_.load(); }
@@ -164,6 +168,8 @@ class CoordinatorServer final : private transport::FrameSink {
 
   void on_report(transport::Connection& from, const Report& report, TimePoint now);
   Run* find_or_make(transport::Connection& from, TimePoint now);
+  Run& make_run(const std::string& name, const Durable& durable, TimePoint now);
+  void run_on_driver(const std::function<void()>& task);  // any thread
   bool make_room_for_run();
   void perform_actions(Run& run);
   void persist(Run& run, const Durable& durable);

@@ -11,18 +11,22 @@ namespace pccl::membership {
 using transport::MemberAddress;
 using transport::to_text;
 
-ServerStatus CoordinatorServer::status() {
-  ServerStatus result;
+void CoordinatorServer::run_on_driver(const std::function<void()>& task) {
   std::atomic<bool> done{false};
-  const auto collect = [this, &result, &done] {
-    result = collect_status();
+  const auto run = [this, &task, &done] {
+    task();
     done.store(true);
     endpoint_.engine().notify_waiters();
   };
   // A closed server has no driver, and nothing changes any more.
-  if (!endpoint_.engine().submit(collect, false)) collect();
+  if (!endpoint_.engine().submit(run, false)) run();
   // The task refers to this frame, so wait for it however long a driver is busy.
   while (!done.load()) endpoint_.engine().wait(done, after(Clock::now(), 60));
+}
+
+ServerStatus CoordinatorServer::status() {
+  ServerStatus result;
+  run_on_driver([this, &result] { result = collect_status(); });
   const transport::Statistics counted = endpoint_.statistics();
   result.refused_connections = counted.refused_connections;
   result.refused_keys = counted.refused_keys;

@@ -306,6 +306,24 @@ TEST_CASE("when all are gone others go on, and hear which revision was committed
   }
 }
 
+TEST_CASE("a run that waits for the dead goes on when it is abandoned, and not while one is here") {
+  Scene scene(at_least(1));
+  scene.join("ab");
+  CHECK(scene.coordinator().abandon(scene.now()).find("is here") != std::string::npos);
+  scene.crash_coordinator();
+  scene.kill("a");
+  scene.kill("b");
+  scene.start_coordinator();
+  scene.join("c");
+  scene.run(60);
+  CHECK_FALSE(scene["c"].entered);
+  CHECK(scene.coordinator().abandon(scene.now()).empty());
+  scene.settle();
+  REQUIRE(scene["c"].entered);
+  CHECK(scene.seats("c") == "c");
+  CHECK(scene.disk().quorum.quorum_id == scene["c"].entered->quorum.quorum_id);
+}
+
 TEST_CASE("a freezing Hold does not wait for the answer to the one before, which it is not") {
   Scene scene(at_least(1));
   scene.join("abc");

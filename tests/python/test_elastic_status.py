@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,45 @@ def test_events_go_to_logging_with_their_run(
         else:
             raise AssertionError(caplog.text)
     assert any(f"({member_id}) is in" in fields["event"] for fields in told)
+
+
+def abandon(coordinator: CoordinatorProcess, folder: Path, run: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pccl", "coordinator", "--bind", "127.0.0.1", "--silence", "1"),
+            *("--port", str(coordinator.port), "--database", str(folder / "coordinator.db")),
+            *("--abandon", run),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_run_whose_members_died_while_nobody_looked_can_be_abandoned(tmp_path: Path) -> None:
+    with CoordinatorProcess(tmp_path, "--silence", "1") as coordinator:
+        with members(2, coordinator.address, "sum", 1_000_000, 1000) as started:
+            started[0].wait_for("step", 3)
+            coordinator.end(signal.SIGKILL)
+            code, text = abandon(coordinator, tmp_path, "main")
+            assert code == 1
+            assert re.search(r"run 'main' can't be abandoned: rank . \(\w+\) is here", text), text
+            code, text = abandon(coordinator, tmp_path, "other")
+            assert code == 1
+            assert "no such run" in text
+        coordinator.restart()  # both were killed, and it was away
+        with pytest.raises(pccl.ConnectError, match="not in the run after 2 s"):
+            pccl.join(str(coordinator.address), config=replace(CONFIG, connect_timeout_seconds=2))
+        coordinator.end(signal.SIGKILL)
+        code, text = abandon(coordinator, tmp_path, "main")
+        assert code == 0, text
+        assert "run 'main' is abandoned" in text
+        coordinator.restart()
+        with pccl.join(str(coordinator.address), config=CONFIG) as comm:
+            assert comm.world_size == 1
+            tensor = np.ones(3)
+            comm.all_reduce(tensor)
+            assert (tensor == 1).all()
