@@ -14,7 +14,7 @@ namespace {
 
 // Results up to this size are copied for others, so that their callers need not wait for anybody;
 // above, waiting for one message costs less than the copy does, unless the others are far.
-constexpr uint64_t kCopyBytesMax = 64 << 10;
+constexpr uint64_t kCopyBytesMax = 256 << 10;
 constexpr uint64_t kKeptBytesMax = 4 << 20;
 constexpr uint64_t kKeptBytesMaxFar = 64 << 20;
 constexpr double kCopyBytesPerSecond = 2e9;  // with the memory's first touch
@@ -244,6 +244,10 @@ void OperationLog::complete(Record& record) {
   if (record.work && can_keep_copy(record)) {
     const uint64_t bytes = element_count(record) * element_bytes(record.call.signature.dtype);
     if (record.scratch.empty() && bytes > 0) {
+      if (!spare_copies_.empty()) {
+        record.copy = std::move(spare_copies_.back());
+        spare_copies_.pop_back();
+      }
       record.copy.assign(record.call.blocks[0].output, record.call.blocks[0].output + bytes);
     }
     kept_bytes_ += record.copy.size();

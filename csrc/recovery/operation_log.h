@@ -208,6 +208,7 @@ class OperationLog final : public GroupObserver {
   uint64_t announced_ = 0;  // what the others have been told of completed_
   uint64_t kept_bytes_ = 0;
   uint64_t unannounced_bytes_ = 0;
+  std::vector<std::vector<std::byte>> spare_copies_;
   TimePoint announce_at_ = TimePoint::max();
   std::map<MemberId, uint64_t> done_;  // what the others have told
 

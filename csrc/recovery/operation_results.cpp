@@ -10,6 +10,14 @@ namespace pccl::recovery {
 
 using transport::Collective;
 
+namespace {
+
+// Memory of small copies that is used again: fresh memory costs more than the copying.
+constexpr size_t kSpareBytesMax = 256 << 10;
+constexpr size_t kSparesMax = 16;
+
+}  // namespace
+
 void OperationLog::take_finals(Record& record, const CollectiveOperation& operation,
                                const Layer& layer) {
   if (!is_recoverable(record)) return;
@@ -112,6 +120,9 @@ void OperationLog::release_known() {
       is_known = !may_need(quorum, rank, record.number);
     if (!is_known) break;
     kept_bytes_ -= record.copy.size();
+    const size_t capacity = record.copy.capacity();
+    if (0 < capacity && capacity <= kSpareBytesMax && spare_copies_.size() < kSparesMax)
+      spare_copies_.push_back(std::move(record.copy));
     settle(record, {});
     records_.erase(records_.begin());
   }

@@ -22,17 +22,17 @@ TEST_CASE("the caller of a large operation waits for the others' word unless the
     for (int op = 0; op < 200; ++op) {
       std::vector<std::shared_ptr<Work>> works;
       for (size_t i = 0; i < 2; ++i) {
-        tensors[i].assign(20'000, op);
+        tensors[i].assign(60'000, op);
         works.push_back(run.members[i]->start(all_reduce(tensors[i])));
       }
       for (size_t i = 0; i < 2; ++i) {
         wait_well(works[i]);
         most = std::max(most, run.members[i]->kept_bytes());
-        CHECK(tensors[i] == std::vector<int64_t>(20'000, 2 * op));
+        CHECK(tensors[i] == std::vector<int64_t>(60'000, 2 * op));
       }
     }
     if (is_far) {
-      CHECK(most >= 160'000);
+      CHECK(most >= 480'000);
     } else {
       CHECK(most == 0);
     }
