@@ -212,7 +212,8 @@ def _is_end(event: dict[str, Any], member: str) -> bool:
 
 
 def _absent(member: str, sights: Sequence[_Sight], ends: Sequence[_Sight]) -> Record:
-    is_gone = any("process is gone" in sight.event["text"] for sight in ends)
+    # Who is first may only have heard of it from the coordinator.
+    gone = [sight for sight in ends if "process is gone" in sight.event["text"]]
     # "10.0.0.7:4123: its connection was closed"
     addresses = [s.event["text"].split(": ")[0] for s in sights if "member" in s.event]
     end = ends[0]
@@ -224,10 +225,13 @@ def _absent(member: str, sights: Sequence[_Sight], ends: Sequence[_Sight]) -> Re
         written=end.at,
         unix_minus_monotonic=0.0,
         coordinator_offset=None,
-        fate="killed" if is_gone else "lost",
+        fate="killed" if gone else "lost",
     )
-    for sight, name in ((sights[0], "first_seen"), (end, record.fate)):
-        record.events.append({**sight.event, "event": name, "monotonic_seconds": sight.at})
+    told = {**(gone or ends)[0].event, "event": record.fate, "monotonic_seconds": end.at}
+    record.events.append(
+        {**sights[0].event, "event": "first_seen", "monotonic_seconds": sights[0].at}
+    )
+    record.events.append(told)
     return record
 
 
