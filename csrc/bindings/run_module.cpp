@@ -296,10 +296,7 @@ void bind_run_membership(RunClass& run) {
           py::arg("revision"), py::arg("digest"));
 }
 
-}  // namespace
-
-void bind_run(py::module_& module) {
-  RunClass run(module, "Run");
+void bind_run_init(RunClass& run) {
   run.def(py::init([](std::string name, std::string coordinator_host, int coordinator_port,
                       std::string bind_host, int port, std::vector<std::string> advertise_hosts,
                       int sockets, bool shared_memory, double connect_timeout_seconds,
@@ -334,8 +331,15 @@ void bind_run(py::module_& module) {
           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
           py::arg("takeover_seconds") = 10.0, py::arg("trace_folder") = "",
           py::arg("tls") = "remote", py::arg("key_file") = "",
-          py::arg("coordinator_key") = py::bytes(), py::arg("token") = py::bytes())
-      .def_readwrite("timeout_seconds", &Run::timeout_seconds)
+          py::arg("coordinator_key") = py::bytes(), py::arg("token") = py::bytes());
+}
+
+}  // namespace
+
+void bind_run(py::module_& module) {
+  RunClass run(module, "Run");
+  bind_run_init(run);
+  run.def_readwrite("timeout_seconds", &Run::timeout_seconds)
       .def("describe_address", &Run::describe_address)
       .def(
           "wait_completions",
