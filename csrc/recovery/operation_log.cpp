@@ -185,7 +185,12 @@ CollectiveCall OperationLog::call_of(Record& record, const Layer& layer) {
 void OperationLog::run_message(uint64_t quorum_id, const std::shared_ptr<Work>& work,
                                std::function<void(Group&)> start) {
   // A rank is somebody else in another quorum, or nobody.
-  const auto start_there = [quorum_id, work, start = std::move(start)](const Layer& layer) {
+  const auto start_there = [this, quorum_id, work, start = std::move(start)](const Layer& layer) {
+    if (broken_) {
+      work->complete({broken_.kind, work->operation + ": the run was broken before this call: " +
+                                        broken_.message});
+      return;
+    }
     const uint64_t now = layer.quorum.quorum_id;
     if (quorum_id == now) return start(*layer.group);
     work->complete({ErrorKind::MemberLost, work->operation + ": its rank was meant in quorum " +
@@ -358,7 +363,6 @@ void OperationLog::close(const Error& error) {
   for (Layer& layer : layers_) {
     if (&layer != &layers_.back()) layer.group->close(error);
   }
-  // In a group that ends as the others do.
   for (const auto& start : std::exchange(held_messages_, {})) start(layers_.back());
   std::map<uint64_t, Record> records = std::move(records_);
   records_.clear();
