@@ -1,6 +1,6 @@
 // How an element lies in memory, and what an operator does to two of them.
 //
-// Included by reduce_target.cpp only, once per instruction set: everything here has internal
+// Included by the sources that are compiled once per instruction set: everything here has internal
 // linkage, for the reason given in half.h.
 #pragma once
 
@@ -10,13 +10,21 @@
 
 #include "kernels/half.h"
 
+// The iterations are independent even where the target is exactly one of the sources, which the
+// compiler's own overlap check would send to the scalar loop.
+#ifdef __clang__
+#define PCCL_INDEPENDENT_ITERATIONS _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define PCCL_INDEPENDENT_ITERATIONS _Pragma("GCC ivdep")
+#endif
+
 namespace pccl::kernels::PCCL_KERNEL_TARGET {
 namespace {
 
 // Which of two NaNs an addition returns, and the sign of a new one, depend on the instruction and
 // on the order the compiler gives its operands; so every NaN is stored as one fixed quiet NaN.
-float settle(float value) { return value != value ? __builtin_nanf("") : value; }
-double settle(double value) { return value != value ? __builtin_nan("") : value; }
+[[maybe_unused]] float settle(float value) { return value != value ? __builtin_nanf("") : value; }
+[[maybe_unused]] double settle(double value) { return value != value ? __builtin_nan("") : value; }
 template <class T>
 T settle(T value) {
   return value;

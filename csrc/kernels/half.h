@@ -11,15 +11,17 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/device.h"
+
 namespace pccl::kernels {
 
-static inline uint32_t bits_of(float value) {
+PCCL_HOST_DEVICE static inline uint32_t bits_of(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
 }
 
-static inline float float_of(uint32_t bits) {
+PCCL_HOST_DEVICE static inline float float_of(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
@@ -27,16 +29,16 @@ static inline float float_of(uint32_t bits) {
 
 // `yes` where the condition holds, else `no`. Masks, not `?:`: the compiler moves an addition that
 // only one arm needs into a branch, because additions may trap, and then the loop stays scalar.
-static inline uint32_t blend(bool condition, uint32_t yes, uint32_t no) {
+PCCL_HOST_DEVICE static inline uint32_t blend(bool condition, uint32_t yes, uint32_t no) {
   const uint32_t mask = 0u - static_cast<uint32_t>(condition);
   return (yes & mask) | (no & ~mask);
 }
 
-static inline float bfloat16_to_float(uint16_t half) {
+PCCL_HOST_DEVICE static inline float bfloat16_to_float(uint16_t half) {
   return float_of(static_cast<uint32_t>(half) << 16);
 }
 
-static inline uint16_t bfloat16_from_float(float value) {
+PCCL_HOST_DEVICE static inline uint16_t bfloat16_from_float(float value) {
   const uint32_t bits = bits_of(value);
   // Half a unit of the last kept bit, less one where that bit is even: ties go to even. A carry
   // into the exponent is right, up to infinity.
@@ -44,7 +46,7 @@ static inline uint16_t bfloat16_from_float(float value) {
   return static_cast<uint16_t>(blend(value != value, 0x7fc00000u, rounded) >> 16);
 }
 
-static inline float float16_to_float(uint16_t half) {
+PCCL_HOST_DEVICE static inline float float16_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const int32_t magnitude = half & 0x7fff;
   const uint32_t shifted = static_cast<uint32_t>(magnitude) << 13;
@@ -57,7 +59,7 @@ static inline float float16_to_float(uint16_t half) {
   return float_of(blend(magnitude < 0x0400, subnormal, normal) | sign);
 }
 
-static inline uint16_t float16_from_float(float value) {
+PCCL_HOST_DEVICE static inline uint16_t float16_from_float(float value) {
   const uint32_t bits = bits_of(value);
   const uint32_t absolute = bits & 0x7fffffffu;
   const int32_t magnitude = static_cast<int32_t>(absolute);

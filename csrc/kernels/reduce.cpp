@@ -92,6 +92,8 @@ void scale(void* target, const void* source, size_t count, DataType dtype, doubl
   selected().kernels->scale(ScaleCall{target, source, count, dtype, factor});
 }
 
+const KernelTable& selected_kernels() { return *selected().kernels; }
+
 std::string_view selected_target() { return selected().name; }
 
 bool select_target(std::string_view name) {

@@ -1,10 +1,11 @@
-// What one compiled instruction set offers to reduce.cpp: the seam between the two.
+// What one compiled instruction set offers to reduce.cpp and quantize.cpp: the seam between them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "base/types.h"
+#include "kernels/quantize.h"
 
 namespace pccl::kernels {
 
@@ -31,7 +32,15 @@ struct ScaleCall {
 struct KernelTable {
   void (*reduce)(const ReduceCall& call);
   void (*scale)(const ScaleCall& call);
+  // `tile_bytes`: of a tile of 256 elements.
+  bool (*encode)(const EncodeCall& call, size_t tile_bytes);
+  void (*decode)(const DecodeCall& call, size_t tile_bytes);
+  bool (*is_payload_valid)(Codec codec, const std::byte* payload, size_t count, size_t tile_bytes);
+  void (*widen)(DataType dtype, const void* values, size_t count, float* sums, bool adds);
 };
+
+// The table of the instruction set in use (reduce.cpp).
+const KernelTable& selected_kernels();
 
 // Defined by reduce_target.cpp, once per instruction set; only the first exists on every machine.
 namespace baseline {
@@ -43,5 +52,15 @@ extern const KernelTable kKernels;
 namespace v4 {
 extern const KernelTable kKernels;
 }
+
+#ifdef PCCL_KERNEL_TARGET
+// Defined by quantize_target.cpp, for the table.
+namespace PCCL_KERNEL_TARGET {
+bool encode(const EncodeCall& call, size_t tile_bytes);
+void decode(const DecodeCall& call, size_t tile_bytes);
+bool is_payload_valid(Codec codec, const std::byte* payload, size_t count, size_t tile_bytes);
+void widen(DataType dtype, const void* values, size_t count, float* sums, bool adds);
+}  // namespace PCCL_KERNEL_TARGET
+#endif
 
 }  // namespace pccl::kernels

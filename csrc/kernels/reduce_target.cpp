@@ -10,20 +10,9 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __F16C__
-#include <immintrin.h>
-#endif
-
 #include "kernels/elements.h"
+#include "kernels/half_blocks.h"
 #include "kernels/reduce_table.h"
-
-// The iterations are independent even where the target is exactly one of the sources, which the
-// compiler's own overlap check would send to the scalar loop.
-#ifdef __clang__
-#define PCCL_INDEPENDENT_ITERATIONS _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define PCCL_INDEPENDENT_ITERATIONS _Pragma("GCC ivdep")
-#endif
 
 namespace pccl::kernels::PCCL_KERNEL_TARGET {
 namespace {
@@ -83,50 +72,6 @@ template <class Format>
   const auto by = static_cast<typename Format::Value>(factor);
   PCCL_INDEPENDENT_ITERATIONS
   for (size_t i = 0; i < count; ++i) Format::store(out, i, Format::load(in, i) * by);
-}
-
-// ---- Float16: too slow to convert inside a fold, so whole blocks change their type ----
-
-// The instructions where they exist: five times as fast, same bytes. Return how many are done.
-#ifdef __F16C__
-size_t widen_by_instruction(std::byte* out, const std::byte* in, size_t count) {
-  size_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(in + 2 * i));
-    const __m256i floats = _mm256_castps_si256(_mm256_cvtph_ps(halves));
-    _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(out + 4 * i), floats);
-  }
-  return i;
-}
-size_t narrow_by_instruction(std::byte* out, const std::byte* in, size_t count) {
-  size_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const __m256i floats = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(in + 4 * i));
-    const __m128i halves = _mm256_cvtps_ph(_mm256_castsi256_ps(floats), _MM_FROUND_TO_NEAREST_INT);
-    _mm_storeu_si128(reinterpret_cast<__m128i_u*>(out + 2 * i), halves);
-  }
-  return i;
-}
-#else
-size_t widen_by_instruction(std::byte*, const std::byte*, size_t) { return 0; }
-size_t narrow_by_instruction(std::byte*, const std::byte*, size_t) { return 0; }
-#endif
-
-[[gnu::noinline]] void widen(std::byte* out, const std::byte* in, size_t count) {
-  const size_t done = widen_by_instruction(out, in, count);
-  PCCL_INDEPENDENT_ITERATIONS
-  for (size_t i = done; i < count; ++i) {
-    Plain<uint32_t>::store(out, i, bits_of(float16_to_float(Plain<uint16_t>::load(in, i))));
-  }
-}
-
-// Requires: NaNs are settled, which the instruction does not do.
-[[gnu::noinline]] void narrow(std::byte* out, const std::byte* in, size_t count) {
-  const size_t done = narrow_by_instruction(out, in, count);
-  PCCL_INDEPENDENT_ITERATIONS
-  for (size_t i = done; i < count; ++i) {
-    Plain<uint16_t>::store(out, i, float16_from_float(Plain<float>::load(in, i)));
-  }
 }
 
 // ---- Passes over the sources ----
@@ -370,6 +315,6 @@ void scale(const ScaleCall& call) {
 
 }  // namespace
 
-const KernelTable kKernels = {reduce, scale};
+const KernelTable kKernels = {reduce, scale, encode, decode, is_payload_valid, widen};
 
 }  // namespace pccl::kernels::PCCL_KERNEL_TARGET

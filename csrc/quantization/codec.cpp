@@ -1,0 +1,284 @@
+#include "quantization/codec.h"
+
+#include <algorithm>
+#include <array>
+#include <cassert>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "kernels/quantize.h"
+#include "kernels/quantize_elements.h"
+
+namespace pccl::quantization {
+namespace {
+
+struct Row {
+  CodecId id;
+  std::string_view name;
+  uint8_t options;  // that it takes
+};
+
+// In the order of the numbers.
+constexpr std::array kRows = {
+    Row{CodecId::None, "none", 0},
+    Row{CodecId::BFloat16, "bf16", 0},
+    Row{CodecId::Float16, "fp16", 0},
+    Row{CodecId::Int8, "int8", kStochastic},
+    Row{CodecId::Int6, "int6", kStochastic},
+    Row{CodecId::Int4, "int4", kStochastic | kMseClip | kHadamard},
+    Row{CodecId::Float8E4M3, "fp8_e4m3", 0},
+    Row{CodecId::Float8E5M2, "fp8_e5m2", 0},
+};
+
+struct OptionName {
+  uint8_t option;
+  std::string_view name;
+};
+
+constexpr std::array kOptionNames = {
+    OptionName{kMseClip, "mse_clip"},
+    OptionName{kHadamard, "hadamard"},
+    OptionName{kStochastic, "stochastic"},
+};
+
+const Row* find_row(CodecId id) {
+  for (const Row& row : kRows) {
+    if (row.id == id) return &row;
+  }
+  return nullptr;
+}
+
+std::string options_of(const Row& row) {
+  std::string text;
+  for (const OptionName& option : kOptionNames) {
+    if ((row.options & option.option) != 0) text.append(":").append(option.name);
+  }
+  return text;
+}
+
+[[noreturn]] void refuse(std::string_view text) {
+  std::string known;
+  for (const Row& row : kRows) {
+    if (!known.empty()) known += ", ";
+    known += std::string(row.name);
+    if (const std::string options = options_of(row); !options.empty())
+      known.append("[").append(options).append("]");
+  }
+  throw std::invalid_argument("codec '" + std::string(text) + "': expected one of " + known);
+}
+
+// Cuts the part before the first ':' off `text`.
+std::string_view next_word(std::string_view& text) {
+  const size_t colon = text.find(':');
+  const std::string_view word = text.substr(0, colon);
+  text = colon == std::string_view::npos ? std::string_view{} : text.substr(colon + 1);
+  return word;
+}
+
+uint8_t option_called(const Row& row, std::string_view name) {
+  for (const OptionName& option : kOptionNames) {
+    if (option.name == name && (row.options & option.option) != 0) return option.option;
+  }
+  return 0;
+}
+
+bool is_float(DataType dtype) {
+  return dtype == DataType::Float64 || dtype == DataType::Float32 || dtype == DataType::Float16 ||
+         dtype == DataType::BFloat16;
+}
+
+// ---- The header ----
+
+// Of the elements, where they are on the wire as they were; else nothing.
+constexpr uint8_t kNoDataType = 0xFF;
+
+struct Header {
+  uint8_t version;
+  uint8_t codec;
+  uint8_t options;
+  uint8_t dtype;
+  uint32_t elements;
+};
+static_assert(sizeof(Header) == kHeaderBytes);
+
+Header make_header(Codec codec, DataType dtype, size_t elements) {
+  return {kWireVersion, static_cast<uint8_t>(codec.id), codec.options,
+          codec.id == CodecId::None ? static_cast<uint8_t>(dtype) : kNoDataType,
+          static_cast<uint32_t>(elements)};
+}
+
+std::string describe(Codec codec) {
+  return is_known(codec) ? codec_name(codec)
+                         : "codec " + std::to_string(static_cast<int>(codec.id)) +
+                               " with options " + std::to_string(codec.options);
+}
+
+std::optional<std::string> find_header_fault(const Header& found, const Header& expected) {
+  if (found.version != expected.version) {
+    return "version " + std::to_string(found.version) + " instead of " +
+           std::to_string(expected.version);
+  }
+  if (found.codec != expected.codec || found.options != expected.options) {
+    return describe({static_cast<CodecId>(found.codec), found.options}) + " instead of " +
+           describe({static_cast<CodecId>(expected.codec), expected.options});
+  }
+  if (found.dtype != expected.dtype) {
+    return "dtype " + std::to_string(found.dtype) + " instead of " + std::to_string(expected.dtype);
+  }
+  if (found.elements != expected.elements) {
+    return std::to_string(found.elements) + " elements instead of " +
+           std::to_string(expected.elements);
+  }
+  return std::nullopt;
+}
+
+// ---- Values that are not finite ----
+
+// Of values one of which is not finite as float32, once divided.
+size_t first_nonfinite(const kernels::EncodeCall& call) {
+  std::array<float, kernels::kTileCount> tile;
+  const auto* bytes = static_cast<const std::byte*>(call.values);
+  for (size_t begin = 0; begin < call.count; begin += tile.size()) {
+    const size_t count = std::min(tile.size(), call.count - begin);
+    kernels::widen(call.dtype, bytes + begin * element_bytes(call.dtype), count, tile.data(),
+                   false);
+    for (size_t i = 0; i < count; ++i) {
+      if (!std::isfinite(tile[i] / call.divisor)) return begin + i;
+    }
+  }
+  return 0;
+}
+
+std::optional<size_t> encode_payload(const kernels::EncodeCall& call) {
+  if (call.count == 0 || kernels::encode(call)) return std::nullopt;
+  return first_nonfinite(call);
+}
+
+uint64_t stream_of(const EncodeKey& key) { return kernels::mix(kernels::mix(key.seed) ^ key.step); }
+
+void put_header(Codec codec, DataType dtype, size_t elements, std::byte* wire) {
+  assert(elements <= kElementsMax);
+  const Header header = make_header(codec, dtype, elements);
+  std::memcpy(wire, &header, sizeof(header));
+}
+
+}  // namespace
+
+Codec parse_codec(std::string_view text) {
+  std::string_view rest = text;
+  const std::string_view name = next_word(rest);
+  if (text.ends_with(':')) refuse(text);
+  for (const Row& row : kRows) {
+    if (row.name != name) continue;
+    Codec codec{row.id, 0};
+    while (!rest.empty()) {
+      const uint8_t option = option_called(row, next_word(rest));
+      if (option == 0) refuse(text);
+      codec.options |= option;
+    }
+    return codec;
+  }
+  refuse(text);
+}
+
+std::string codec_name(Codec codec) {
+  const Row* row = find_row(codec.id);
+  std::string name(row == nullptr ? "unknown" : row->name);
+  for (const OptionName& option : kOptionNames) {
+    if (codec.has(option.option)) name.append(":").append(option.name);
+  }
+  return name;
+}
+
+bool is_known(Codec codec) {
+  const Row* row = find_row(codec.id);
+  return row != nullptr && (codec.options & ~row->options) == 0;
+}
+
+void check_dtype(Codec codec, DataType dtype) {
+  if (codec.id == CodecId::None || is_float(dtype)) return;
+  throw std::invalid_argument("codec '" + codec_name(codec) +
+                              "' loses bits, so it takes float64, "
+                              "float32, float16 and bfloat16, not " +
+                              std::string(data_type_name(dtype)));
+}
+
+size_t block_elements(Codec) { return kernels::kTileCount; }
+
+size_t encoded_bytes(Codec codec, DataType dtype, size_t elements) {
+  if (codec.id == CodecId::None) return kHeaderBytes + elements * element_bytes(dtype);
+  return kHeaderBytes + kernels::payload_bytes(codec, elements);
+}
+
+std::optional<size_t> encode(Codec codec, DataType dtype, const void* values, size_t elements,
+                             const EncodeKey& key, std::byte* wire) {
+  put_header(codec, dtype, elements, wire);
+  std::byte* payload = wire + kHeaderBytes;
+  if (codec.id == CodecId::None) {
+    if (elements > 0) std::memcpy(payload, values, elements * element_bytes(dtype));
+    return std::nullopt;
+  }
+  return encode_payload(
+      {codec, dtype, values, elements, 1, stream_of(key), key.first_element, payload});
+}
+
+std::optional<size_t> encode_sums(Codec codec, const float* sums, size_t elements, double divisor,
+                                  const EncodeKey& key, std::byte* wire) {
+  assert(codec.id != CodecId::None && divisor > 0);
+  put_header(codec, DataType::Float32, elements, wire);
+  return encode_payload({codec, DataType::Float32, sums, elements, static_cast<float>(divisor),
+                         stream_of(key), key.first_element, wire + kHeaderBytes});
+}
+
+std::optional<std::string> find_fault(Codec codec, DataType dtype, std::span<const std::byte> wire,
+                                      size_t elements) {
+  const std::string where = "segment of " + codec_name(codec) + ": ";
+  const size_t expected = encoded_bytes(codec, dtype, elements);
+  if (wire.size() != expected) {
+    return where + std::to_string(wire.size()) + " bytes, expected " + std::to_string(expected) +
+           " for " + std::to_string(elements) + " elements";
+  }
+  Header header;
+  std::memcpy(&header, wire.data(), sizeof(header));
+  if (auto fault = find_header_fault(header, make_header(codec, dtype, elements)))
+    return where + *fault;
+  if (codec.id == CodecId::None) return std::nullopt;
+  if (!kernels::is_payload_valid(codec, wire.data() + kHeaderBytes, elements))
+    return where + "holds a scale or a value that no sender makes of finite numbers";
+  return std::nullopt;
+}
+
+std::optional<std::string> decode(Codec codec, DataType dtype, std::span<const std::byte> wire,
+                                  size_t elements, void* values) {
+  if (auto fault = find_fault(codec, dtype, wire, elements)) return fault;
+  const std::byte* payload = wire.data() + kHeaderBytes;
+  if (codec.id != CodecId::None) {
+    kernels::decode({codec, payload, elements, dtype, values, false});
+  } else if (elements > 0) {
+    std::memcpy(values, payload, elements * element_bytes(dtype));
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> decode_add(Codec codec, DataType dtype, std::span<const std::byte> wire,
+                                      size_t elements, float* sums) {
+  if (auto fault = find_fault(codec, dtype, wire, elements)) return fault;
+  const std::byte* payload = wire.data() + kHeaderBytes;
+  if (codec.id == CodecId::None) {
+    kernels::widen(dtype, payload, elements, sums, true);
+  } else {
+    kernels::decode({codec, payload, elements, DataType::Float32, sums, true});
+  }
+  return std::nullopt;
+}
+
+void widen(DataType dtype, const void* values, size_t elements, float* sums) {
+  kernels::widen(dtype, values, elements, sums, false);
+}
+
+void widen_add(DataType dtype, const void* values, size_t elements, float* sums) {
+  kernels::widen(dtype, values, elements, sums, true);
+}
+
+}  // namespace pccl::quantization
