@@ -14,9 +14,6 @@ using transport::Signature;
 
 namespace {
 
-// 8 of them, so 2 MiB of a message, go out before its receiver asks, on every road.
-constexpr uint32_t kMessageSegmentBytes = 256 << 10;
-
 std::vector<uint64_t> counts_of(std::span<const Block> blocks) {
   std::vector<uint64_t> counts;
   for (const Block& block : blocks) counts.push_back(block.count);

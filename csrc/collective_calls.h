@@ -16,6 +16,9 @@
 
 namespace pccl {
 
+// 8 of them, so 2 MiB of a message, go out before its receiver asks, on every road.
+inline constexpr uint32_t kMessageSegmentBytes = 256 << 10;
+
 // Memory of one block: `count` elements at `data`.
 struct Block {
   std::byte* data = nullptr;

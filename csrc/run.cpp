@@ -22,6 +22,8 @@ constexpr double kGoodbyeSeconds = 3;
 constexpr double kHandOverSeconds = 10;
 // Waits are cut into pieces of this length, so that nothing depends on a single wake-up.
 constexpr double kLookSeconds = 0.05;
+// Callers' tags end below it.
+constexpr uint32_t kStateTag = 0x80000000;
 
 }  // namespace
 
@@ -181,6 +183,20 @@ Run::WorkPtr Run::start_message(const Place& place, const MessageCall& call, Cal
       },
       work, is_urgent);
   return work;
+}
+
+Run::WorkPtr Run::send_state(uint64_t quorum_id, int32_t destination, uint32_t tag, Block message,
+                             CallOptions options) {
+  const MessageMemory memory{message.data, message.count, DataType::UInt8, kMessageSegmentBytes};
+  return start_message({.quorum_id = quorum_id}, {true, destination, tag | kStateTag, memory},
+                       std::move(options));
+}
+
+Run::WorkPtr Run::receive_state(uint64_t quorum_id, int32_t source, uint32_t tag, Block message,
+                                CallOptions options) {
+  const MessageMemory memory{message.data, message.count, DataType::UInt8, kMessageSegmentBytes};
+  return start_message({.quorum_id = quorum_id}, {false, source, tag | kStateTag, memory},
+                       std::move(options));
 }
 
 // --- the end -------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ class Run final : public CollectiveCalls {
   std::string trouble() const;
 
   Place here() const override;
+  // Of the quorum in force, whatever calls mean.
+  Place in_force() const { return seen().place; }
   // From now on calls mean the ranks of the quorum that is in force now, whatever comes: where it
   // has changed by then, they end in MemberLost on every member. unpin(): of the one in force.
   Place pin();
@@ -101,6 +103,12 @@ class Run final : public CollectiveCalls {
     membership::Digest digest{};
   };
   Revision committed_revision() const { return seen().committed_revision; }
+  // Messages about the shared state, which those of send() and recv() never meet: to or from (-1:
+  // anybody) a rank of quorum `quorum_id`; in another quorum they end in MemberLost.
+  WorkPtr send_state(uint64_t quorum_id, int32_t destination, uint32_t tag, Block message,
+                     CallOptions options);
+  WorkPtr receive_state(uint64_t quorum_id, int32_t source, uint32_t tag, Block message,
+                        CallOptions options);
 
   // Breaks the run's operations, here and at the other members.
   void abort(const std::string& reason);

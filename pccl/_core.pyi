@@ -265,6 +265,8 @@ class Run(CollectiveCalls):
     def wait_for_change(self, quorum_id: int, timeout_seconds: float) -> bool: ...
     @property
     def place(self) -> tuple[int, int, int]: ...  # rank, world_size, quorum_id, of one moment
+    @property
+    def in_force(self) -> tuple[int, int, int]: ...  # the same, whether pinned or not
     # Calls mean the ranks of the quorum in force now until unpin(); where it has changed by then
     # they end in MemberLost on every member.
     def pin(self) -> tuple[int, int, int]: ...
@@ -289,6 +291,28 @@ class Run(CollectiveCalls):
     def set_revision(self, revision: int, digest: bytes) -> None: ...  # digest: 32 bytes
     @property
     def committed_revision(self) -> tuple[int, bytes]: ...  # with its digest; 0: none
+    # Messages about the shared state, which those of send() and recv() never meet; in another
+    # quorum they end in MemberLost. tag: 0..2147483647.
+    def send_state(
+        self,
+        quorum_id: int,
+        rank: int,
+        tag: int,
+        pointer: int,
+        bytes: int,
+        timeout_seconds: float,  # 0: the run's
+        keep: object,
+    ) -> Work: ...
+    def receive_state(
+        self,
+        quorum_id: int,
+        rank: int,  # -1 = of anybody
+        tag: int,
+        pointer: int,
+        bytes: int,
+        timeout_seconds: float,
+        keep: object,
+    ) -> Work: ...
     def describe_address(self) -> str: ...
     def wait_completions(self, timeout_seconds: float) -> list[Work]: ...
     def statistics(self) -> dict[str, int]: ...

@@ -1,41 +1,46 @@
 """sync_state: one state on every member, compared by digests, fetched in verified pieces.
 
-Everything is done by operations of the run that end alike on every survivor, so that the members go
-through the same attempts: when somebody is lost on the way, all begin another one, in which what
-was fetched already no longer differs.
+What the state is, and who lacks pieces of it, is agreed by operations of the run that end alike on
+every survivor, so that the members go through the same attempts: when somebody is lost on the way,
+all begin another one. Then who has it goes on, and the others fetch theirs (_piece_fetch.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from pccl import _arrays, _core
 from pccl._group import Array
 from pccl._logs import log_fields
+from pccl._piece_fetch import Fetch, NoHolder
+from pccl._pieces import Offer, PieceServer, StatePieces
 
-__all__ = ["PIECE_BYTES", "StateSync"]
+__all__ = ["StateSync"]
 
 _logger = logging.getLogger("pccl")
 
-PIECE_BYTES = 1 << 20
 _DIGEST_BYTES = 32
 # Attempts that failed because members were lost; more than a run loses in one sync.
 _ATTEMPTS_MAX = 1000
 # How long newcomers may take from being admitted to being in.
 _ADMISSION_SECONDS = 60.0
+# Who leaves with a state that nobody else has goes when nobody has asked for so long.
+_LEAVE_SECONDS = 10.0
+
+Table = np.ndarray[Any, np.dtype[np.uint8]]  # [members, pieces, 32]
 
 # What members tell each other first.
 _GREETING = np.dtype(
     [
         ("pending_quorum_id", "<u8"),
         ("revision", "<u8"),  # plus 1; 0: what it holds is no whole state
-        ("attempt", "<u8"),
+        ("member", "S8"),
         ("layout", "V16"),
         ("digest", "V32"),
         ("committed", "<u8"),  # revision, as far as the member knows; 0: none
@@ -45,40 +50,17 @@ _GREETING = np.dtype(
 
 
 @dataclass
-class _Piece:
-    buffer: _arrays.Buffer
-    offset: int  # bytes
-    count: int  # bytes
+class _Agreed:
+    """What a sync is about, the same on every member."""
 
+    revision: int
+    digest: bytes
+    members: list[str]  # by rank
+    holders: list[int]  # ranks
+    lacking: list[int]
 
-class NoHolder(_core.MemberLost):
-    """No member holds what was committed."""
-
-
-class _State:
-    """The caller's arrays as pieces, with their digests."""
-
-    def __init__(self, state: Mapping[str, Array]) -> None:
-        layout = hashlib.sha256()
-        self.pieces: list[_Piece] = []
-        self._views: list[memoryview] = []
-        for name in sorted(state):
-            buffer = _arrays.target(state[name], f"state[{name!r}]")
-            layout.update(f"{name}\0{buffer.dtype_name}\0{buffer.shape}\0".encode())
-            size = buffer.count * _arrays.ELEMENT_BYTES[buffer.dtype_name]
-            for offset in range(0, size, PIECE_BYTES):
-                piece = _Piece(buffer, offset, min(PIECE_BYTES, size - offset))
-                self.pieces.append(piece)
-                self._views.append(_arrays.bytes_at(buffer, piece.offset, piece.count))
-        self.layout = layout.digest()[:16]
-        self.digests = [hashlib.sha256(view).digest() for view in self._views]
-
-    def digest(self) -> bytes:
-        return hashlib.sha256(b"".join(self.digests)).digest()
-
-    def look_again(self) -> None:
-        """Take the digests anew, after pieces may have come."""
-        self.digests = [hashlib.sha256(view).digest() for view in self._views]
+    def named(self, ranks: list[int]) -> set[str]:
+        return {self.members[rank] for rank in ranks}
 
 
 class StateSync:
@@ -88,6 +70,8 @@ class StateSync:
         self._core = core
         self._run = run
         self._revision = -1  # before the first sync
+        self._is_partial = False  # pieces of the state have been overwritten, and not all came
+        self._server = PieceServer(core)
 
     def run(self, state: Mapping[str, Array], revision: int | None) -> int:
         if self._revision < 0:
@@ -95,51 +79,53 @@ class StateSync:
         own = self._revision + 1 if revision is None else revision
         if own < 0:
             raise ValueError(f"revision: expected 0 or more, got {own}")
-        pieces = _State(state)
+        pieces = StatePieces(state)
         try:
-            return self._repeat(pieces, own)
+            agreed, right = self._agree(pieces, own)
         finally:
             self._core.unpin()
+        if right is not None:
+            self._bring(pieces, agreed, right)
+        self._revision = agreed.revision
+        self._core.set_revision(agreed.revision, agreed.digest)
+        return agreed.revision
+
+    @property
+    def held_bytes(self) -> int:
+        """What is kept of the last state for members that still fetch it."""
+        return self._server.held_bytes
+
+    def leave(self) -> None:
+        self._server.leave(_LEAVE_SECONDS)
 
     def _log(self, level: int, text: str, *values: object) -> None:
         known = {"run": self._run, "member": self._core.member_id, "quorum": self._core.place[2]}
         _logger.log(level, text, *values, extra=log_fields("sync_state", **known))
 
-    def _repeat(self, state: _State, own: int) -> int:
-        held: int | None = own  # None: pieces are being fetched, so it is no whole state
-        for attempt in range(_ATTEMPTS_MAX):
+    def _agree(self, state: StatePieces, own: int) -> tuple[_Agreed, Table | None]:
+        """What the state is, and everybody's digests by piece where somebody lacks some."""
+        for _ in range(_ATTEMPTS_MAX):
             place = self._core.pin()
             try:
-                told = self._greet(state, held, attempt, place)
-                if told is None:
+                agreed = self._greet(state, own, place)
+                if agreed is None:
                     continue
-                newest, reference, attempt_of_all = told
-                holders, lacking = reference
-                if lacking:
-                    if place[0] in lacking:
-                        held = None
-                    if not self._fetch(state, place, holders, lacking, attempt_of_all):
-                        continue
+                # Whoever greets has what an earlier sync was to bring it.
+                self._server.close()
+                return agreed, self._compare(state, agreed) if agreed.lacking else None
             except _core.MemberLost as error:
                 if self._core.error() or isinstance(error, NoHolder):
                     raise
                 self._log(logging.INFO, "sync_state begins again: %s", error)
-                state.look_again()
-                continue
-            self._revision = newest
-            self._core.set_revision(newest, state.digest())
-            return newest
         raise _core.MemberLost(f"sync_state: it failed in each of {_ATTEMPTS_MAX} attempts")
 
-    def _greet(
-        self, state: _State, held: int | None, attempt: int, place: tuple[int, int, int]
-    ) -> tuple[int, tuple[list[int], list[int]], int] | None:
-        """Return the newest revision, its holders and the others, and the attempt; None: again."""
+    def _greet(self, state: StatePieces, own: int, place: tuple[int, int, int]) -> _Agreed | None:
+        """Everybody's revision, digest and pending newcomers; None: begin again."""
         _, world_size, quorum_id = place
         greeting = np.zeros(1, _GREETING)
         greeting["pending_quorum_id"] = self._core.pending_quorum_id
-        greeting["revision"] = 0 if held is None else held + 1
-        greeting["attempt"] = attempt
+        greeting["revision"] = 0 if self._is_partial else own + 1
+        greeting["member"] = self._core.member_id.encode()
         greeting["layout"] = np.void(state.layout)
         greeting["digest"] = np.void(state.digest())
         committed, committed_digest = self._core.committed_revision
@@ -168,6 +154,8 @@ class StateSync:
             candidates = [
                 digest for digest in candidates if digest == known["committed_digest"].tobytes()
             ]
+        if newest < 0:
+            raise NoHolder(f"sync_state: no member of quorum {quorum_id} holds a whole state")
         if newest < committed or not candidates:
             raise NoHolder(
                 f"sync_state: revision {committed} was committed, and no member of quorum "
@@ -185,7 +173,8 @@ class StateSync:
                 newest,
                 holders,
             )
-        return newest, (holders, lacking), int(told["attempt"].max())
+        members = [entry["member"].decode("ascii") for entry in told]
+        return _Agreed(newest, reference, members, holders, lacking)
 
     def _gather(
         self, own: np.ndarray[tuple[int], np.dtype[np.uint8]], world_size: int
@@ -203,59 +192,26 @@ class StateSync:
         )
         return everyone
 
-    def _fetch(
-        self,
-        state: _State,
-        place: tuple[int, int, int],
-        holders: list[int],
-        lacking: list[int],
-        attempt: int,
-    ) -> bool:
-        """Bring the pieces that differ to every rank of `lacking`; False: begin again."""
-        rank, world_size, _ = place
+    def _compare(self, state: StatePieces, agreed: _Agreed) -> Table:
         own = np.frombuffer(b"".join(state.digests), np.uint8)
-        table = self._gather(own, world_size).reshape(world_size, -1, _DIGEST_BYTES)
-        right = table[holders[0]]
-        works = []
-        for index in range(len(state.pieces)):
-            has_piece = [bool((table[r, index] == right[index]).all()) for r in range(world_size)]
-            # Whoever holds this piece, also of those that lack others.
-            sources = [r for r in range(world_size) if has_piece[r]]
-            for needy in lacking:
-                if has_piece[needy]:
-                    continue
-                source = sources[(index + needy + attempt) % len(sources)]
-                if rank == source:
-                    works.append(self._move(state.pieces[index], needy, index, is_send=True))
-                elif rank == needy:
-                    works.append(self._move(state.pieces[index], source, index, is_send=False))
-        # All of them: none may write into the state later.
-        errors = []
-        for work in works:
-            try:
-                work.wait()
-            except _core.PcclError as error:
-                errors.append(error)
-        if errors and not isinstance(errors[0], _core.MemberLost):
-            raise errors[0]
-        state.look_again()
-        is_right = not errors and b"".join(state.digests) == right.tobytes()
-        if not is_right:
-            self._log(
-                logging.WARNING, "sync_state: pieces came wrong or not at all; it begins again"
-            )
-        # Everybody has everything, or everybody begins again.
-        return bool(self._gather(np.full(1, is_right, np.uint8), world_size).all())
+        world_size = len(agreed.members)
+        return self._gather(own, world_size).reshape(world_size, -1, _DIGEST_BYTES)
 
-    def _move(self, piece: _Piece, peer: int, tag: int, *, is_send: bool) -> _core.Work:
-        call = self._core.send if is_send else self._core.recv
-        return call(
-            piece.buffer.pointer + piece.offset,
-            piece.count,
-            _core.DATA_TYPES["uint8"],
-            peer,
-            tag,
-            0,
-            False,
-            piece.buffer,
+    def _bring(self, state: StatePieces, agreed: _Agreed, table: Table) -> None:
+        """Let the others fetch what they lack from here; or fetch it, and then let them."""
+        right = table[agreed.holders[0]]
+        indices = np.flatnonzero((table != right).any(axis=(0, 2))).tolist()
+        offer = Offer(
+            agreed.digest, indices, agreed.named(agreed.holders), agreed.named(agreed.lacking)
         )
+        if self._core.member_id in offer.holders:
+            offer.copies = state.copy(indices)
+            self._server.open(offer)
+            return
+        self._is_partial = True
+        self._server.open(offer)
+        Fetch(self._core, state, offer, [row.tobytes() for row in right], self._log).run()
+        self._is_partial = False
+        if offer.needy - offer.done - {self._core.member_id}:
+            offer.copies = state.copy(indices)
+        offer.done.add(self._core.member_id)

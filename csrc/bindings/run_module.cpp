@@ -223,6 +223,10 @@ py::dict statistics_of(Run& self) {
   return result;
 }
 
+py::tuple to_tuple(const CollectiveCalls::Place& place) {
+  return py::make_tuple(place.rank, place.world_size, place.quorum_id);
+}
+
 using RunClass = py::class_<Run, CollectiveCalls, std::shared_ptr<Run>>;
 
 void bind_run_membership(RunClass& run) {
@@ -249,16 +253,9 @@ void bind_run_membership(RunClass& run) {
             });
           },
           py::arg("quorum_id"), py::arg("timeout_seconds"))
-      .def_property_readonly("place",
-                             [](const Run& self) {
-                               const CollectiveCalls::Place place = self.here();
-                               return py::make_tuple(place.rank, place.world_size, place.quorum_id);
-                             })
-      .def("pin",
-           [](Run& self) {
-             const CollectiveCalls::Place place = self.pin();
-             return py::make_tuple(place.rank, place.world_size, place.quorum_id);
-           })
+      .def_property_readonly("place", [](const Run& self) { return to_tuple(self.here()); })
+      .def_property_readonly("in_force", [](const Run& self) { return to_tuple(self.in_force()); })
+      .def("pin", [](Run& self) { return to_tuple(self.pin()); })
       .def("unpin", &Run::unpin)
       .def_property_readonly("member_id",
                              [](const Run& self) { return transport::to_text(self.member_id()); })
@@ -294,6 +291,24 @@ void bind_run_membership(RunClass& run) {
             self.set_revision(revision, held);
           },
           py::arg("revision"), py::arg("digest"));
+}
+
+void bind_run_state(RunClass& run) {
+  const auto bind = [&run](const char* name, auto method) {
+    run.def(
+        name,
+        [method](Run& self, uint64_t quorum_id, int32_t rank, uint32_t tag, uintptr_t pointer,
+                 uint64_t bytes, double timeout_seconds, const py::object& keep) {
+          CallOptions options{.timeout_seconds = timeout_seconds, .keep = keep_alive(keep)};
+          py::gil_scoped_release release;
+          return (self.*method)(quorum_id, rank, tag,
+                                {reinterpret_cast<std::byte*>(pointer), bytes}, std::move(options));
+        },
+        py::arg("quorum_id"), py::arg("rank"), py::arg("tag"), py::arg("pointer"), py::arg("bytes"),
+        py::arg("timeout_seconds"), py::arg("keep"));
+  };
+  bind("send_state", &Run::send_state);
+  bind("receive_state", &Run::receive_state);
 }
 
 void bind_run_init(RunClass& run) {
@@ -377,6 +392,7 @@ void bind_run(py::module_& module) {
       .def("abort", &Run::abort, py::arg("reason"), py::call_guard<py::gil_scoped_release>())
       .def("leave", &Run::leave, py::call_guard<py::gil_scoped_release>());
   bind_run_membership(run);
+  bind_run_state(run);
 }
 
 }  // namespace pccl::bindings
