@@ -79,7 +79,9 @@ def measure_overhead(rounds: int) -> dict[str, Any]:
         for ranks in (2, 4):
             with tempfile.TemporaryDirectory() as folder:
                 database = Path(folder) / "coordinator.db"
-                options = pccl.CoordinatorOptions(port=0, bind="127.0.0.1", database=database)
+                options = pccl.CoordinatorOptions(
+                    port=0, bind="127.0.0.1", database=database, listen_seconds=0
+                )
                 with pccl.Coordinator(options) as coordinator:
                     address = f"pccl://127.0.0.1:{coordinator.port}/bench"
                     arguments = ["--compare", address, "--rounds", str(rounds)]
@@ -144,7 +146,16 @@ def kill_one(size: int, transport: str, with_coordinator: bool, seed: int) -> tu
     """Seconds that the survivors' call took longer than the one before; whether all is right."""
     moment = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
-        command = ["-m", "pccl", "coordinator", "--bind", "127.0.0.1", "--no-status"]
+        command = [
+            "-m",
+            "pccl",
+            "coordinator",
+            "--bind",
+            "127.0.0.1",
+            "--no-status",
+            "--listen",
+            "0",
+        ]
         command += ["--database", f"{folder}/coordinator.db", "--port"]
         coordinator = start([*command, "0"], transport)
         assert coordinator.stdout is not None

@@ -84,7 +84,10 @@ def measure(rounds: int, rate: float) -> tuple[list[float], list[float], int]:
     with tempfile.TemporaryDirectory() as folder:
         stop = Path(folder) / "stop"
         options = pccl.CoordinatorOptions(
-            port=0, bind="127.0.0.1", database=Path(folder) / "coordinator.db"
+            port=0,
+            bind="127.0.0.1",
+            database=Path(folder) / "coordinator.db",
+            listen_seconds=0,
         )
         with pccl.Coordinator(options) as coordinator:
             address = f"pccl://127.0.0.1:{coordinator.port}/bench"

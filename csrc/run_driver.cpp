@@ -18,10 +18,6 @@ using transport::to_text;
 
 namespace {
 
-// Pauses between calls at a coordinator that does not answer.
-constexpr double kCallPauseSeconds = 0.05;
-constexpr double kCallPauseSecondsMax = 1;
-
 membership::Progress to_membership(const recovery::OperationLog::Progress& progress) {
   return {progress.started, progress.completed};
 }
@@ -66,7 +62,13 @@ void Run::Driver::begin() {
   options.seat.address = own.encode();
   options.takeover_seconds = options_.takeover_seconds;
   member_ = std::make_unique<membership::Member>(std::move(options), now);
-  call_coordinator(now);
+  lines_ = std::make_unique<CoordinatorLines>(run_.endpoint_, *member_, options_.endpoint,
+                                              "the coordinator at " + options_.coordinator_host +
+                                                  ":" + std::to_string(options_.coordinator_port),
+                                              coordinator_addresses_, options_.coordinator_key,
+                                              options_.token);
+  lines_->begin(now);
+  perform();
 }
 
 void Run::Driver::with_log(const std::function<void(recovery::OperationLog&)>& task) {
@@ -83,69 +85,44 @@ void Run::Driver::show(const std::function<void(Seen&)>& change) {
   run_.endpoint_.engine().notify_waiters();
 }
 
-// --- the coordinator -----------------------------------------------------------------------------
-
-void Run::Driver::call_coordinator(TimePoint now) {
-  call_at_ = TimePoint::max();
-  coordinator_ =
-      &run_.endpoint_.call("the coordinator at " + options_.coordinator_host + ":" +
-                               std::to_string(options_.coordinator_port),
-                           coordinator_addresses_, options_.coordinator_key, options_.token);
-  // What is said now goes out when the connection is there.
-  member_->on_connected(now);
-  perform();
-}
-
-void Run::Driver::on_coordinator_lost(const Error& error) {
-  const TimePoint now = Clock::now();
-  Connection* const lost = std::exchange(coordinator_, nullptr);
-  run_.endpoint_.forget(*lost);
-  // Not each of the calls at one that stays away.
-  if (std::exchange(is_coordinator_heard_, false))
-    run_.endpoint_.recorder().note(FlightEvent::CoordinatorLost, {.error = error.kind},
-                                   error.message);
-  show([&error](Seen& seen) { seen.trouble = error.message; });
-  member_->on_disconnected(now);
-  if (!is_leaving_) {
-    call_pause_seconds_ =
-        std::clamp(2 * call_pause_seconds_, kCallPauseSeconds, kCallPauseSecondsMax);
-    call_at_ = after(now, call_pause_seconds_);
-    run_.endpoint_.engine().wake_at(call_at_);
-  }
-  perform();
-}
-
 // --- frames --------------------------------------------------------------------------------------
 
 transport::Placement Run::Driver::place(Connection& from, const FrameHeader& header) {
-  return &from == coordinator_ ? transport::Placement{} : router_.place(from, header);
+  const bool is_message = header.type == FrameType::Membership || (lines_ && lines_->owns(from));
+  return is_message ? transport::Placement{} : router_.place(from, header);
 }
 
 void Run::Driver::on_frame(Connection& from, const FrameHeader& header,
                            transport::Payload payload) {
   if (header.type == FrameType::Goodbye) from.goodbye = true;
-  if (&from != coordinator_) {
-    if (header.type != FrameType::Membership) router_.on_frame(from, header, std::move(payload));
+  const bool is_coordinator = lines_ && lines_->owns(from);
+  if (header.type != FrameType::Membership) {
+    if (!is_coordinator) router_.on_frame(from, header, std::move(payload));
     return;
   }
-  if (header.type != FrameType::Membership || !member_) return;
+  if (!lines_) return;
   const auto message = membership::decode({payload.data(), payload.size()});
+  const auto* told = message ? std::get_if<membership::TakenOver>(&*message) : nullptr;
+  if (told != nullptr && member_->quorum().contains(from.peer.member_id)) lines_->on_told(*told);
+  if (!lines_->is_in_use(from)) return;
   if (!message) {
     show([](Seen& seen) {
       seen.trouble = "the coordinator said something that this version does not understand";
     });
     return;
   }
-  call_pause_seconds_ = 0;
-  is_coordinator_heard_ = true;
   const TimePoint now = Clock::now();
+  lines_->on_heard(now);
+  is_coordinator_heard_ = true;
   if (const auto* status = std::get_if<membership::Status>(&*message)) note_clock(*status, now);
   member_->set_progress(to_membership(log_->progress()));
   member_->on_message(*message, now);
   const double round_trip = member_->round_trip_seconds();
+  const std::string waits_for =
+      member_->waits_for().empty() ? "" : "the coordinator waits: " + member_->waits_for();
   const Revision committed{member_->committed_revision(), member_->committed_digest()};
-  show([round_trip, committed](Seen& seen) {
-    seen.trouble.clear();
+  show([round_trip, committed, &waits_for](Seen& seen) {
+    seen.trouble = waits_for;
     seen.round_trip_seconds = round_trip;
     seen.committed_revision = committed;
   });
@@ -153,8 +130,14 @@ void Run::Driver::on_frame(Connection& from, const FrameHeader& header,
 }
 
 void Run::Driver::on_lost(Connection& connection, const Error& error) {
-  if (&connection == coordinator_) {
-    on_coordinator_lost(error);
+  if (lines_ && lines_->owns(connection)) {
+    // Not each of the calls at one that stays away.
+    if (std::exchange(is_coordinator_heard_, false))
+      run_.endpoint_.recorder().note(FlightEvent::CoordinatorLost, {.error = error.kind},
+                                     error.message);
+    show([&error](Seen& seen) { seen.trouble = error.message; });
+    lines_->on_lost(connection, Clock::now());
+    perform();
     return;
   }
   router_.on_lost(connection, error);
@@ -165,9 +148,9 @@ TimePoint Run::Driver::on_time(TimePoint now) {
   for (const LostLink& lost : std::exchange(lost_links_, {}))
     member_->on_link_lost(lost.peer, lost.has_ended, lost.reason, now);
   TimePoint next = std::min(router_.on_time(now), log_->on_time(now));
-  if (now >= call_at_) call_coordinator(now);
+  next = std::min(next, lines_->on_time(now));
   member_->set_progress(to_membership(log_->progress()));
-  next = std::min({next, call_at_, member_->on_time(now)});
+  next = std::min(next, member_->on_time(now));
   perform();
   return next;
 }
@@ -187,15 +170,9 @@ void Run::Driver::perform() {
 }
 
 void Run::Driver::act(const membership::SendToCoordinator& action) {
-  if (coordinator_ == nullptr) return;
-  transport::OutFrame frame;
-  frame.header.type = FrameType::Membership;
   Message message = action.message;
   if (auto* report = std::get_if<membership::Report>(&message)) report->figures = figures();
-  frame.owned = membership::encode(message);
-  frame.header.length = static_cast<uint32_t>(frame.owned.size());
-  coordinator_->send_control(std::move(frame));
-  run_.endpoint_.mark_unsent(*coordinator_);
+  lines_->send(message);
 }
 
 membership::Figures Run::Driver::figures() {
@@ -345,13 +322,18 @@ void Run::Driver::act(const membership::Evicted& action) {
                                   "before contributing."});
 }
 
-void Run::Driver::act(const membership::TakeOver& /*action*/) {
-  show(
-      [](Seen& seen) { seen.trouble = "the coordinator stays away, and no other has taken over"; });
+void Run::Driver::act(const membership::TakeOver& action) {
+  const std::string fault = lines_->take_over(action.term, Clock::now());
+  show([&fault](Seen& seen) {
+    seen.trouble = fault.empty()
+                       ? "the coordinator stays away, and this member takes over"
+                       : "the coordinator stays away, and this member can't take over: " + fault;
+  });
 }
 
 void Run::Driver::end(const Error& error) {
   has_ended_ = true;
+  lines_->stop();
   log_->close(error);
   show([&error](Seen& seen) { seen.ended = error; });
 }
@@ -368,6 +350,7 @@ void Run::Driver::leave() {
   run_.endpoint_.recorder().note(FlightEvent::Left, {}, "this member leaves the run");
   member_->leave(Clock::now());
   perform();
+  lines_->stop();
   has_ended_ = true;
   log_->close({ErrorKind::Aborted, "this member has left the run."});
   router_.close({ErrorKind::Aborted, "this member has left the run."});

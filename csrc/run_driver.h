@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator_lines.h"
 #include "membership/member.h"
 #include "recovery/operation_log.h"
 #include "run.h"
@@ -41,8 +42,6 @@ class Run::Driver final : public transport::FrameSink {
   void note_running(FlightRecorder& recorder) override;
 
  private:
-  void call_coordinator(TimePoint now);
-  void on_coordinator_lost(const Error& error);
   void perform();
   void act(const membership::SendToCoordinator& action);
   void act(const membership::Hold& action);
@@ -64,9 +63,7 @@ class Run::Driver final : public transport::FrameSink {
   Router router_;
   std::unique_ptr<recovery::OperationLog> log_;
   std::unique_ptr<membership::Member> member_;
-  transport::Connection* coordinator_ = nullptr;
-  TimePoint call_at_ = TimePoint::max();
-  double call_pause_seconds_ = 0;
+  std::unique_ptr<CoordinatorLines> lines_;
   // Connections that were lost inside a callback, to be told to the member machine outside of it.
   struct LostLink {
     transport::MemberId peer{};

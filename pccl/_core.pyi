@@ -372,6 +372,7 @@ class CoordinatorServer:
         silence_seconds: float = 10,
         link_grace_seconds: float = 10,
         takeover_seconds: float = 10,
+        listen_seconds: float = 0,
         tls: str = "remote",  # as in Context; "never" = no keys and tokens
         key_file: str = "",  # made if it is not there; "" = a new key
     ) -> None: ...

@@ -4,7 +4,7 @@ import json as json_format
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     import typer
@@ -40,6 +40,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _seconds(help_text: str) -> Any:
+    return typer.Option(metavar="SECONDS", help=help_text, rich_help_panel=_LOSS)
 
 
 for _command in (keys_command.keygen, keys_command.invite, keys_command.revoke):
@@ -122,24 +126,17 @@ def coordinator(
             rich_help_panel=_LOSS,
         ),
     ] = "",
-    silence: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS", help="who says nothing for so long is out", rich_help_panel=_LOSS
-        ),
-    ] = 10.0,
-    heartbeat: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", help="between two reports", rich_help_panel=_LOSS),
-    ] = 0.5,
+    silence: Annotated[float, _seconds("who says nothing for so long is out")] = 10.0,
+    heartbeat: Annotated[float, _seconds("between two reports")] = 0.5,
     link_grace: Annotated[
-        float,
-        typer.Option(
-            metavar="SECONDS",
-            help="two members that can't reach each other for so long part",
-            rich_help_panel=_LOSS,
-        ),
+        float, _seconds("two members that can't reach each other for so long part")
     ] = 10.0,
+    takeover: Annotated[
+        float, _seconds("after so long without it a member takes its place")
+    ] = 10.0,
+    listen: Annotated[
+        float, _seconds("with a new database, before a run begins: members of a lost one may live")
+    ] = 4.0,
     status: Annotated[bool, typer.Option(help="serve it", rich_help_panel=_PAGE)] = True,
     status_port: Annotated[
         int, typer.Option(help="0: any", rich_help_panel=_PAGE)
@@ -178,6 +175,8 @@ def coordinator(
             heartbeat_seconds=heartbeat,
             silence_seconds=silence,
             link_grace_seconds=link_grace,
+            takeover_seconds=takeover,
+            listen_seconds=listen,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None

@@ -61,7 +61,13 @@ class CoordinatorOptions:
     """Of two members that can't reach each other for so long, one is out."""
 
     takeover_seconds: float = 10.0
-    """After so long without a coordinator the members may make one of themselves."""
+    """After so long without a coordinator a member takes its place, once more than half of the
+    last quorum follow it; it gives the run back when this one returns."""
+
+    listen_seconds: float = 4.0
+    """With a database that knows of no quorum, a run begins no sooner than this after the start: if
+    it is in place of one that was lost, the members that live have called by then. 0 where none
+    can."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -79,11 +85,14 @@ class CoordinatorOptions:
             seconds = getattr(self, option)
             if not 0 < seconds < float("inf"):
                 raise ValueError(f"{option}: expected a positive number of seconds, got {seconds}")
-        if self.silence_seconds < 2 * self.heartbeat_seconds:
-            raise ValueError(
-                f"silence_seconds: expected at least two heartbeats of {self.heartbeat_seconds} s, "
-                f"got {self.silence_seconds}"
-            )
+        if not 0 <= self.listen_seconds < float("inf"):
+            raise ValueError(f"listen_seconds: expected 0 or more, got {self.listen_seconds}")
+        for option in ("silence_seconds", "takeover_seconds"):
+            if getattr(self, option) < 2 * self.heartbeat_seconds:
+                raise ValueError(
+                    f"{option}: expected at least two heartbeats of {self.heartbeat_seconds} s, "
+                    f"got {getattr(self, option)}"
+                )
 
 
 def database_file(database: Path | None) -> Path:
@@ -125,6 +134,7 @@ class Coordinator:
             silence_seconds=self.options.silence_seconds,
             link_grace_seconds=self.options.link_grace_seconds,
             takeover_seconds=self.options.takeover_seconds,
+            listen_seconds=self.options.listen_seconds,
         )
         self._ended = threading.Event()
         self._failure = ""

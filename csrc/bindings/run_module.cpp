@@ -123,32 +123,34 @@ py::dict to_dict(const membership::ServerStatus& status) {
 void bind_coordinator_server(py::module_& module) {
   bind_error<membership::DatabaseError>(module, "DatabaseError", module.attr("PcclError"));
   py::class_<CoordinatorServer>(module, "CoordinatorServer")
-      .def(
-          py::init([](std::string database, std::string bind_host, int port,
-                      std::vector<std::string> advertise_hosts, std::map<std::string, int32_t> runs,
-                      double heartbeat_seconds, double silence_seconds, double link_grace_seconds,
-                      double takeover_seconds, const std::string& tls, std::string key_file) {
-            if (port < 0 || port > 65535)
-              throw py::value_error("port must be 0..65535, not " + std::to_string(port));
-            py::gil_scoped_release release;
-            return std::make_unique<CoordinatorServer>(
-                membership::CoordinatorServerOptions{.bind_host = std::move(bind_host),
-                                                     .port = static_cast<uint16_t>(port),
-                                                     .advertise_hosts = std::move(advertise_hosts),
-                                                     .database = std::move(database),
-                                                     .tls = to_tls_use(tls),
-                                                     .key_file = std::move(key_file),
-                                                     .runs = std::move(runs),
-                                                     .heartbeat_seconds = heartbeat_seconds,
-                                                     .silence_seconds = silence_seconds,
-                                                     .link_grace_seconds = link_grace_seconds,
-                                                     .takeover_seconds = takeover_seconds});
-          }),
-          py::arg("database"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
-          py::arg("advertise_hosts") = std::vector<std::string>{},
-          py::arg("runs") = std::map<std::string, int32_t>{}, py::arg("heartbeat_seconds") = 0.5,
-          py::arg("silence_seconds") = 10.0, py::arg("link_grace_seconds") = 10.0,
-          py::arg("takeover_seconds") = 10.0, py::arg("tls") = "remote", py::arg("key_file") = "")
+      .def(py::init([](std::string database, std::string bind_host, int port,
+                       std::vector<std::string> advertise_hosts,
+                       std::map<std::string, int32_t> runs, double heartbeat_seconds,
+                       double silence_seconds, double link_grace_seconds, double takeover_seconds,
+                       double listen_seconds, const std::string& tls, std::string key_file) {
+             if (port < 0 || port > 65535)
+               throw py::value_error("port must be 0..65535, not " + std::to_string(port));
+             py::gil_scoped_release release;
+             return std::make_unique<CoordinatorServer>(
+                 membership::CoordinatorServerOptions{.bind_host = std::move(bind_host),
+                                                      .port = static_cast<uint16_t>(port),
+                                                      .advertise_hosts = std::move(advertise_hosts),
+                                                      .database = std::move(database),
+                                                      .tls = to_tls_use(tls),
+                                                      .key_file = std::move(key_file),
+                                                      .runs = std::move(runs),
+                                                      .heartbeat_seconds = heartbeat_seconds,
+                                                      .silence_seconds = silence_seconds,
+                                                      .link_grace_seconds = link_grace_seconds,
+                                                      .takeover_seconds = takeover_seconds,
+                                                      .listen_seconds = listen_seconds});
+           }),
+           py::arg("database"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
+           py::arg("advertise_hosts") = std::vector<std::string>{},
+           py::arg("runs") = std::map<std::string, int32_t>{}, py::arg("heartbeat_seconds") = 0.5,
+           py::arg("silence_seconds") = 10.0, py::arg("link_grace_seconds") = 10.0,
+           py::arg("takeover_seconds") = 10.0, py::arg("listen_seconds") = 0.0,
+           py::arg("tls") = "remote", py::arg("key_file") = "")
       .def_property_readonly(
           "fingerprint",
           [](const CoordinatorServer& self) { return to_bytes(self.address().fingerprint); })

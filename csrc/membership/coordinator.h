@@ -37,6 +37,8 @@ struct CoordinatorOptions {
   // Where the disk knows of no term. Higher than any that was used before the disk was lost, so the
   // time of day: a term names one reign.
   uint64_t first_term = 1;
+  // No first quorum before: living members of a run whose database was lost have called by then.
+  TimePoint first_quorum_at{};
 };
 
 // What a coordinator must find again after a crash.
@@ -125,6 +127,7 @@ class Coordinator {
   void on(const MemberId&, const Propose&, TimePoint) {}
   void on(const MemberId&, const Commit&, TimePoint) {}
   void on(const MemberId&, const Refuse&, TimePoint) {}
+  void on(const MemberId&, const TakenOver&, TimePoint) {}
 
   // coordinator.cpp: what members say.
   bool take_term(uint64_t term, TimePoint now);

@@ -149,6 +149,7 @@ TimePoint Coordinator::next_deadline(TimePoint now) const {
   const auto consider = [&](TimePoint due) {
     if (due > now) next = std::min(next, due);
   };
+  consider(options_.first_quorum_at);
   for (const Seat& seat : durable_.quorum.seats) {
     const Known& known = known_.at(seat.member_id);
     consider(after(known.heard_at, silence_seconds(known)));

@@ -43,6 +43,13 @@ transport::EndpointOptions CoordinatorServer::endpoint_options() {
     note_refused(caller, reason);
   };
   if (options_.tls == transport::TlsUse::Never) return result;
+  if (options_.taken_over) {
+    result.identity = transport::Identity::generate();
+    result.gate = [this](const transport::Hello& hello, const transport::ChannelBinding&) {
+      return judge_seat(hello);
+    };
+    return result;
+  }
   keys_.emplace(options_.database);
   keys_version_ = keys_->version();
   result.identity = load_identity(options_);
@@ -50,6 +57,19 @@ transport::EndpointOptions CoordinatorServer::endpoint_options() {
     return judge_caller(hello, channel);
   };
   return result;
+}
+
+// In place of the run's own coordinator: who had a seat when that went away, and nobody else.
+std::string CoordinatorServer::judge_seat(const transport::Hello& hello) const {
+  const auto& seats = options_.taken_over->durable.quorum.seats;
+  const bool has_seat = std::any_of(seats.begin(), seats.end(), [&](const Seat& seat) {
+    const auto address = transport::MemberAddress::decode(seat.address);
+    return address && address->member_id == hello.from.member_id &&
+           address->fingerprint == hello.from.fingerprint;
+  });
+  return has_seat ? ""
+                  : "no seat: only members of the last quorum may come while the run's own "
+                    "coordinator is away";
 }
 
 std::string CoordinatorServer::judge_caller(const transport::Hello& hello,

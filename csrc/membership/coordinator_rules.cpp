@@ -318,6 +318,8 @@ void Coordinator::propose_after_doubtful(Outstanding next, TimePoint now) {
 // No quorum yet, or nobody of the last one is alive.
 void Coordinator::propose_first(TimePoint now) {
   if (!is_authoritative_) return note_waiting("waits for a member of the last quorum");
+  if (durable_.quorum.quorum_id == 0 && now < options_.first_quorum_at)
+    return note_once("its database does not know this run: listens whether members of it live");
   if (durable_.quorum.quorum_id != 0 && durable_.revision != 0) {
     // They come with checkpoints, or stop when they compare their states.
     note_once("no living member holds revision " + std::to_string(durable_.revision) +

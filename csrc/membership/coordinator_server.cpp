@@ -31,10 +31,14 @@ double seconds_between(TimePoint from, TimePoint to) {
 
 CoordinatorServer::CoordinatorServer(CoordinatorServerOptions options)
     : options_(std::move(options)),
-      database_(std::in_place, options_.database),
+      database_(options_.taken_over ? std::optional<Database>()
+                                    : std::optional<Database>(std::in_place, options_.database)),
       endpoint_(endpoint_options(), *this) {
   counters_.address = endpoint_.address().describe();
-  counters_.database = database_->path();
+  if (database_) {
+    counters_.database = database_->path();
+    if (!database_->has_quorum()) first_quorum_at_ = after(Clock::now(), options_.listen_seconds);
+  }
   endpoint_.start();
 }
 
@@ -134,6 +138,12 @@ CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePo
   const std::string& name = from.peer.run;
   const auto found = runs_.find(name);
   if (found != runs_.end()) return found->second.get();
+  if (options_.taken_over && name != options_.taken_over->run) {
+    refuse(from, RefuseKind::WrongRun,
+           "a member of run '" + options_.taken_over->run +
+               "' looks after that one alone, in place of its coordinator");
+    return nullptr;
+  }
   if (!options_.runs.empty()) {
     const auto wanted = options_.runs.find(name);
     if (wanted == options_.runs.end()) {
@@ -145,7 +155,7 @@ CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePo
     }
   }
   try {
-    auto durable = database_->load(name);
+    auto durable = database_ ? database_->load(name) : options_.taken_over->durable;
     if (!make_room_for_run() || (!durable && database_->run_count() >= kStoredRunsMax)) {
       refuse(from, RefuseKind::Full, "this coordinator looks after too many runs already");
       return nullptr;
@@ -161,14 +171,17 @@ CoordinatorServer::Run* CoordinatorServer::find_or_make(Connection& from, TimePo
 CoordinatorServer::Run& CoordinatorServer::make_run(const std::string& name, const Durable& durable,
                                                     TimePoint now) {
   const auto wanted = options_.runs.find(name);
+  const int32_t taken_over_min = options_.taken_over ? options_.taken_over->world_size_min : 1;
   const CoordinatorOptions options{
       .run = name,
-      .world_size_min = wanted == options_.runs.end() ? 1 : wanted->second,
+      .world_size_min = wanted == options_.runs.end() ? taken_over_min : wanted->second,
       .heartbeat_seconds = options_.heartbeat_seconds,
       .silence_seconds = options_.silence_seconds,
       .link_grace_seconds = options_.link_grace_seconds,
       .takeover_seconds = options_.takeover_seconds,
-      .first_term = static_cast<uint64_t>(wall_clock_seconds())};
+      .has_taken_over = options_.taken_over.has_value(),
+      .first_term = static_cast<uint64_t>(wall_clock_seconds()),
+      .first_quorum_at = first_quorum_at_};
   Run& run = *runs_.emplace(name, std::make_unique<Run>(options, durable, now)).first->second;
   perform_actions(run);
   return run;
@@ -184,7 +197,7 @@ std::string CoordinatorServer::abandon(const std::string& run) {
     const TimePoint now = Clock::now();
     try {
       const auto found = runs_.find(run);
-      const auto durable = database_->load(run);
+      const auto durable = database_ ? database_->load(run) : std::nullopt;
       if (found == runs_.end() && !durable) {
         why_not = "its database knows no such run";
         return;
@@ -232,7 +245,9 @@ void CoordinatorServer::on_lost(Connection& connection, const Error& error) {
   const auto member = run.members.find(connection.peer.member_id);
   if (member == run.members.end() || member->second.connection != &connection) return;
   member->second.connection = nullptr;
-  const bool has_ended = connection.has_ended || connection.goodbye;
+  // A goodbye alone is that of a member that changes over to another coordinator, and lives; one
+  // that leaves has said so in its report before.
+  const bool has_ended = connection.has_ended && !connection.goodbye;
   run.machine.on_disconnected(connection.peer.member_id, has_ended,
                               error ? error.message : "it said goodbye", Clock::now());
   perform_actions(run);
@@ -264,6 +279,7 @@ void CoordinatorServer::perform_actions(Run& run) {
       add_event(&run, std::move(note->text));
     }
   }
+  if (run.machine.has_retired()) has_retired_.store(true);
   // Who left is not remembered: a stranger could make us remember many.
   std::erase_if(run.members, [&run](const auto& member) {
     return member.second.connection == nullptr &&
@@ -272,6 +288,7 @@ void CoordinatorServer::perform_actions(Run& run) {
 }
 
 void CoordinatorServer::persist(Run& run, const Durable& durable) {
+  if (!database_) return;  // what it decides is found again at the members
   const TimePoint begin = Clock::now();
   try {
     database_->save(run.options.run, durable);

@@ -53,6 +53,16 @@ struct CoordinatorServerOptions {
   double silence_seconds = 10;
   double link_grace_seconds = 10;
   double takeover_seconds = 10;
+  // From the start on: no run gets its first quorum before, where the database knows of none at
+  // all and so may be one that was lost.
+  double listen_seconds = 0;
+  // Of a member that takes over a run: there is no database, and no other run.
+  struct TakenOverRun {
+    std::string run;
+    Durable durable;
+    int32_t world_size_min = 1;
+  };
+  std::optional<TakenOverRun> taken_over;
 };
 
 struct Event {
@@ -131,6 +141,8 @@ class CoordinatorServer final : private transport::FrameSink {
   // Says goodbye to the members, which go on without it. Idempotent.
   void close();
   bool is_closed() const { return is_stopping_.load(); }
+  // It had taken over, and a coordinator with a higher term is at work: close it.
+  bool has_retired() const { return has_retired_.load(); }
 
  private:
   // What a member said last.
@@ -179,6 +191,7 @@ class CoordinatorServer final : private transport::FrameSink {
   // coordinator_keys.cpp: who is let in, and who is put out.
   transport::EndpointOptions endpoint_options();
   std::string judge_caller(const transport::Hello& hello, const transport::ChannelBinding& channel);
+  std::string judge_seat(const transport::Hello& hello) const;
   void note_refused(const std::string& caller, const std::string& reason);
   TimePoint put_out_barred(TimePoint now);
   void add_event(Run* run, std::string text);
@@ -192,8 +205,9 @@ class CoordinatorServer final : private transport::FrameSink {
   static RunStatus describe(const std::string& name, const Run& run, TimePoint now);
 
   const CoordinatorServerOptions options_;
-  std::optional<Database> database_;  // until close()
+  std::optional<Database> database_;  // until close(); none where it has taken over
   std::optional<KeyBook> keys_;       // likewise; never where tls is Never
+  TimePoint first_quorum_at_{};
   uint64_t keys_version_ = 0;
   TimePoint look_at_keys_at_{};
   TimePoint note_refused_at_{};
@@ -204,6 +218,7 @@ class CoordinatorServer final : private transport::FrameSink {
   // Set by close(): what happens to connections from there on is our own doing, and no reason to
   // decide anything.
   std::atomic<bool> is_stopping_{false};
+  std::atomic<bool> has_retired_{false};
 
   std::mutex events_mutex_;
   std::condition_variable events_changed_;

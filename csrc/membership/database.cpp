@@ -228,8 +228,12 @@ void Database::replace_rows(const std::string& run, const Durable& durable) {
   }
 }
 
-size_t Database::run_count() {
-  Statement count(handle_.get(), "SELECT count(*) FROM runs");
+size_t Database::run_count() { return count("runs"); }
+
+bool Database::has_quorum() { return count("runs WHERE quorum_id > 0") != 0; }
+
+size_t Database::count(const std::string& rows) {
+  Statement count(handle_.get(), ("SELECT count(*) FROM " + rows).c_str());
   const int code = count.step();
   if (code != SQLITE_ROW) fail(code, "can't be read");
   return count.number(0);

@@ -37,6 +37,8 @@ class Database {
   // than the one on disk.
   void save(const std::string& run, const Durable& durable);
   size_t run_count();
+  // Whether any run in it has ever had a quorum: then it is not one that has just been made.
+  bool has_quorum();
   const std::string& path() const { return path_; }
 
  private:
@@ -48,6 +50,7 @@ class Database {
   void refuse_strangers();
   void check_content();
   void execute(const std::string& sql);
+  size_t count(const std::string& rows);
   void replace_rows(const std::string& run, const Durable& durable);
   [[noreturn]] void fail(int code, const std::string& doing) const;
   [[noreturn]] void refuse(const std::string& what) const;

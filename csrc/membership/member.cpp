@@ -104,7 +104,9 @@ void Member::on(const Status& status, TimePoint now) {
   if (!status.has_taken_over) heard_home_at_ = now;
   has_taken_over_ = false;
   heartbeat_seconds_ = std::clamp(status.heartbeat_ms * 1e-3, 0.01, 60.0);
-  takeover_seconds_ = std::max(options_.takeover_seconds, status.takeover_ms * 1e-3);
+  if (status.takeover_ms != 0) takeover_seconds_ = status.takeover_ms * 1e-3;
+  world_size_min_ = static_cast<int32_t>(std::min<uint32_t>(status.world_size_min, kSeatsMax));
+  waits_for_ = status.waits_for;
   committed_revision_ = status.revision;
   committed_digest_ = status.digest;
   const uint64_t clock = microseconds(now);

@@ -20,8 +20,8 @@
 namespace pccl::membership {
 
 struct MemberOptions {
-  Seat seat;  // joined_at is filled in when it is admitted
-  double takeover_seconds = 10;
+  Seat seat;                     // joined_at is filled in when it is admitted
+  double takeover_seconds = 10;  // until a coordinator says another
 };
 
 // To the coordinator that it is connected with.
@@ -82,6 +82,12 @@ class Member {
   uint64_t committed_revision() const { return committed_revision_; }
   const Digest& committed_digest() const { return committed_digest_; }
 
+  // Why the coordinator can't go on, as it last said; "": it can.
+  const std::string& waits_for() const { return waits_for_; }
+  double heartbeat_seconds() const { return heartbeat_seconds_; }
+  double takeover_seconds() const { return takeover_seconds_; }
+  int32_t world_size_min() const { return world_size_min_; }
+
   MemberState state() const { return state_; }
   uint64_t term() const { return report_.term; }
   const Quorum& quorum() const { return quorum_; }
@@ -92,6 +98,7 @@ class Member {
  private:
   void on(const Report&, TimePoint) {}  // members don't report to members
   void on(const Accept&, TimePoint) {}
+  void on(const TakenOver&, TimePoint) {}  // the driver's
   void on(const Status& status, TimePoint now);
   void on(const Propose& propose, TimePoint now);
   void on(const Commit& commit, TimePoint now);
@@ -130,6 +137,8 @@ class Member {
   std::deque<uint32_t> round_trips_us_;
   uint64_t committed_revision_ = 0;
   Digest committed_digest_{};
+  std::string waits_for_;
+  int32_t world_size_min_ = 1;
 };
 
 // The states and what leads from one to the other: the page docs/membership.md is made from it, and

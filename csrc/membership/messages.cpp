@@ -10,8 +10,8 @@ namespace pccl::membership {
 namespace {
 
 // A kind is never used again for another layout: version and kind together name one.
-constexpr uint8_t kVersion = 2;
-enum class Kind : uint8_t { Report = 1, Status, Propose, Accept, Commit, Refuse };
+constexpr uint8_t kVersion = 3;
+enum class Kind : uint8_t { Report = 1, Status, Propose, Accept, Commit, Refuse, TakenOver };
 
 // --- writing -------------------------------------------------------------------------------------
 
@@ -19,11 +19,14 @@ void put_reason(ByteWriter& out, std::string_view reason) {
   out.put_text(reason.substr(0, kReasonBytesMax));
 }
 
+void put_address(ByteWriter& out, const std::vector<std::byte>& address) {
+  out.put_text(std::string_view(reinterpret_cast<const char*>(address.data()), address.size()));
+}
+
 void put(ByteWriter& out, const Seat& seat) {
   out.put(seat.member_id);
   out.put(seat.joined_at);
-  out.put_text(
-      std::string_view(reinterpret_cast<const char*>(seat.address.data()), seat.address.size()));
+  put_address(out, seat.address);
 }
 
 void put(ByteWriter& out, const Quorum& quorum) {
@@ -103,10 +106,12 @@ void put(ByteWriter& out, const Status& status) {
   out.put(status.coordinator_clock);
   out.put(status.heartbeat_ms);
   out.put(status.takeover_ms);
+  out.put(status.world_size_min);
   out.put(static_cast<uint8_t>(status.has_taken_over));
   out.put(status.revision);
   out.put(status.digest);
   out.put(static_cast<uint8_t>(status.wants_quorum));
+  put_reason(out, status.waits_for);
 }
 
 void put(ByteWriter& out, const Propose& propose) {
@@ -136,6 +141,12 @@ void put(ByteWriter& out, const Refuse& refuse) {
   out.put(refuse.term);
   out.put(refuse.kind);
   put_reason(out, refuse.reason);
+}
+
+void put(ByteWriter& out, const TakenOver& taken_over) {
+  out.put(Kind::TakenOver);
+  out.put(taken_over.term);
+  put_address(out, taken_over.address);
 }
 
 // --- reading -------------------------------------------------------------------------------------
@@ -168,6 +179,9 @@ class Decoder {
       case Kind::Refuse:
         message = refuse();
         break;
+      case Kind::TakenOver:
+        message = taken_over();
+        break;
       default:
         return std::nullopt;
     }
@@ -199,10 +213,14 @@ class Decoder {
     Seat seat;
     seat.member_id = get<MemberId>();
     seat.joined_at = get<uint64_t>();
-    const std::string address = in_.get_text(transport::kAddressBytesMax);
-    const auto bytes = std::as_bytes(std::span(address.data(), address.size()));
-    seat.address.assign(bytes.begin(), bytes.end());
+    seat.address = address();
     return seat;
+  }
+
+  std::vector<std::byte> address() {
+    const std::string text = in_.get_text(transport::kAddressBytesMax);
+    const auto bytes = std::as_bytes(std::span(text.data(), text.size()));
+    return {bytes.begin(), bytes.end()};
   }
 
   Quorum quorum() {
@@ -298,10 +316,12 @@ class Decoder {
     status.coordinator_clock = get<uint64_t>();
     status.heartbeat_ms = get<uint32_t>();
     status.takeover_ms = get<uint32_t>();
+    status.world_size_min = get<uint32_t>();
     status.has_taken_over = flag();
     status.revision = get<uint64_t>();
     status.digest = get<Digest>();
     status.wants_quorum = flag();
+    status.waits_for = in_.get_text(kReasonBytesMax);
     return status;
   }
 
@@ -333,6 +353,8 @@ class Decoder {
         is_right_ && refuse.kind >= RefuseKind::Evicted && refuse.kind <= RefuseKind::Stopped;
     return refuse;
   }
+
+  TakenOver taken_over() { return {get<uint64_t>(), address()}; }
 
   ByteReader in_;
   bool is_right_ = true;
@@ -394,17 +416,18 @@ void describe(std::ostream& out, const Accept& accept) {
 
 void describe(std::ostream& out, const Commit& commit) {
   out << "Commit quorum " << commit.quorum_id << " (term " << term_text(commit.term) << ", ballot "
-      << commit.ballot << "): first operation " << commit.first_operation << ", recover from ";
-  if (commit.recover_from == kNothingToRecover) {
-    out << "nothing";
-  } else {
-    out << commit.recover_from;
-  }
+      << commit.ballot << "): first operation " << commit.first_operation << ", recover from "
+      << (commit.recover_from == kNothingToRecover ? "nothing"
+                                                   : std::to_string(commit.recover_from));
 }
 
 void describe(std::ostream& out, const Refuse& refuse) {
   static constexpr std::string_view kKinds[] = {"", "evicted", "wrong run", "full", "stopped"};
   out << "Refuse (" << kKinds[static_cast<size_t>(refuse.kind)] << "): " << refuse.reason;
+}
+
+void describe(std::ostream& out, const TakenOver& told) {
+  out << "TakenOver: term " << term_text(told.term);
 }
 
 }  // namespace

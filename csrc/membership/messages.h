@@ -88,10 +88,12 @@ struct Status {
   // For so long after this answer was sent, the member obeys nobody but the run's own
   // coordinator.
   uint32_t takeover_ms = 0;
+  uint32_t world_size_min = 1;  // whoever takes over keeps to it
   bool has_taken_over = false;  // it is not the run's own coordinator
   uint64_t revision = 0;        // of the shared state, committed
   Digest digest{};
   bool wants_quorum = false;  // the next report must hold the whole quorum
+  std::string waits_for;      // why it can't go on, or let newcomers in; "": it can
   bool operator==(const Status&) const = default;
 };
 
@@ -126,7 +128,15 @@ struct Refuse {
   bool operator==(const Refuse&) const = default;
 };
 
-using Message = std::variant<Report, Status, Propose, Accept, Commit, Refuse>;
+// From a member to the others of its quorum: it has started a coordinator in place of the run's own
+// one, which stays away.
+struct TakenOver {
+  uint64_t term = 0;
+  std::vector<std::byte> address;  // transport::MemberAddress of that coordinator, encoded
+  bool operator==(const TakenOver&) const = default;
+};
+
+using Message = std::variant<Report, Status, Propose, Accept, Commit, Refuse, TakenOver>;
 
 // Requires: quorums within kSeatsMax and kQuorumBytesMax; of the suspects the first kSuspectsMax
 // are said, and of the links the first kLinksMax.

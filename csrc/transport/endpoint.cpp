@@ -154,6 +154,10 @@ void Endpoint::say_goodbye(Connection& connection) {
 }
 
 void Endpoint::hang_up(Connection& connection) {
+  if (connection.state == Connection::State::Dialing) {
+    end_connection(connection, {ErrorKind::Aborted, "its call was given up"});
+    return;
+  }
   has_hung_up_ = true;
   const bool is_there =
       connection.state == Connection::State::Up || connection.state == Connection::State::Suspended;

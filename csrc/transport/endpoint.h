@@ -120,7 +120,8 @@ class Endpoint final : public LinkHost, public Periodic {
   // Gives a Closed (or Idle) connection back; nobody may use it any more. A member of which nothing
   // is known any more may call again.
   void forget(Connection& connection);
-  // Says goodbye to this member alone, behind what is queued for it, and ends the connection.
+  // Says goodbye to this member alone, behind what is queued for it, and ends the connection; one
+  // that is still being dialed at once.
   void hang_up(Connection& connection);
   // Starts dialing an Idle connection.
   void dial(Connection& connection);

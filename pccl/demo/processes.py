@@ -136,7 +136,7 @@ class CoordinatorProcess(_Process):
         place += ["--status-port", str(last.status_port if last else 0)]
         command = [sys.executable, "-m", "pccl", "coordinator", "--bind", "127.0.0.1"]
         # A machine that is busy with starting members is slow, and nobody stands still here.
-        command += ["--name", "demo", "--heartbeat", "0.2", "--silence", "5"]
+        command += ["--name", "demo", "--heartbeat", "0.2", "--silence", "5", "--listen", "0"]
         self.status_port: int = last.status_port if last else 0
         self.address = ""  # until it listens
         self._is_decided = threading.Event()

@@ -255,4 +255,67 @@ TEST_CASE("a disk that takes no more stops the server before it says what is not
   CHECK(durable->quorum.seats.size() == 1);
 }
 
+TEST_CASE("a member that says goodbye without leaving is alive, and calls another coordinator") {
+  const Place place;
+  CoordinatorServerOptions options = place.options;
+  options.silence_seconds = 60;
+  CoordinatorServer server(options);
+  FakeMember stays("demo", server.address().port);
+  FakeMember changes_over("demo", server.address().port);
+  const RunStatus before = await_members(server, "demo", 2);
+  changes_over.close();
+  const ServerStatus status = await_status(server, [](const ServerStatus& now) {
+    const auto run = find_run(now, "demo");
+    return run && count_in(*run) == 1;
+  });
+  // Whoever stays has time to agree to another quorum.
+  const ServerStatus later = await_status(
+      server, [&](const ServerStatus& now) { return now.messages >= status.messages + 10; });
+  CHECK(find_run(later, "demo")->quorum_id == before.quorum_id);
+}
+
+TEST_CASE("a run begins late where the database may be in place of one that was lost") {
+  const Place place;
+  CoordinatorServerOptions listening = place.options;
+  listening.listen_seconds = 60;
+  std::optional<CoordinatorServer> server(std::in_place, listening);
+  {
+    const FakeMember first("demo", server->address().port);
+    await_status(*server, [](const ServerStatus& status) {
+      const auto run = find_run(status, "demo");
+      return run && std::any_of(run->events.begin(), run->events.end(), [](const Event& event) {
+               return event.text.find("listens whether members of it live") != std::string::npos;
+             });
+    });
+    CHECK(find_run(server->status(), "demo")->quorum_id == 0);
+  }
+  server.reset();
+  server.emplace(place.options);
+  {
+    const FakeMember member("demo", server->address().port);
+    await_members(*server, "demo", 1);
+  }
+  // It has seen a quorum, so it is not new: another run is.
+  server.reset();
+  server.emplace(listening);
+  const FakeMember member("other", server->address().port);
+  await_members(*server, "other", 1);
+}
+
+TEST_CASE("who has taken over looks after its run alone, and keeps to its smallest size") {
+  CoordinatorServerOptions options;
+  options.bind_host = "127.0.0.1";
+  options.heartbeat_seconds = 0.1;
+  options.taken_over = {"demo", Durable{}, 3};
+  CoordinatorServer server(options);
+  FakeMember stranger("other", server.address().port);
+  await_refusal(server, stranger, "looks after that one alone, in place of its coordinator");
+  const FakeMember member("demo", server.address().port);
+  await_status(server, [](const ServerStatus& status) {
+    const auto run = find_run(status, "demo");
+    return run && run->world_size_min == 3;
+  });
+  CHECK(server.abandon("other") == "its database knows no such run");
+}
+
 }  // namespace pccl::membership

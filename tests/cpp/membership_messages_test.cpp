@@ -60,7 +60,7 @@ Report full_report() {
 }
 
 std::vector<Message> every_message() {
-  Status status{7, 4, 1, 2, 500, 10000, false, 12, {}, true};
+  Status status{7, 4, 1, 2, 500, 10000, 3, false, 12, {}, true, "2 of 4 members are here"};
   status.digest.fill(3);
   return {full_report(),
           Report{},
@@ -71,7 +71,9 @@ std::vector<Message> every_message() {
           Accept{7, 3, 5, {120, 118}},
           Commit{7, 3, 5, 120, 118},
           Refuse{7, RefuseKind::Evicted, "silent for 10.2 s"},
-          Refuse{7, RefuseKind::Stopped, ""}};
+          Refuse{7, RefuseKind::Stopped, ""},
+          TakenOver{7, std::vector<std::byte>(3, std::byte{1})},
+          TakenOver{}};
 }
 
 // What can be decoded can be said again, in the same bytes.

@@ -136,3 +136,40 @@ TEST_CASE("a database that was lost makes its coordinator one that took over") {
   scene.reconnect("b");
   CHECK(scene.coordinator().state() == CoordinatorState::Steady);
 }
+
+TEST_CASE("where the database was lost a newcomer that calls first begins no run of its own") {
+  Scene scene(at_least(1));
+  scene.join("ab");
+  scene.crash_coordinator();
+  scene.set_disk({});
+  scene.options().first_quorum_at = pccl::after(scene.now(), 4);
+  scene.start_coordinator();
+  scene.join("n");
+  scene.run(2);
+  CHECK(scene["n"].member->quorum().quorum_id == 0);
+  CHECK(scene["n"].member->waits_for() ==
+        "its database does not know this run: listens whether members of it live");
+  scene.reconnect("ab");
+  CHECK(scene.seats("n") == "abn");
+  CHECK(scene["n"].member->waits_for().empty());
+}
+
+TEST_CASE("a run that no living member knows begins when its coordinator has listened") {
+  CoordinatorOptions options = at_least(1);
+  options.first_quorum_at = TimePoint(std::chrono::hours(2));
+  Scene scene(options);
+  scene.join("n");
+  scene.run(1);
+  CHECK(scene["n"].member->quorum().quorum_id == 0);
+  scene.run(std::chrono::duration<double>(options.first_quorum_at - scene.now()).count() + 1);
+  CHECK(scene.seats("n") == "n");
+}
+
+TEST_CASE("members know what a coordinator that takes over must keep to") {
+  CoordinatorOptions options = at_least(2);
+  options.takeover_seconds = 3;
+  Scene scene(options);
+  scene.join("ab");
+  CHECK(scene["a"].member->world_size_min() == 2);
+  CHECK(scene["a"].member->takeover_seconds() == 3);
+}

@@ -307,8 +307,8 @@ void World::tell_member(Connection& connection, Connection::Item& item) {
   if (std::holds_alternative<Status>(*item.message)) process.heard_at = now_;
   const MemberState before = process.member->state();
   process.member->on_message(*item.message, time());
-  static constexpr const char* kNames[] = {"Report", "Status", "Propose",
-                                           "Accept", "Commit", "Refuse"};
+  static constexpr const char* kNames[] = {"Report", "Status", "Propose",  "Accept",
+                                           "Commit", "Refuse", "TakenOver"};
   check_transition(index, before, kNames[item.message->index()]);
   perform_member(index);
 }

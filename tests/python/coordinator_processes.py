@@ -46,6 +46,7 @@ class CoordinatorProcess:
         self._command = [
             *(sys.executable, "-m", "pccl", "coordinator", "--bind", host),
             *("--database", str(folder / "coordinator.db")),
+            *("--listen", "0"),
             *(("--status-port", "0") if status else ("--no-status",)),
             *options,
         ]
@@ -121,12 +122,12 @@ class CoordinatorProcess:
         code = self.process.wait(PATIENCE_SECONDS)
         for thread in self._threads:
             thread.join(PATIENCE_SECONDS)
+        self._close_pipes()
         return code
 
     def restart(self) -> None:
         """kill -9, then the same command with the same port."""
         self.end(signal.SIGKILL)
-        self._close_pipes()
         self.start()
 
     def _close_pipes(self) -> None:

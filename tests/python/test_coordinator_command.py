@@ -67,6 +67,7 @@ def test_a_second_one_is_told_that_the_port_or_the_database_is_taken(tmp_path: P
         (("--min", "2"), "behind each --name"),
         (("--name", "a", "--min", "1", "--min", "2"), "behind each --name"),
         (("--silence", "0.5"), "at least two heartbeats"),
+        (("--takeover", "0.5"), "at least two heartbeats"),
         (("--port", "70000"), "expected 0 to 65535"),
     ],
 )

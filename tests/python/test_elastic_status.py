@@ -226,7 +226,9 @@ def test_recoveries_are_counted_by_members_and_by_the_coordinator(tmp_path: Path
 def test_events_go_to_logging_with_their_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = pccl.CoordinatorOptions(port=0, bind="127.0.0.1", database=tmp_path / "events.db")
+    options = pccl.CoordinatorOptions(
+        port=0, bind="127.0.0.1", database=tmp_path / "events.db", listen_seconds=0
+    )
     with caplog.at_level("INFO", "pccl.coordinator"), pccl.Coordinator(options) as coordinator:
         with pccl.join(f"pccl://127.0.0.1:{coordinator.port}/main", config=CONFIG) as alone:
             member_id = alone.member_id
