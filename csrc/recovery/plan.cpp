@@ -98,24 +98,16 @@ void add_moves(const Held& held, std::vector<Chunk>& chunks) {
   }
 }
 
-topology::Links links_among(const topology::Links& all, const std::vector<Survivor>& survivors) {
-  topology::Links links = all;
-  links.world_size = static_cast<int32_t>(survivors.size());
-  links.cost.clear();
-  for (const Survivor& from : survivors) {
-    for (const Survivor& to : survivors) links.cost.push_back(all.at(from.rank, to.rank));
-  }
-  return links;
-}
-
 // Plans one all_reduce of all gaps as if they lay side by side, then cuts its chunks where the gaps
 // end.
 void add_reductions(const RecoveryRequest& request, const std::vector<Piece>& gaps,
                     topology::Schedule& schedule) {
   uint64_t total = 0;
   for (const Piece& gap : gaps) total += gap.end - gap.begin;
+  std::vector<int32_t> ranks;
+  for (const Survivor& survivor : request.survivors) ranks.push_back(survivor.rank);
   const topology::Schedule dense = topology::choose_all_reduce(
-      links_among(request.links, request.survivors), total, request.element_bytes);
+      topology::links_among(request.links, ranks), total, request.element_bytes);
   const auto rank_of = [&request](int32_t index) {
     return request.survivors[static_cast<size_t>(index)].rank;
   };

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -18,18 +19,47 @@ struct Candidate {
   bool is_for_auto = true;  // of the first candidate always
 };
 
+// The first edge of `schedule` over a link that does not exist.
+std::optional<Edge> missing_link(const Schedule& schedule, const Links& links) {
+  for (const Chunk& chunk : schedule.chunks) {
+    for (const auto* edges : {&chunk.up, &chunk.down}) {
+      for (const Edge& edge : *edges) {
+        if (!links.connects(edge.from, edge.to)) return edge;
+      }
+    }
+    for (size_t bit = 1; bit < chunk.core.size(); bit *= 2) {
+      for (size_t position = 0; position < chunk.core.size(); ++position) {
+        const Edge edge{chunk.core[position], chunk.core[position ^ bit]};
+        if (!links.connects(edge.from, edge.to)) return edge;
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+Schedule choose_by_name(const std::vector<Candidate>& candidates, std::string_view algorithm,
+                        const Links& links, const std::string& operation) {
+  std::string names = "auto";
+  for (const Candidate& candidate : candidates) {
+    names.append(", ").append(candidate.algorithm);
+    if (candidate.algorithm != algorithm) continue;
+    Schedule schedule = candidate.plan();
+    if (const auto edge = missing_link(schedule, links)) {
+      throw std::invalid_argument(operation + ": algorithm \"" + std::string(algorithm) +
+                                  "\" needs a link from rank " + std::to_string(edge->from) +
+                                  " to rank " + std::to_string(edge->to) +
+                                  ", which does not exist");
+    }
+    return schedule;
+  }
+  throw std::invalid_argument(operation + ": unknown algorithm \"" + std::string(algorithm) +
+                              "\"; there are: " + names);
+}
+
 // The candidate named `algorithm`, or for "auto" the cheapest; of equals the one listed first.
 Schedule choose(const std::vector<Candidate>& candidates, std::string_view algorithm,
-                const Links& links, uint64_t element_bytes, const char* operation) {
-  if (algorithm != "auto") {
-    std::string names = "auto";
-    for (const Candidate& candidate : candidates) {
-      if (candidate.algorithm == algorithm) return candidate.plan();
-      names.append(", ").append(candidate.algorithm);
-    }
-    throw std::invalid_argument(std::string(operation) + ": unknown algorithm \"" +
-                                std::string(algorithm) + "\"; there are: " + names);
-  }
+                const Links& links, uint64_t element_bytes, const std::string& operation) {
+  if (algorithm != "auto") return choose_by_name(candidates, algorithm, links, operation);
   Schedule best;
   double best_seconds = 0;
   for (const Candidate& candidate : candidates) {
@@ -40,6 +70,9 @@ Schedule choose(const std::vector<Candidate>& candidates, std::string_view algor
       best = std::move(schedule);
       best_seconds = seconds;
     }
+  }
+  if (links.is_measured && missing_link(best, links)) {
+    throw std::invalid_argument(operation + ": no algorithm does without links that do not exist");
   }
   return best;
 }
@@ -80,19 +113,33 @@ std::vector<int32_t> ring_order(const Links& links) {
 }
 
 Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
-                           std::string_view algorithm) {
+                           std::string_view algorithm, const Routes* routes) {
   const int32_t world_size = links.world_size;
+  Routes found;
+  if (routes == nullptr && (links.is_measured || algorithm == "packed_trees")) {
+    found = find_routes(links);
+    routes = &found;
+  }
+  const auto direct = [=] {
+    const bool has_weights = routes != nullptr && !routes->stars.empty();
+    return has_weights ? plan_all_reduce_trees("direct", world_size, routes->stars, count)
+                       : plan_all_reduce_direct(world_size, count);
+  };
+  const auto packed_trees = [=] {
+    return plan_all_reduce_trees("packed_trees", world_size, routes->trees, count);
+  };
   const auto halving_doubling = [=] { return plan_all_reduce_halving_doubling(world_size, count); };
   const bool is_small = element_bytes == 0 || count <= kExchangeBytesMax / element_bytes;
   const auto doubling = [=] {
     return is_small ? plan_all_reduce_doubling(world_size, count) : halving_doubling();
   };
-  return choose({{"direct", [=] { return plan_all_reduce_direct(world_size, count); }},
+  return choose({{"direct", direct},
                  {"ring", [&] { return plan_all_reduce_ring(ring_order(links), count); }},
                  {"halving_doubling", halving_doubling},
                  {"doubling", doubling, is_small},
                  {"double_binary_tree",
-                  [=] { return plan_all_reduce_double_binary_tree(world_size, count); }}},
+                  [=] { return plan_all_reduce_double_binary_tree(world_size, count); }},
+                 {"packed_trees", packed_trees, routes != nullptr}},
                 algorithm, links, element_bytes, "all_reduce");
 }
 

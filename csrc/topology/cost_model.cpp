@@ -9,6 +9,8 @@
 // of one more segment. So a path of h hops costs h latencies, h segments, and the bytes once, over
 // the slowest hop.
 //
+// Links that were measured have a model of their own (topology/fluid_cost.h).
+//
 // Left out on purpose: links share no switch, and a receiver that is booked for a late sender does
 // not take an earlier one in between. Good enough to rank algorithms, not to promise seconds.
 #include "topology/cost_model.h"
@@ -19,6 +21,8 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "topology/fluid_cost.h"
 
 namespace pccl::topology {
 namespace {
@@ -147,7 +151,8 @@ class Simulation {
 
   struct Work {
     double messages;
-    double rank;
+    double send;
+    double receive;
     double link;
     double reduce;
   };
@@ -196,20 +201,20 @@ class Simulation {
     const Work segment = work(transfer, link, 1, std::min(transfer.bytes, segment_bytes_));
 
     const double send = std::max(source.head, sender.send_free);
-    sender.send_free = send + all.messages + all.rank;
+    sender.send_free = send + all.messages + all.send;
     const double wire = std::max(send + segment.messages, link_free);
     link_free = wire + all.link;
-    const double sent_head = std::max(send + segment.messages + segment.rank, wire + segment.link);
+    const double sent_head = std::max(send + segment.messages + segment.send, wire + segment.link);
     const double sent_tail =
         std::max({sender.send_free, link_free,
-                  source.tail + segment.messages + std::max(segment.rank, segment.link)});
+                  source.tail + segment.messages + std::max(segment.send, segment.link)});
     // The receiver works along from the first byte on; what is left to do after the last byte of a
     // segment is to notice and to combine that segment.
     const double receive = std::max(wire + latency, receiver.receive_free);
-    receiver.receive_free = receive + all.messages + all.rank + all.reduce;
+    receiver.receive_free = receive + all.messages + all.receive + all.reduce;
     const double after = latency + segment.messages + segment.reduce;
     const double head =
-        std::max(receive + segment.messages + segment.rank + segment.reduce, sent_head + after);
+        std::max(receive + segment.messages + segment.receive + segment.reduce, sent_head + after);
     const double tail = std::max(receiver.receive_free, sent_tail + after);
     sender.bytes_sent += transfer.bytes;
     sender.messages_sent += segments;
@@ -221,7 +226,8 @@ class Simulation {
     const auto byte_count = static_cast<double>(bytes);
     return {
         .messages = std::round(static_cast<double>(messages) * message_),
-        .rank = picoseconds(byte_count * links_.rank_seconds_per_byte),
+        .send = picoseconds(byte_count * links_.send_seconds_per_byte(transfer.from)),
+        .receive = picoseconds(byte_count * links_.receive_seconds_per_byte(transfer.to)),
         .link = picoseconds(byte_count * links_.cost[link].seconds_per_byte),
         .reduce = transfer.combines ? picoseconds(byte_count * links_.reduce_seconds_per_byte) : 0,
     };
@@ -256,41 +262,7 @@ uint64_t bytes_of(const Chunk& chunk, uint64_t element_bytes,
                               " block counts are given");
 }
 
-Links alike_links(int32_t world_size) {
-  if (world_size < 1) {
-    throw std::invalid_argument("links: world_size is " + std::to_string(world_size));
-  }
-  Links links;
-  links.world_size = world_size;
-  links.cost.resize(static_cast<size_t>(world_size) * static_cast<size_t>(world_size));
-  // A copy into or out of a ring or socket, one frame's way through the event loop, one pass of a
-  // reduce kernel.
-  links.rank_seconds_per_byte = 1 / 6e9;
-  links.rank_seconds_per_message = 3e-6;
-  links.reduce_seconds_per_byte = 1 / 8e9;
-  return links;
-}
-
 }  // namespace
-
-Links uniform_links(int32_t world_size, LinkCost cost) {
-  Links links = alike_links(world_size);
-  std::fill(links.cost.begin(), links.cost.end(), cost);
-  return links;
-}
-
-Links host_links(const std::vector<int32_t>& host_of_rank) {
-  constexpr LinkCost kMemory{.latency_seconds = 12e-6, .seconds_per_byte = 1 / 8e9};
-  constexpr LinkCost kTcp{.latency_seconds = 18e-6, .seconds_per_byte = 1 / 2.5e9};
-  const size_t world_size = host_of_rank.size();
-  Links links = alike_links(static_cast<int32_t>(world_size));
-  for (size_t from = 0; from < world_size; ++from) {
-    for (size_t to = 0; to < world_size; ++to) {
-      links.cost[from * world_size + to] = host_of_rank[from] == host_of_rank[to] ? kMemory : kTcp;
-    }
-  }
-  return links;
-}
 
 Cost estimate(const Schedule& schedule, const Links& links, uint64_t element_bytes,
               uint64_t segment_bytes, const std::vector<uint64_t>& block_counts) {
@@ -300,9 +272,14 @@ Cost estimate(const Schedule& schedule, const Links& links, uint64_t element_byt
                                 " ranks and links for " + std::to_string(links.world_size));
   }
   if (segment_bytes == 0) throw std::invalid_argument("estimate: segment_bytes is 0");
-  GraphBuilder builder(links.world_size);
+  std::vector<uint64_t> bytes;
   for (const Chunk& chunk : schedule.chunks) {
-    builder.add(chunk, bytes_of(chunk, element_bytes, block_counts));
+    bytes.push_back(bytes_of(chunk, element_bytes, block_counts));
+  }
+  if (links.is_measured) return fluid_cost(schedule, links, bytes, segment_bytes);
+  GraphBuilder builder(links.world_size);
+  for (size_t index = 0; index < bytes.size(); ++index) {
+    builder.add(schedule.chunks[index], bytes[index]);
   }
   return Simulation(builder.take(), links, segment_bytes).run();
 }

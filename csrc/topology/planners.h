@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "topology/cost_model.h"
+#include "topology/packing.h"
 #include "topology/schedule.h"
 
 namespace pccl::topology {
@@ -34,6 +35,24 @@ Schedule plan_all_reduce_ring(std::span<const int32_t> order, uint64_t count);
 Schedule plan_all_reduce_double_binary_tree(int32_t world_size, uint64_t count);
 // steps 2; bytes 2 S (P-1)/P; each rank owns 1/P of the block, hears everyone and tells everyone.
 Schedule plan_all_reduce_direct(int32_t world_size, uint64_t count);
+
+// --- all_reduce over links that differ -----------------------------------------------------------
+
+// What can be said of links before a call: slow to find, the same for every count.
+struct Routes {
+  // Of ranks that are connected to all others; weak ones own little or nothing. May be empty.
+  std::vector<TreePair> stars;
+  std::vector<TreePair> trees;  // depth two where that reaches everybody, else any depth
+};
+
+// 2 ms for 8 ranks, up to seconds for 32 whose links all differ. Throws std::invalid_argument if
+// some rank can't reach another one.
+Routes find_routes(const Links& links);
+
+// The block shared out by the rates of `trees`, a chunk each: in multiples of 256 elements where
+// every tree gets many, so that no codec's group is cut. steps twice the depth.
+Schedule plan_all_reduce_trees(std::string_view algorithm, int32_t world_size,
+                               std::span<const TreePair> trees, uint64_t count);
 
 // --- one root ------------------------------------------------------------------------------------
 
@@ -80,10 +99,12 @@ inline constexpr uint64_t kExchangeBytesMax = 256 << 10;
 // the communicator takes through memory and over TCP.
 inline constexpr uint64_t kSegmentBytesAssumed = 256 << 10;
 
-// direct, ring, halving_doubling, doubling, double_binary_tree. "doubling" means halving_doubling
-// above kExchangeBytesMax.
+// direct, ring, halving_doubling, doubling, double_binary_tree; and where links are measured
+// packed_trees, and direct has weights. "doubling" means halving_doubling above kExchangeBytesMax.
+// `routes`: find_routes(links), if there are any; else they are found here where links are
+// measured. Throws std::invalid_argument too if links that the algorithm needs do not exist.
 Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
-                           std::string_view algorithm = "auto");
+                           std::string_view algorithm = "auto", const Routes* routes = nullptr);
 // binomial, double_binary_tree.
 Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
                           std::string_view algorithm = "auto");

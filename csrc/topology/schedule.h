@@ -57,8 +57,8 @@ struct Chunk {
 };
 
 struct Schedule {
-  // "ring", "doubling", "halving_doubling", "halving", "double_binary_tree", "binomial", "direct"
-  // or "pairwise".
+  // "ring", "doubling", "halving_doubling", "halving", "double_binary_tree", "binomial", "direct",
+  // "packed_trees" or "pairwise".
   std::string algorithm;
   int32_t world_size = 0;
   std::vector<Chunk> chunks;
