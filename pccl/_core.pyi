@@ -406,4 +406,32 @@ def probe(
     no connection, another key, no answer in time.
     """
 
+# Codecs, by name ("int8", "int4:hadamard", ...): see pccl/codecs.py. All release the GIL.
+def parse_codec(name: str) -> tuple[str, int, int]:
+    """Return its full name, the two bytes it is on the wire, and elements of a block.
+
+    Raises ValueError: there is no such codec; the text lists those there are.
+    """
+
+def read_segment(wire: bytes) -> tuple[str, int, int] | None:
+    """Return codec, dtype (-1: any float) and elements as the header says; None: no header."""
+
+def encoded_bytes(codec: str, dtype: int, count: int) -> int: ...
+def encode(
+    codec: str,
+    source: Block,
+    dtype: int,
+    *,
+    divisor: float = 1,
+    seed: int = 0,
+    step: int = 0,
+    first_element: int = 0,
+    residual: int = 0,  # pointer to `count` float32: with error feedback
+    estimate: int = 0,  # likewise: EF21
+) -> bytes:
+    """Raises ValueError for a wrong codec or dtype, NonFiniteContribution for NaN and infinity."""
+
+def decode(codec: str, wire: bytes, target: Block, dtype: int, *, adds: bool = False) -> None:
+    """Set, or with `adds` (float32) add to, `target`. Raises RemoteProtocolError for bad bytes."""
+
 def simd_target() -> str: ...

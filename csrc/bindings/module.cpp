@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/calls_module.h"
+#include "bindings/codec_module.h"
 #include "bindings/dlpack_buffer.h"
 #include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
@@ -178,6 +179,7 @@ PYBIND11_MODULE(_core, module) {
   bind_communicator(module);
   pccl::bindings::bind_coordinator_server(module);
   pccl::bindings::bind_keys(module);
+  pccl::bindings::bind_codecs(module);
   pccl::bindings::bind_run(module);
   py::class_<DLPackBuffer>(module, "DLPackBuffer")
       .def(py::init<const py::object&>(), py::arg("array"))

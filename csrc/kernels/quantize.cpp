@@ -54,4 +54,8 @@ void widen(DataType dtype, const void* values, size_t count, float* sums, bool a
   selected_kernels().widen(dtype, values, count, sums, adds);
 }
 
+void narrow(DataType dtype, const float* values, size_t count, void* out) {
+  selected_kernels().narrow(dtype, values, count, out);
+}
+
 }  // namespace pccl::kernels

@@ -47,4 +47,7 @@ bool is_payload_valid(Codec codec, const std::byte* payload, size_t count);
 // sums[i] = values[i], or += where `adds`.
 void widen(DataType dtype, const void* values, size_t count, float* sums, bool adds);
 
+// out[i] = values[i], rounded once.
+void narrow(DataType dtype, const float* values, size_t count, void* out);
+
 }  // namespace pccl::kernels

@@ -405,4 +405,9 @@ void widen(DataType dtype, const void* values, size_t count, float* sums, bool a
   }
 }
 
+void narrow(DataType dtype, const float* values, size_t count, void* out) {
+  store_tile(dtype, reinterpret_cast<const std::byte*>(values), count,
+             static_cast<std::byte*>(out));
+}
+
 }  // namespace pccl::kernels::PCCL_KERNEL_TARGET

@@ -37,6 +37,7 @@ struct KernelTable {
   void (*decode)(const DecodeCall& call, size_t tile_bytes);
   bool (*is_payload_valid)(Codec codec, const std::byte* payload, size_t count, size_t tile_bytes);
   void (*widen)(DataType dtype, const void* values, size_t count, float* sums, bool adds);
+  void (*narrow)(DataType dtype, const float* values, size_t count, void* out);
 };
 
 // The table of the instruction set in use (reduce.cpp).
@@ -60,6 +61,7 @@ bool encode(const EncodeCall& call, size_t tile_bytes);
 void decode(const DecodeCall& call, size_t tile_bytes);
 bool is_payload_valid(Codec codec, const std::byte* payload, size_t count, size_t tile_bytes);
 void widen(DataType dtype, const void* values, size_t count, float* sums, bool adds);
+void narrow(DataType dtype, const float* values, size_t count, void* out);
 }  // namespace PCCL_KERNEL_TARGET
 #endif
 

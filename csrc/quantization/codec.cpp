@@ -7,8 +7,9 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "kernels/quantize.h"
 #include "kernels/quantize_elements.h"
+#include "quantization/payload.h"
+#include "quantization/top_k.h"
 
 namespace pccl::quantization {
 namespace {
@@ -29,6 +30,8 @@ constexpr std::array kRows = {
     Row{CodecId::Int4, "int4", kStochastic | kMseClip | kHadamard},
     Row{CodecId::Float8E4M3, "fp8_e4m3", 0},
     Row{CodecId::Float8E5M2, "fp8_e5m2", 0},
+    Row{CodecId::TopK, "topk", 0},
+    Row{CodecId::TopK2Bit, "topk_2bit", 0},
 };
 
 struct OptionName {
@@ -50,6 +53,7 @@ const Row* find_row(CodecId id) {
 }
 
 std::string options_of(const Row& row) {
+  if (is_sparse({row.id, 0})) return ":1..1024, a power of two";
   std::string text;
   for (const OptionName& option : kOptionNames) {
     if ((row.options & option.option) != 0) text.append(":").append(option.name);
@@ -74,6 +78,17 @@ std::string_view next_word(std::string_view& text) {
   const std::string_view word = text.substr(0, colon);
   text = colon == std::string_view::npos ? std::string_view{} : text.substr(colon + 1);
   return word;
+}
+
+// SparseLoCo's: 64 of 4096.
+constexpr uint8_t kTopKShift = 6;
+
+// log2 of the number that `text` is, if it is a power of two up to 1024.
+std::optional<uint8_t> parse_top_k(std::string_view text) {
+  for (uint8_t shift = 0; shift <= kTopKShiftMax; ++shift) {
+    if (text == std::to_string(1 << shift)) return shift;
+  }
+  return std::nullopt;
 }
 
 uint8_t option_called(const Row& row, std::string_view name) {
@@ -150,20 +165,34 @@ size_t first_nonfinite(const kernels::EncodeCall& call) {
   return 0;
 }
 
-std::optional<size_t> encode_payload(const kernels::EncodeCall& call) {
-  if (call.count == 0 || kernels::encode(call)) return std::nullopt;
-  return first_nonfinite(call);
-}
+}  // namespace
 
 uint64_t stream_of(const EncodeKey& key) { return kernels::mix(kernels::mix(key.seed) ^ key.step); }
+
+size_t payload_bytes(Codec codec, size_t count) {
+  return is_sparse(codec) ? sparse_payload_bytes(codec, count)
+                          : kernels::payload_bytes(codec, count);
+}
+
+std::optional<size_t> encode_payload(const kernels::EncodeCall& call) {
+  const bool is_finite = is_sparse(call.codec) ? encode_sparse(call) : kernels::encode(call);
+  return is_finite ? std::nullopt : std::optional(first_nonfinite(call));
+}
+
+void decode_payload(const kernels::DecodeCall& call) {
+  is_sparse(call.codec) ? decode_sparse(call) : kernels::decode(call);
+}
+
+bool is_payload_valid(Codec codec, const std::byte* payload, size_t count) {
+  return is_sparse(codec) ? is_sparse_payload_valid(codec, payload, count)
+                          : kernels::is_payload_valid(codec, payload, count);
+}
 
 void put_header(Codec codec, DataType dtype, size_t elements, std::byte* wire) {
   assert(elements <= kElementsMax);
   const Header header = make_header(codec, dtype, elements);
   std::memcpy(wire, &header, sizeof(header));
 }
-
-}  // namespace
 
 Codec parse_codec(std::string_view text) {
   std::string_view rest = text;
@@ -172,6 +201,11 @@ Codec parse_codec(std::string_view text) {
   for (const Row& row : kRows) {
     if (row.name != name) continue;
     Codec codec{row.id, 0};
+    if (is_sparse(codec)) {
+      const auto shift = rest.empty() ? std::optional(kTopKShift) : parse_top_k(rest);
+      if (!shift) refuse(text);
+      return {row.id, *shift};
+    }
     while (!rest.empty()) {
       const uint8_t option = option_called(row, next_word(rest));
       if (option == 0) refuse(text);
@@ -185,6 +219,7 @@ Codec parse_codec(std::string_view text) {
 std::string codec_name(Codec codec) {
   const Row* row = find_row(codec.id);
   std::string name(row == nullptr ? "unknown" : row->name);
+  if (is_sparse(codec)) return name + ":" + std::to_string(1 << codec.options);
   for (const OptionName& option : kOptionNames) {
     if (codec.has(option.option)) name.append(":").append(option.name);
   }
@@ -193,6 +228,7 @@ std::string codec_name(Codec codec) {
 
 bool is_known(Codec codec) {
   const Row* row = find_row(codec.id);
+  if (is_sparse(codec)) return codec.options <= kTopKShiftMax;
   return row != nullptr && (codec.options & ~row->options) == 0;
 }
 
@@ -204,11 +240,26 @@ void check_dtype(Codec codec, DataType dtype) {
                               std::string(data_type_name(dtype)));
 }
 
-size_t block_elements(Codec) { return kernels::kTileCount; }
+size_t block_elements(Codec codec) {
+  return is_sparse(codec) ? kChunkElements : kernels::kTileCount;
+}
 
 size_t encoded_bytes(Codec codec, DataType dtype, size_t elements) {
   if (codec.id == CodecId::None) return kHeaderBytes + elements * element_bytes(dtype);
-  return kHeaderBytes + kernels::payload_bytes(codec, elements);
+  return kHeaderBytes + payload_bytes(codec, elements);
+}
+
+std::optional<SegmentHeader> read_header(std::span<const std::byte> wire) {
+  Header header;
+  if (wire.size() < sizeof(header)) return std::nullopt;
+  std::memcpy(&header, wire.data(), sizeof(header));
+  const Codec codec{static_cast<CodecId>(header.codec), header.options};
+  const bool has_dtype = header.dtype < kDataTypeCount;
+  if (header.version != kWireVersion || !is_known(codec) || header.elements > kElementsMax ||
+      has_dtype != (codec.id == CodecId::None) || (!has_dtype && header.dtype != kNoDataType))
+    return std::nullopt;
+  const auto dtype = static_cast<DataType>(header.dtype);
+  return SegmentHeader{codec, has_dtype ? std::optional(dtype) : std::nullopt, header.elements};
 }
 
 std::optional<size_t> encode(Codec codec, DataType dtype, const void* values, size_t elements,
@@ -244,7 +295,7 @@ std::optional<std::string> find_fault(Codec codec, DataType dtype, std::span<con
   if (auto fault = find_header_fault(header, make_header(codec, dtype, elements)))
     return where + *fault;
   if (codec.id == CodecId::None) return std::nullopt;
-  if (!kernels::is_payload_valid(codec, wire.data() + kHeaderBytes, elements))
+  if (!is_payload_valid(codec, wire.data() + kHeaderBytes, elements))
     return where + "holds a scale or a value that no sender makes of finite numbers";
   return std::nullopt;
 }
@@ -254,7 +305,7 @@ std::optional<std::string> decode(Codec codec, DataType dtype, std::span<const s
   if (auto fault = find_fault(codec, dtype, wire, elements)) return fault;
   const std::byte* payload = wire.data() + kHeaderBytes;
   if (codec.id != CodecId::None) {
-    kernels::decode({codec, payload, elements, dtype, values, false});
+    decode_payload({codec, payload, elements, dtype, values, false});
   } else if (elements > 0) {
     std::memcpy(values, payload, elements * element_bytes(dtype));
   }
@@ -268,7 +319,7 @@ std::optional<std::string> decode_add(Codec codec, DataType dtype, std::span<con
   if (codec.id == CodecId::None) {
     kernels::widen(dtype, payload, elements, sums, true);
   } else {
-    kernels::decode({codec, payload, elements, DataType::Float32, sums, true});
+    decode_payload({codec, payload, elements, DataType::Float32, sums, true});
   }
   return std::nullopt;
 }

@@ -3,9 +3,12 @@
 // Pure functions; any thread. A codec, a length and the values fix every byte, on any machine and
 // whatever instruction set is in use.
 //
-// Wire format, docs/codecs.md: a header of 8 bytes, then tiles of 256 elements, each with its own
-// scales. A tensor that is cut at multiples of block_elements() thus has the same tiles as one that
-// is not.
+// The dense codecs fit any collective. The sparse ones (TopK, TopK2Bit) are for exchanges where
+// every member decodes what each sent: a sum that is encoded again loses all but its largest.
+//
+// Wire format, docs/codecs.md: a header of 8 bytes, then tiles of 256 elements (sparse:
+// chunks of 4096), each with its own scales. A tensor that is cut at multiples of block_elements()
+// thus has the same tiles as one that is not.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +28,8 @@ inline constexpr size_t kHeaderBytes = 8;
 // Of one segment; the header counts in 32 bits.
 inline constexpr size_t kElementsMax = size_t{1} << 31;
 
-// "int8", "int4:mse_clip", "int4:hadamard:stochastic", "topk:64", ... Throws std::invalid_argument,
-// which lists what there is.
+// "int8", "int4:mse_clip", "int4:hadamard:stochastic", "topk:64" (of each 4096), ... Throws
+// std::invalid_argument, which lists what there is.
 Codec parse_codec(std::string_view text);
 std::string codec_name(Codec codec);
 
@@ -43,6 +46,15 @@ size_t block_elements(Codec codec);
 // Exact bytes of a segment with its header, known beforehand. `dtype` matters to None only.
 // Requires: elements <= kElementsMax.
 size_t encoded_bytes(Codec codec, DataType dtype, size_t elements);
+
+// What a segment says of itself. `dtype`: of None, the elements'.
+struct SegmentHeader {
+  Codec codec;
+  std::optional<DataType> dtype;
+  size_t elements = 0;
+};
+// nullopt: no header of this version and of a known codec.
+std::optional<SegmentHeader> read_header(std::span<const std::byte> wire);
 
 // Keys the randomness of stochastic rounding, the same whatever the segments; else without effect.
 struct EncodeKey {

@@ -2,6 +2,7 @@
 // Their arithmetic is held against an independent reference in tests/python/test_codecs.py.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -13,29 +14,16 @@
 
 #include "kernels/reduce.h"
 #include "quantization/codec.h"
+#include "quantization_values.h"
 
 namespace {
 
 using namespace pccl;
 using namespace pccl::quantization;
+using namespace codecs;
 
-using Bytes = std::vector<std::byte>;
-using Floats = std::vector<float>;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kMax = std::numeric_limits<float>::max();
-constexpr std::array<size_t, 12> kCounts = {0, 1, 2, 3, 31, 33, 127, 129, 255, 256, 257, 4099};
-constexpr EncodeKey kKey{7, 11, 0};
-
-std::vector<Codec> lossy_codecs() {
-  std::vector<Codec> codecs;
-  for (const char* text : {"bf16", "fp16", "int8", "int8:stochastic", "int6", "int6:stochastic",
-                           "int4", "int4:stochastic", "int4:mse_clip", "int4:hadamard",
-                           "int4:mse_clip:hadamard:stochastic", "fp8_e4m3", "fp8_e5m2"}) {
-    codecs.push_back(parse_codec(text));
-  }
-  return codecs;
-}
+constexpr std::array<size_t, 12> kCounts = {0, 1, 2, 3, 31, 33, 127, 129, 255, 256, 257, 4229};
 
 std::vector<std::string> available_targets() {
   std::vector<std::string> names;
@@ -43,50 +31,6 @@ std::vector<std::string> available_targets() {
     if (kernels::select_target(name)) names.emplace_back(name);
   }
   return names;
-}
-
-// Of many magnitudes, with runs of zeros and of subnormal numbers.
-Floats random_floats(size_t count, uint64_t seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  Floats values(count);
-  for (size_t i = 0; i < count; ++i) {
-    const int exponent = static_cast<int>(i / 64 % 9) - 4;
-    values[i] = std::ldexp(normal(random), exponent);
-    if (i / 300 % 7 == 5) values[i] = 0;
-    if (i / 300 % 7 == 6) values[i] = std::ldexp(values[i], -140);
-    if (i % 97 == 13) values[i] *= 50;
-  }
-  return values;
-}
-
-Bytes encode_all(Codec codec, const Floats& values, EncodeKey key = kKey) {
-  Bytes wire(encoded_bytes(codec, DataType::Float32, values.size()), std::byte{0xEE});
-  REQUIRE_FALSE(encode(codec, DataType::Float32, values.data(), values.size(), key, wire.data()));
-  return wire;
-}
-
-Floats decode_all(Codec codec, const Bytes& wire, size_t count) {
-  Floats values(count);
-  const auto fault = decode(codec, DataType::Float32, wire, count, values.data());
-  REQUIRE_MESSAGE(!fault, codec_name(codec) << ": " << fault.value_or(""));
-  return values;
-}
-
-double relative_error(const Floats& found, const Floats& expected) {
-  double error = 0;
-  double whole = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    error += std::pow(static_cast<double>(found[i]) - expected[i], 2);
-    whole += std::pow(static_cast<double>(expected[i]), 2);
-  }
-  return std::sqrt(error / whole);
-}
-
-Bytes bytes_of(const Floats& values) {
-  Bytes bytes(values.size() * sizeof(float));
-  if (!values.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
-  return bytes;
 }
 
 }  // namespace
@@ -117,10 +61,10 @@ TEST_CASE("every target writes the same bytes and reads the same numbers") {
 }
 
 TEST_CASE("a tensor cut at multiples of a block has the tiles of the whole") {
-  const Floats values = random_floats(3000, 5);
   for (const Codec codec : lossy_codecs()) {
     CAPTURE(codec_name(codec));
     const size_t cut = 3 * block_elements(codec);
+    const Floats values = random_floats(cut + 900, 5);
     const Floats head(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(cut));
     const Floats tail(values.begin() + static_cast<std::ptrdiff_t>(cut), values.end());
     Bytes parts = encode_all(codec, head);
@@ -210,6 +154,7 @@ TEST_CASE("the index of stochastic rounding goes on past 2^32") {
 TEST_CASE("zeros, tiny, constant and huge values come back as numbers") {
   for (const Codec codec : lossy_codecs()) {
     CAPTURE(codec_name(codec));
+    const bool is_sparse = block_elements(codec) > 256;
     for (const size_t count : {1, 5, 256, 300}) {
       const auto back = [&](float value) {
         const Floats values(count, value);
@@ -225,7 +170,7 @@ TEST_CASE("zeros, tiny, constant and huge values come back as numbers") {
       for (const float value : {1.0F, -3e-20F, kMax, -kMax}) {
         for (const float found : back(value)) {
           CHECK(std::isfinite(found));
-          if (codec.has(kHadamard) && std::abs(value) > 1e38F) continue;
+          if (is_sparse || (codec.has(kHadamard) && std::abs(value) > 1e38F)) continue;
           // A short group that is rotated shares its error with the zeros past the end.
           const double limit = codec.has(kHadamard) ? 0.6 : 0.2;
           CHECK(std::abs(static_cast<double>(found) / value - 1) < limit);
@@ -370,6 +315,42 @@ TEST_CASE("none moves every type as it is") {
   REQUIRE_FALSE(decode(none, DataType::Int16, wire, 3, back.data()));
   CHECK(back == values);
   CHECK(decode(none, DataType::UInt16, wire, 3, back.data()));
+}
+
+TEST_CASE("a sparse codec sends the largest of each chunk where they are") {
+  Floats values(5000, 0.001F);
+  values[7] = 3;
+  values[4095] = -5;
+  values[4096] = 1;
+  const Codec top = parse_codec("topk:2");
+  const Bytes wire = encode_all(top, values);
+  CHECK(wire.size() == kHeaderBytes + 2 * (3 + 4));
+  Floats expected(5000);
+  expected[7] = 3;
+  expected[4095] = -5;
+  expected[4096] = 1;
+  expected[4097] =
+      decode_all(parse_codec("bf16"), encode_all(parse_codec("bf16"), values), 5000)[0];
+  CHECK(decode_all(top, wire, 5000) == expected);
+  Floats sums(5000, 1);
+  REQUIRE_FALSE(decode_add(top, DataType::Float32, wire, 5000, sums.data()));
+  CHECK(sums[7] == 4);
+  CHECK(sums[8] == 1);
+
+  // Two sizes: the mean of those up to the mean of all, and that of the others.
+  Floats few(300);
+  few[0] = 1;
+  few[10] = -2;
+  few[20] = 8;
+  few[299] = -10;
+  const Codec two_bits = parse_codec("topk_2bit:4");
+  const Floats found = decode_all(two_bits, encode_all(two_bits, few), 300);
+  CHECK(found[0] == 1.5F);
+  CHECK(found[10] == -1.5F);
+  CHECK(found[20] == 9);
+  CHECK(found[299] == -9);
+  CHECK(parse_codec("topk_2bit") == parse_codec("topk_2bit:64"));
+  CHECK_THROWS_AS(parse_codec("topk:65"), std::invalid_argument);
 }
 
 TEST_CASE("names of codecs go there and back; wrong ones are told what there is") {

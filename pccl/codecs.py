@@ -1,0 +1,168 @@
+"""Codecs: fewer bytes for a tensor of floats, the same on every machine (docs/codecs.md).
+
+    wire = pccl.codecs.encode(gradient, "int8")        # bytes
+    pccl.codecs.decode(wire, target)                   # an array of as many elements
+
+Collectives encode by themselves; this is for exchanges of one's own, as of pseudo-gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pccl import _arrays, _core
+
+__all__ = [
+    "Difference",
+    "ErrorFeedback",
+    "Segment",
+    "decode",
+    "describe",
+    "encode",
+    "encoded_bytes",
+]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What encoded bytes say of themselves."""
+
+    codec: str
+    dtype: str | None  # of "none", which keeps the elements; None: any float takes them
+    elements: int
+
+
+def encoded_bytes(codec: str, elements: int, dtype: str = "float32") -> int:
+    """Return the exact size of `elements` encoded, known beforehand. `dtype` matters to "none".
+
+    Raises:
+        ValueError: no such codec, or one that does not take `dtype`.
+    """
+    return _core.encoded_bytes(codec, _core.DATA_TYPES[dtype], elements)
+
+
+def encode(
+    array: object,
+    codec: str = "int8",
+    *,
+    divisor: float = 1,
+    seed: int = 0,
+    step: int = 0,
+    first_element: int = 0,
+) -> bytes:
+    """Encode an array of float64, float32, float16 or bfloat16, in the order of its memory.
+
+    Args:
+        array: of any library with DLPack, any shape, in the memory of the CPU.
+        codec: "int8", "int4:hadamard", ...; a wrong name's error lists all.
+        divisor: of float32 sums: they are divided first, as an average.
+        seed: with `step` and the element's index it decides what ":stochastic" rounds up.
+        step: different for each exchange.
+        first_element: index of the array's first element in the whole that it is a part of.
+
+    Raises:
+        NonFiniteContribution: an element is NaN, or infinite as float32; the error says which.
+        ValueError: no such codec, or a dtype that it does not take.
+    """
+    source = _arrays.source(array, "array")
+    return _core.encode(
+        codec,
+        source.block,
+        source.dtype,
+        divisor=divisor,
+        seed=seed,
+        step=step,
+        first_element=first_element,
+    )
+
+
+def describe(wire: bytes) -> Segment | None:
+    """Return what the header of encoded bytes says, without believing it; None if it is none."""
+    found = _core.read_segment(wire)
+    if found is None:
+        return None
+    codec, dtype, elements = found
+    names = {number: name for name, number in _core.DATA_TYPES.items()}
+    return Segment(codec, names.get(dtype), elements)
+
+
+def decode(wire: bytes, target: object, codec: str | None = None, *, add: bool = False) -> None:
+    """Decode into an array, or add to it; every element of it is set or added to.
+
+    Args:
+        wire: what encode() returned, from whomever.
+        target: contiguous, as many elements as were encoded, of any float dtype (`add`: float32).
+        codec: that `wire` must be in. None: whichever it says.
+        add: one multiplication and one addition for each element, never fused.
+
+    Raises:
+        RemoteProtocolError: `wire` is damaged or forged; `target` is as it was.
+        ValueError: a target that the codec does not take.
+    """
+    if codec is None:
+        segment = describe(wire)
+        if segment is None:
+            raise _core.RemoteProtocolError(
+                "decode: no header of a segment that this version knows"
+            )
+        codec = segment.codec
+    into = _arrays.target(target, "target")
+    _core.decode(codec, wire, into.block, into.dtype, adds=add)
+
+
+@dataclass
+class ErrorFeedback:
+    """What a codec has lost so far, to be sent later; part of the caller's state.
+
+    Save and restore `residual` with the parameters; a newcomer begins with zeros. A member that
+    encodes both its own values and sums keeps one for each.
+    """
+
+    elements: int
+    residual: npt.NDArray[np.float32] = field(init=False)  # [elements]
+
+    def __post_init__(self) -> None:
+        self.residual = np.zeros(self.elements, np.float32)
+
+    def encode(self, array: object, codec: str = "int8", **options: Any) -> bytes:
+        """As encode() of `array` and the residual together; the residual is then what was lost.
+
+        After an error the residual is as it was.
+        """
+        return _encode_with(self.residual, "residual", array, codec, options)
+
+
+@dataclass
+class Difference:
+    """EF21: sends the difference from an estimate that sender and receivers keep alike.
+
+    A receiver calls `decode(wire, estimate, add=True)` on its own copy, zeros at first.
+    """
+
+    elements: int
+    estimate: npt.NDArray[np.float32] = field(init=False)  # [elements]
+
+    def __post_init__(self) -> None:
+        self.estimate = np.zeros(self.elements, np.float32)
+
+    def encode(self, array: object, codec: str = "int8", **options: Any) -> bytes:
+        """Encode `array` less the estimate, and move the estimate as every receiver does."""
+        return _encode_with(self.estimate, "estimate", array, codec, options)
+
+
+def _encode_with(
+    memory: npt.NDArray[np.float32],
+    name: str,
+    array: object,
+    codec: str,
+    options: dict[str, Any],
+) -> bytes:
+    source = _arrays.source(array, "array")
+    kept = _arrays.target(memory, name)
+    if kept.dtype_name != "float32" or kept.count != source.count:
+        raise ValueError(f"{name}: expected float32[{source.count}], got {kept}")
+    return _core.encode(codec, source.block, source.dtype, **{name: kept.pointer}, **options)
