@@ -15,7 +15,7 @@ except ImportError as missing:  # The library itself needs neither.
         f"pccl: {missing}. The command line needs: pip install 'pccl-collectives[cli]'"
     ) from None
 
-from pccl import keys_command
+from pccl import keys_command, plan_command
 from pccl.address import DEFAULT_PORT, RunAddress
 from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_bytes
 from pccl.status_page import DEFAULT_STATUS_PORT
@@ -46,7 +46,10 @@ def _seconds(help_text: str) -> Any:
     return typer.Option(metavar="SECONDS", help=help_text, rich_help_panel=_LOSS)
 
 
-for _command in (keys_command.keygen, keys_command.invite, keys_command.revoke):
+for _command in (
+    *(keys_command.keygen, keys_command.invite, keys_command.revoke),
+    plan_command.plan,
+):
     app.command()(_command)
 
 

@@ -15,6 +15,7 @@
 #include "bindings/keep_alive.h"
 #include "bindings/key_module.h"
 #include "bindings/run_module.h"
+#include "bindings/topology_module.h"
 #include "bindings/transport_module.h"
 #include "communicator.h"
 #include "kernels/reduce.h"
@@ -180,6 +181,7 @@ PYBIND11_MODULE(_core, module) {
   pccl::bindings::bind_coordinator_server(module);
   pccl::bindings::bind_keys(module);
   pccl::bindings::bind_codecs(module);
+  pccl::bindings::bind_topology(module);
   pccl::bindings::bind_run(module);
   py::class_<DLPackBuffer>(module, "DLPackBuffer")
       .def(py::init<const py::object&>(), py::arg("array"))

@@ -1,5 +1,6 @@
 // The choice among planners: plan every candidate, keep the one that the cost model likes best.
 #include <algorithm>
+#include <array>
 #include <functional>
 #include <numeric>
 #include <optional>
@@ -12,6 +13,10 @@
 
 namespace pccl::topology {
 namespace {
+
+// Names of parts of Routes.
+constexpr std::array<std::string_view, 4> kTreeAlgorithms = {"packed_trees", "rings",
+                                                             "hierarchical", "quickest_tree"};
 
 struct Candidate {
   std::string_view algorithm;
@@ -77,6 +82,11 @@ Schedule choose(const std::vector<Candidate>& candidates, std::string_view algor
   return best;
 }
 
+bool needs_routes(std::string_view algorithm) {
+  return std::find(kTreeAlgorithms.begin(), kTreeAlgorithms.end(), algorithm) !=
+         kTreeAlgorithms.end();
+}
+
 void require_blocks(const Links& links, std::span<const uint64_t> block_counts,
                     const char* operation) {
   if (block_counts.size() == static_cast<size_t>(std::max(links.world_size, 0))) return;
@@ -115,32 +125,40 @@ std::vector<int32_t> ring_order(const Links& links) {
 Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
                            std::string_view algorithm, const Routes* routes) {
   const int32_t world_size = links.world_size;
+  const bool is_measured = links.is_measured || routes != nullptr;
   Routes found;
-  if (routes == nullptr && (links.is_measured || algorithm == "packed_trees")) {
+  if (routes == nullptr && (links.is_measured || needs_routes(algorithm))) {
     found = find_routes(links);
     routes = &found;
   }
-  const auto direct = [=] {
-    const bool has_weights = routes != nullptr && !routes->stars.empty();
-    return has_weights ? plan_all_reduce_trees("direct", world_size, routes->stars, count)
-                       : plan_all_reduce_direct(world_size, count);
+  const auto trees = [=](const char* name, std::vector<TreePair> Routes::*packed) {
+    return Candidate{
+        name, [=] { return plan_all_reduce_trees(name, world_size, routes->*packed, count); },
+        is_measured && !(routes->*packed).empty()};
   };
-  const auto packed_trees = [=] {
-    return plan_all_reduce_trees("packed_trees", world_size, routes->trees, count);
+  const auto direct = [=] { return plan_all_reduce_direct(world_size, count); };
+  const auto ring = [=, &links] {
+    const bool has_ring = routes != nullptr && !routes->ring.empty();
+    return plan_all_reduce_ring(has_ring ? routes->ring : ring_order(links), count);
   };
   const auto halving_doubling = [=] { return plan_all_reduce_halving_doubling(world_size, count); };
   const bool is_small = element_bytes == 0 || count <= kExchangeBytesMax / element_bytes;
   const auto doubling = [=] {
     return is_small ? plan_all_reduce_doubling(world_size, count) : halving_doubling();
   };
-  return choose({{"direct", direct},
-                 {"ring", [&] { return plan_all_reduce_ring(ring_order(links), count); }},
-                 {"halving_doubling", halving_doubling},
-                 {"doubling", doubling, is_small},
-                 {"double_binary_tree",
-                  [=] { return plan_all_reduce_double_binary_tree(world_size, count); }},
-                 {"packed_trees", packed_trees, routes != nullptr}},
-                algorithm, links, element_bytes, "all_reduce");
+  std::vector<Candidate> candidates = {
+      {"direct", direct},
+      {"ring", ring},
+      {"halving_doubling", halving_doubling},
+      {"doubling", doubling, is_small},
+      {"double_binary_tree",
+       [=] { return plan_all_reduce_double_binary_tree(world_size, count); }}};
+  if (is_measured && !routes->stars.empty()) candidates[0] = trees("direct", &Routes::stars);
+  candidates.push_back(trees("packed_trees", &Routes::trees));
+  candidates.push_back(trees("rings", &Routes::rings));
+  candidates.push_back(trees("hierarchical", &Routes::sites));
+  candidates.push_back(trees("quickest_tree", &Routes::quickest));
+  return choose(candidates, algorithm, links, element_bytes, "all_reduce");
 }
 
 Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,

@@ -1,6 +1,7 @@
 #include "topology/packing.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <map>
 #include <utility>
 
@@ -33,24 +34,6 @@ std::vector<std::pair<size_t, double>> usage_of(const TreePair& tree, const Capa
     }
   }
   return {times.begin(), times.end()};
-}
-
-// Edges of a tree given by parents, those near the root first. Among equals near ranks (counted
-// upwards) are first, so that roots which send at the same time hit different receivers.
-std::vector<Edge> edges_down(const std::vector<int32_t>& parent, int32_t root) {
-  const auto n = static_cast<int32_t>(parent.size());
-  std::vector<Edge> edges;
-  edges.reserve(parent.size() - 1);
-  std::vector<int32_t> reached = {root};
-  for (size_t head = 0; head < reached.size(); ++head) {
-    for (int32_t distance = 1; distance < n; ++distance) {
-      const int32_t rank = (reached[head] + distance) % n;
-      if (rank == root || parent[static_cast<size_t>(rank)] != reached[head]) continue;
-      edges.push_back({reached[head], rank});
-      reached.push_back(rank);
-    }
-  }
-  return edges;
 }
 
 // Finds trees where weights say how scarce each constraint is.
@@ -87,8 +70,8 @@ class TreeFinder {
     if (up.price >= kNoWay || down.price >= kNoWay) return found;
     found.price = up.price + down.price;
     found.tree.root = static_cast<int32_t>(root);
-    found.tree.down = edges_down(down.parent, found.tree.root);
-    found.tree.up = reversed(edges_down(up.parent, found.tree.root));
+    found.tree.down = tree_edges(down.parent, found.tree.root);
+    found.tree.up = reversed(tree_edges(up.parent, found.tree.root));
     return found;
   }
 
@@ -255,6 +238,24 @@ double total_rate(const std::vector<TreePair>& trees) {
   double sum = 0;
   for (const TreePair& tree : trees) sum += tree.rate;
   return sum;
+}
+
+double packed_rate(const Capacities& capacity) {
+  const std::vector<TreePair> trees =
+      find_candidates(capacity, false, unit_of(capacity)).fastest(SIZE_MAX);
+  std::vector<double> load(capacity.of.size());
+  for (const TreePair& tree : trees) {
+    for (const auto& [constraint, times] : usage_of(tree, capacity)) {
+      load[constraint] += tree.rate * times;
+    }
+  }
+  double fullest = 0;
+  for (size_t constraint = 0; constraint < load.size(); ++constraint) {
+    if (load[constraint] > 0) {
+      fullest = std::max(fullest, load[constraint] / capacity.of[constraint]);
+    }
+  }
+  return fullest > 0 ? total_rate(trees) / fullest : 0;
 }
 
 std::vector<TreePair> pack_stars(const Capacities& capacity) {

@@ -33,6 +33,10 @@ double total_rate(const std::vector<TreePair>& trees);
 // which weak ranks own little or nothing.
 std::vector<TreePair> pack_stars(const Capacities& capacity);
 
+// The tree over which one message is everywhere first: up to the best root and down from it along
+// the paths of least latency. Its rate is 1. Requires: the links are connected.
+TreePair quickest_tree(const Links& links);
+
 struct PackingOptions {
   bool is_shallow = true;  // trees of depth two at most, else of any depth
   double enough = 0;       // bytes a second: a bound, beyond which nobody need look; 0: unknown
@@ -43,5 +47,9 @@ struct PackingOptions {
 // become dear; Garg and Koenemann, SIAM J. Comput. 2007), the linear program sets their rates.
 // Empty if no tree exists (of that depth).
 std::vector<TreePair> pack_trees(const Capacities& capacity, const PackingOptions& options);
+
+// What such trees (of any depth) reach together, found in a tenth of the time and up to a few
+// percent too low: to compare graphs. 0 if some rank can't reach another one.
+double packed_rate(const Capacities& capacity);
 
 }  // namespace pccl::topology

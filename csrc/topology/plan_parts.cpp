@@ -75,6 +75,22 @@ std::vector<Edge> binomial_down(int32_t world_size, int32_t root) {
   return edges;
 }
 
+std::vector<Edge> tree_edges(const std::vector<int32_t>& parent, int32_t root) {
+  const auto n = static_cast<int32_t>(parent.size());
+  std::vector<Edge> edges;
+  edges.reserve(parent.size() - 1);
+  std::vector<int32_t> reached = {root};
+  for (size_t head = 0; head < reached.size(); ++head) {
+    for (int32_t distance = 1; distance < n; ++distance) {
+      const int32_t rank = (reached[head] + distance) % n;
+      if (rank == root || parent[static_cast<size_t>(rank)] != reached[head]) continue;
+      edges.push_back({reached[head], rank});
+      reached.push_back(rank);
+    }
+  }
+  return edges;
+}
+
 std::vector<Edge> reversed(const std::vector<Edge>& edges) {
   std::vector<Edge> result;
   result.reserve(edges.size());

@@ -39,6 +39,10 @@ std::vector<Edge> star_down(int32_t world_size, int32_t root);
 // root, modulo world_size), so that most edges are short where neighbours share a host.
 std::vector<Edge> binomial_down(int32_t world_size, int32_t root);
 
+// Edges of a tree given by parents, those near the root first. Among equals near ranks (counted
+// upwards) are first, so that roots which send at the same time hit different receivers.
+std::vector<Edge> tree_edges(const std::vector<int32_t>& parent, int32_t root);
+
 // The same edges the other way round and in the opposite order: up becomes down and vice versa.
 std::vector<Edge> reversed(const std::vector<Edge>& edges);
 

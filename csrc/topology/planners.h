@@ -42,7 +42,11 @@ Schedule plan_all_reduce_direct(int32_t world_size, uint64_t count);
 struct Routes {
   // Of ranks that are connected to all others; weak ones own little or nothing. May be empty.
   std::vector<TreePair> stars;
-  std::vector<TreePair> trees;  // depth two where that reaches everybody, else any depth
+  std::vector<TreePair> trees;     // depth two where that is enough, else any depth
+  std::vector<TreePair> sites;     // see pack_sites; empty where there is nothing to gain
+  std::vector<int32_t> ring;       // see bottleneck_ring; empty if there is none
+  std::vector<TreePair> rings;     // that ring in both directions, and others
+  std::vector<TreePair> quickest;  // one tree, of least latency
 };
 
 // 2 ms for 8 ranks, up to seconds for 32 whose links all differ. Throws std::invalid_argument if
@@ -100,9 +104,10 @@ inline constexpr uint64_t kExchangeBytesMax = 256 << 10;
 inline constexpr uint64_t kSegmentBytesAssumed = 256 << 10;
 
 // direct, ring, halving_doubling, doubling, double_binary_tree; and where links are measured
-// packed_trees, and direct has weights. "doubling" means halving_doubling above kExchangeBytesMax.
-// `routes`: find_routes(links), if there are any; else they are found here where links are
-// measured. Throws std::invalid_argument too if links that the algorithm needs do not exist.
+// packed_trees, rings, hierarchical, quickest_tree, and direct has weights. "doubling" means
+// halving_doubling above kExchangeBytesMax. `routes`: find_routes(links), if there are any; else
+// they are found here where links are measured. Throws std::invalid_argument too if links that the
+// algorithm needs do not exist.
 Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
                            std::string_view algorithm = "auto", const Routes* routes = nullptr);
 // binomial, double_binary_tree.

@@ -1,6 +1,7 @@
 // Planners of all_reduce over links that differ: weighted stars and packed trees.
 #include <algorithm>
 #include <numeric>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -8,6 +9,8 @@
 #include "topology/capacities.h"
 #include "topology/plan_parts.h"
 #include "topology/planners.h"
+#include "topology/ring_search.h"
+#include "topology/sites.h"
 
 namespace pccl::topology {
 namespace {
@@ -16,6 +19,8 @@ namespace {
 constexpr uint64_t kCodecElements = 256;
 // Rounding to whole units costs a tree at most 1 / this of its share, on the average.
 constexpr uint64_t kUnitsPerTree = 16;
+
+constexpr int32_t kDeepRanksMax = 16;
 
 // `count` elements by `weights`, to whole units; the largest remainders get what is left over.
 std::vector<uint64_t> share_out(uint64_t count, const std::vector<double>& weights) {
@@ -50,6 +55,11 @@ std::vector<uint64_t> share_out(uint64_t count, const std::vector<double>& weigh
   return result;
 }
 
+bool has_gaps(const Links& links) {
+  return std::any_of(links.cost.begin(), links.cost.end(),
+                     [](const LinkCost& cost) { return cost.seconds_per_byte >= kNoLink; });
+}
+
 }  // namespace
 
 Routes find_routes(const Links& links) {
@@ -57,13 +67,23 @@ Routes find_routes(const Links& links) {
   const Capacities capacity = capacities(links);
   require_connected(links, "find_routes");
   Routes routes;
-  if (links.world_size == 1) return {.stars = {{.rate = 1}}, .trees = {{.rate = 1}}};
+  if (links.world_size == 1) {
+    const std::vector<TreePair> alone = {{0, {}, {}, 1}};
+    return {alone, alone, {}, {0}, alone, alone};
+  }
   routes.stars = pack_stars(capacity);
   const double bound = all_reduce_bounds(links).least();
   routes.trees = pack_trees(capacity, {.is_shallow = true, .enough = bound});
-  if (routes.trees.empty()) {
-    routes.trees = pack_trees(capacity, {.is_shallow = false, .enough = bound});
+  // Among many ranks of a full mesh more depth gains little, and takes seconds to find.
+  const double shallow_rate = total_rate(routes.trees);
+  if (shallow_rate < 0.98 * bound && (has_gaps(links) || links.world_size <= kDeepRanksMax)) {
+    std::vector<TreePair> deep = pack_trees(capacity, {.is_shallow = false, .enough = bound});
+    if (total_rate(deep) > 1.02 * shallow_rate) routes.trees = std::move(deep);
   }
+  routes.sites = pack_sites(links);
+  routes.ring = bottleneck_ring(links);
+  routes.rings = pack_rings(links);
+  routes.quickest = {quickest_tree(links)};
   return routes;
 }
 
@@ -71,6 +91,9 @@ Schedule plan_all_reduce_trees(std::string_view algorithm, int32_t world_size,
                                std::span<const TreePair> trees, uint64_t count) {
   require_world_size(world_size, "plan_all_reduce_trees");
   Schedule schedule{.algorithm = std::string(algorithm), .world_size = world_size, .chunks = {}};
+  if (trees.empty()) {
+    throw std::invalid_argument(schedule.algorithm + ": these links have no such trees");
+  }
   std::vector<double> weights;
   for (const TreePair& tree : trees) weights.push_back(tree.rate);
   const std::vector<uint64_t> shares = share_out(count, weights);

@@ -148,8 +148,8 @@ TEST_CASE("doubling is never chosen above its limit") {
 TEST_CASE("every algorithm can be had by name, an unknown one is refused with the names") {
   const Links links = one_host(5);
   const std::vector<uint64_t> blocks = {7, 0, 9, 64, 65};
-  for (const std::string name :
-       {"direct", "ring", "halving_doubling", "doubling", "double_binary_tree", "packed_trees"}) {
+  for (const std::string name : {"direct", "ring", "halving_doubling", "doubling",
+                                 "double_binary_tree", "packed_trees", "rings", "quickest_tree"}) {
     CHECK(choose_all_reduce(links, 1000, 4, name).algorithm == name);
   }
   for (const std::string name : {"binomial", "double_binary_tree"}) {
@@ -164,7 +164,8 @@ TEST_CASE("every algorithm can be had by name, an unknown one is refused with th
   }
   CHECK_THROWS_WITH_AS(choose_all_reduce(links, 1000, 4, "rnig"),
                        "all_reduce: unknown algorithm \"rnig\"; there are: auto, direct, ring, "
-                       "halving_doubling, doubling, double_binary_tree, packed_trees",
+                       "halving_doubling, doubling, double_binary_tree, packed_trees, rings, "
+                       "hierarchical, quickest_tree",
                        std::invalid_argument);
   CHECK_THROWS_AS(choose_broadcast(links, 0, 1, 4, "ring"), std::invalid_argument);
   CHECK_THROWS_AS(choose_reduce(links, 0, 1, 4, ""), std::invalid_argument);
