@@ -217,7 +217,7 @@ void Coordinator::on(const MemberId& from, const Report& report, TimePoint now) 
     known.is_gone = true;  // it accepts nothing any more, and has told what it accepted
   }
   learn_gone(report);
-  learn_revision();
+  learn_revision(report);
   answer(from, report, now);
   catch_up(from, report, now);
   std::vector<std::byte> said = decisive_bytes(report);

@@ -155,12 +155,12 @@ class Coordinator {
   bool is_lost(const MemberId& id, TimePoint now) const;
   bool settle_outstanding(TimePoint now);
   void judge_links(TimePoint now);
-  // Of `all`: how many may be alive, and how many of them are among `seats`.
+  // Of `all`: how many may be alive, and how many of them are voters.
   std::pair<size_t, size_t> count_alive(const std::vector<Seat>& all,
-                                        const std::vector<Seat>& seats) const;
-  bool may_follow(const std::vector<Seat>& seats) const;
-  std::vector<Seat> witnesses(TimePoint now) const;
-  void wait_for_more(const std::vector<Seat>& seats);
+                                        const std::set<MemberId>& voters) const;
+  bool may_follow(const std::set<MemberId>& voters) const;
+  std::set<MemberId> witnesses(TimePoint now) const;
+  void wait_for_more(const std::set<MemberId>& voters);
   void propose_next(TimePoint now);
   void propose_first(TimePoint now);
   void close_quorum();
@@ -171,7 +171,7 @@ class Coordinator {
   void commit();
   void send_commit(const MemberId& to, uint64_t term, uint64_t ballot);
   void announce(const Quorum& before, const std::map<MemberId, std::string>& names);
-  void learn_revision();
+  void learn_revision(const Report& report);
   double silence_seconds(const Known& known) const;
   TimePoint next_deadline(TimePoint now) const;
 

@@ -1,5 +1,6 @@
 // When a proposal is agreed, and who is told. docs/decisions/0005-membership.md has the reasons.
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include "membership/coordinator.h"
@@ -16,30 +17,26 @@ constexpr size_t kReasonsKept = 4096;
 
 // Returns whether the proposal is agreed now, or still to be waited for.
 bool Coordinator::settle_outstanding(TimePoint now) {
-  std::vector<Seat> accepted;
+  const auto& accepts = outstanding_->accepted;
   bool is_complete = true;  // all that are not lost have accepted
   bool is_whole = true;     // nobody is lost
   for (const Seat& seat : outstanding_->proposal.quorum.seats) {
-    if (outstanding_->accepted.count(seat.member_id) != 0) {
-      accepted.push_back(seat);
-    } else if (!is_lost(seat.member_id, now)) {
-      is_complete = false;
-    }
-    is_whole = is_whole && !is_lost(seat.member_id, now);
-  }
-  std::vector<Seat> voters = accepted;
-  for (const Seat& seat : durable_.quorum.seats) {
-    const bool is_witness = outstanding_->accepted.count(seat.member_id) != 0 &&
-                            !outstanding_->proposal.quorum.contains(seat.member_id);
-    if (is_witness) voters.push_back(seat);
-  }
-  const bool is_enough = durable_.quorum.quorum_id == 0 || may_follow(voters);
-  if (is_complete && is_enough && is_whole && !accepted.empty()) {
-    commit();
-    return true;
+    const bool is_seat_lost = is_lost(seat.member_id, now);
+    if (!is_seat_lost && accepts.count(seat.member_id) == 0) is_complete = false;
+    is_whole = is_whole && !is_seat_lost;
   }
   state_ = Proposing;
-  if (is_complete && !is_enough && !is_whole) wait_for_more(voters);
+  if (is_complete) {
+    // Those of the proposal, and witnesses.
+    std::set<MemberId> voters;
+    for (const auto& [id, progress] : accepts) voters.insert(id);
+    const bool is_enough = durable_.quorum.quorum_id == 0 || may_follow(voters);
+    if (is_enough && is_whole) {
+      commit();
+      return true;
+    }
+    if (!is_enough && !is_whole) wait_for_more(voters);
+  }
   if (is_whole) return true;
   outstanding_.reset();
   return false;
@@ -124,7 +121,8 @@ void Coordinator::announce(const Quorum& before, const std::map<MemberId, std::s
 }
 
 // A revision of the shared state is committed when two living members hold it, or the only one.
-void Coordinator::learn_revision() {
+void Coordinator::learn_revision(const Report& report) {
+  if (report.revision <= durable_.revision) return;
   std::map<std::pair<uint64_t, Digest>, size_t> holders;
   for (const Seat& seat : durable_.quorum.seats) {
     const Known& known = known_.at(seat.member_id);

@@ -139,24 +139,22 @@ void Coordinator::judge_links(TimePoint now) {
 // --- what may follow -----------------------------------------------------------------------------
 
 std::pair<size_t, size_t> Coordinator::count_alive(const std::vector<Seat>& all,
-                                                   const std::vector<Seat>& seats) const {
+                                                   const std::set<MemberId>& voters) const {
   size_t alive = 0;
   size_t here = 0;
   for (const Seat& seat : all) {
     const auto known = known_.find(seat.member_id);
     if (known != known_.end() && known->second.is_gone) continue;
     alive += 1;
-    here += static_cast<size_t>(std::any_of(seats.begin(), seats.end(), [&](const Seat& other) {
-      return other.member_id == seat.member_id;
-    }));
+    here += voters.count(seat.member_id);
   }
   return {alive, here};
 }
 
 // The quorum in force, and every proposal that may have come into force after it.
-bool Coordinator::may_follow(const std::vector<Seat>& seats) const {
+bool Coordinator::may_follow(const std::set<MemberId>& voters) const {
   const auto is_enough_of = [&](const std::vector<Seat>& all) {
-    const auto [alive, here] = count_alive(all, seats);
+    const auto [alive, here] = count_alive(all, voters);
     return is_authoritative_ ? 2 * here >= alive : 2 * here > alive;
   };
   return is_enough_of(durable_.quorum.seats) &&
@@ -165,20 +163,20 @@ bool Coordinator::may_follow(const std::vector<Seat>& seats) const {
 }
 
 // Seats that have to go, but can still say that they agree: they count for what may follow.
-std::vector<Seat> Coordinator::witnesses(TimePoint now) const {
-  std::vector<Seat> seats;
+std::set<MemberId> Coordinator::witnesses(TimePoint now) const {
+  std::set<MemberId> ids;
   for (const auto& [id, reason] : lost_) {
     const Known& known = known_.at(id);
     const bool is_silent = seconds_between(known.heard_at, now) >= silence_seconds(known);
     if (is_silent || known.is_gone || !known.is_connected || !known.obeys) continue;
     if (known.report.quorum_id != durable_.quorum.quorum_id) continue;
-    seats.push_back(durable_.quorum.seats[static_cast<size_t>(ranks_.at(id))]);
+    ids.insert(id);
   }
-  return seats;
+  return ids;
 }
 
-void Coordinator::wait_for_more(const std::vector<Seat>& seats) {
-  const auto [alive, here] = count_alive(durable_.quorum.seats, seats);
+void Coordinator::wait_for_more(const std::set<MemberId>& voters) {
+  const auto [alive, here] = count_alive(durable_.quorum.seats, voters);
   std::string details;
   for (const auto& [id, reason] : lost_) details += "; " + name_of(id) + ": " + reason;
   note_waiting("can't go on: of " + std::to_string(alive) + " members that may be alive, " +
@@ -241,14 +239,14 @@ void Coordinator::propose_next(TimePoint now) {
     do_all_obey = do_all_obey && known.obeys && known.report.quorum_id == durable_.quorum.quorum_id;
     survivors.push_back(seat);
   }
-  std::vector<Seat> voters = survivors;
-  for (Seat& seat : witnesses(now)) voters.push_back(std::move(seat));
+  std::set<MemberId> voters = witnesses(now);
+  for (const Seat& seat : survivors) voters.insert(seat.member_id);
   for (const auto& [number, before] : doubtful_) {
     for (const Seat& seat : before.seats) {
       const auto known = known_.find(seat.member_id);
       const bool is_here = known != known_.end() && known->second.is_connected &&
                            known->second.obeys && !is_lost(seat.member_id, now);
-      if (is_here) voters.push_back(seat);
+      if (is_here) voters.insert(seat.member_id);
     }
   }
   if (!may_follow(voters)) return wait_for_more(voters);

@@ -49,7 +49,6 @@ int World::start_member() {
                       }});
   process.window = 1 + random_.below(3);
   process.heard_at = now_;
-  indices_[process.id] = index;
   processes_.push_back(std::move(process));
   log("member " + std::to_string(index) + " starts");
   schedule(random_.between(0, 0.3), index, [this, index] { tick_member(index); });
@@ -81,8 +80,10 @@ void World::work(int index) {
     process.data->start();
     process.member->set_progress(process.data->progress());
   }
-  schedule(random_.between(0.02, options_.is_large ? 1.0 : 0.2), index,
-           [this, index] { work(index); });
+  // At the end a few operations show that it goes on; more would only take time.
+  const bool is_slow =
+      options_.is_large || now_ > options_.fault_seconds + options_.calm_seconds / 2;
+  schedule(random_.between(0.02, is_slow ? 1.0 : 0.2), index, [this, index] { work(index); });
 }
 
 void World::perform_member(int index) {
@@ -104,6 +105,9 @@ void World::perform(int index, MemberAction& action) {
     answer_hold(index, *hold);
   } else if (const auto* enter = std::get_if<Enter>(&action)) {
     check_enter(index, *enter);
+    if (process.frozen && *process.frozen != process.data->progress())
+      throw Violation("what member " + std::to_string(index) + " said when it froze has changed");
+    process.frozen.reset();
     process.data->enter(*enter);
     process.member->set_progress(process.data->progress());
   } else if (const auto* evicted = std::get_if<Evicted>(&action)) {
@@ -132,6 +136,7 @@ void World::answer_hold(int index, const Hold& hold) {
     Process& self = processes_[static_cast<size_t>(index)];
     if (!self.is_alive || self.is_out || self.member->quorum().quorum_id >= hold.quorum_id) return;
     self.data->hold(hold.freezes);
+    if (hold.freezes && !self.frozen) self.frozen = self.data->progress();
   };
   const auto answer = [this, index, hold] {
     Process& self = processes_[static_cast<size_t>(index)];
@@ -185,8 +190,9 @@ void World::kill(int index) {
   for (size_t i = 0; i < processes_.size(); ++i) {
     const int other = static_cast<int>(i);
     if (other == index || is_blocked(index, other)) continue;
-    schedule(delay() + frames_at_[{index, other}] - std::min(now_, frames_at_[{index, other}]),
-             other, [this, index, other] {
+    const auto& frames_at = process.frames_at;
+    const Seconds behind = i < frames_at.size() ? std::max(0.0, frames_at[i] - now_) : 0;
+    schedule(delay() + behind, other, [this, index, other] {
                Process& self = processes_[static_cast<size_t>(other)];
                if (!self.is_alive || self.is_out) return;
                self.member->on_link_lost(processes_[static_cast<size_t>(index)].id, true,

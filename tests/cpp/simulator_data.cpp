@@ -65,6 +65,12 @@ uint64_t mix(uint64_t value) {
   return value ^ (value >> 31);
 }
 
+size_t number_of(const MemberId& member) {
+  uint64_t number = 0;
+  std::memcpy(&number, member.data(), sizeof(number));
+  return number - 1;
+}
+
 uint64_t contribution(const MemberId& member, uint64_t operation, uint64_t element) {
   uint64_t low = 0;
   std::memcpy(&low, member.data(), sizeof(low));
@@ -113,6 +119,11 @@ void DataPlane::enter(const Enter& enter) {
   starts_.erase(starts_.upper_bound(enter.drops ? enter.recover_from : enter.first_operation),
                 starts_.end());
   is_held_ = is_frozen_ = false;
+  at_least_ = 0;
+  for (const Seat& seat : quorum_.seats) {
+    uint64_t& done = this->done(seat.member_id);
+    done = std::max(done, seat.joined_at);
+  }
   if (enter.drops) {
     recover_from_ = enter.recover_from;
     recover_to_ = enter.first_operation;
@@ -319,7 +330,11 @@ void DataPlane::send(const Operation& operation, uint64_t number, int32_t to, ui
 
 void DataPlane::receive(const MemberId& from, const std::shared_ptr<const Frame>& frame) {
   if (frame->kind == Frame::Kind::Done) {
-    done_[from] = std::max(done_[from], frame->operation);
+    uint64_t& done = this->done(from);
+    if (done < frame->operation) {
+      if (done == least_ && at_least_ > 0) --at_least_;
+      done = frame->operation;
+    }
     return forget();
   }
   const uint64_t number = frame->operation;
@@ -410,15 +425,25 @@ void DataPlane::finish(uint64_t number) {
 
 bool DataPlane::is_done_everywhere() const { return forgotten_ >= progress_.started; }
 
+uint64_t& DataPlane::done(const MemberId& member) {
+  const size_t number = number_of(member);
+  if (number >= done_.size()) done_.resize(number + 1);
+  return done_[number];
+}
+
 // What everybody has, nobody can ask for any more.
 void DataPlane::forget() {
-  uint64_t all = progress_.completed;
-  for (const Seat& seat : quorum_.seats) {
-    if (seat.member_id == self_) continue;
-    const auto done = done_.find(seat.member_id);
-    all = std::min(all, std::max(seat.joined_at, done == done_.end() ? 0 : done->second));
+  if (at_least_ == 0) {
+    least_ = UINT64_MAX;
+    for (const Seat& seat : quorum_.seats) {
+      if (seat.member_id == self_) continue;
+      const uint64_t done = this->done(seat.member_id);
+      if (done < least_) at_least_ = 0;
+      least_ = std::min(least_, done);
+      at_least_ += done == least_;
+    }
   }
-  forgotten_ = std::max(forgotten_, all);
+  forgotten_ = std::max(forgotten_, std::min(progress_.completed, least_));
   operations_.erase(operations_.begin(), operations_.lower_bound(forgotten_));
 }
 

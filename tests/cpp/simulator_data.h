@@ -29,6 +29,8 @@ using pccl::recovery::FinalMap;
 using pccl::topology::Schedule;
 
 uint64_t mix(uint64_t value);  // splitmix64
+// From 0 on, of the members of one world: it stands in their ids.
+size_t number_of(const MemberId& member);
 uint64_t contribution(const MemberId& member, uint64_t operation, uint64_t element);
 uint64_t element_count(uint64_t operation);
 
@@ -115,6 +117,7 @@ class DataPlane {
   void empty_mailbox(uint64_t number);
   void finish(uint64_t number);
   void forget();
+  uint64_t& done(const MemberId& member);
   void send(const Operation& operation, uint64_t number, int32_t to, uint32_t chunk,
             uint32_t segment, uint16_t stage, const std::vector<uint64_t>& payload);
 
@@ -131,7 +134,11 @@ class DataPlane {
   bool is_held_ = false;
   bool is_frozen_ = false;
   std::map<uint64_t, Operation> operations_;
-  std::map<MemberId, uint64_t> done_;
+  // All below are complete at it, or not its business: by the number of the member.
+  std::vector<uint64_t> done_;
+  // Of the others in the quorum: the least of done_, and how many have no more; 0: to be counted.
+  uint64_t least_ = 0;
+  size_t at_least_ = 0;
   uint64_t forgotten_ = 0;  // all below are complete at all
 };
 

@@ -232,14 +232,10 @@ void World::check_complete(int index, uint64_t operation, const std::vector<uint
   if (!is_in) return;
   uint64_t hash = 0;
   for (const FinalMap::Range& range : finals.ranges()) {
-    const auto origin = agreed_.find(range.quorum_id);
-    if (origin == agreed_.end()) throw Violation("an element of no quorum");
+    if (agreed_.count(range.quorum_id) == 0) throw Violation("an element of no quorum");
+    const std::vector<uint64_t>& sums = right_sums(operation, range.quorum_id);
     for (uint64_t at = range.begin; at < range.end; ++at) {
-      uint64_t sum = 0;
-      for (const Seat& seat : origin->second.quorum.seats) {
-        if (seat.joined_at <= operation) sum += contribution(seat.member_id, operation, at);
-      }
-      if (sum != values[at]) {
+      if (sums[at] != values[at]) {
         throw Violation("operation " + std::to_string(operation) + ", element " +
                         std::to_string(at) + " is wrong at member " + std::to_string(index));
       }
@@ -249,16 +245,36 @@ void World::check_complete(int index, uint64_t operation, const std::vector<uint
   note(hash);
   auto& outcomes = outcomes_[operation];
   ++result_.operations;
-  for (const auto& [other, outcome] : outcomes) {
-    if (!last->contains(processes_[static_cast<size_t>(other)].id)) continue;
-    if (outcome.values != hash || outcome.ranges != finals.ranges()) {
+  const Outcome own{hash, finals.ranges()};
+  bool is_known = false;
+  for (auto& [outcome, members] : outcomes) {
+    if (outcome == own) {
+      members.push_back(index);
+      is_known = true;
+      continue;
+    }
+    for (const int other : members) {
+      if (!last->contains(processes_[static_cast<size_t>(other)].id)) continue;
       throw Violation("operation " + std::to_string(operation) + " differs between members " +
                       std::to_string(other) + " and " + std::to_string(index));
     }
   }
-  outcomes[index] = {hash, finals.ranges()};
+  if (!is_known) outcomes.push_back({own, {index}});
   constexpr size_t kOperationsKept = 256;
   if (outcomes_.size() > kOperationsKept) outcomes_.erase(outcomes_.begin());
+  if (sums_.size() > kOperationsKept) sums_.erase(sums_.begin());
+}
+
+const std::vector<uint64_t>& World::right_sums(uint64_t operation, uint64_t quorum_id) {
+  const auto [kept, is_new] = sums_.try_emplace({operation, quorum_id});
+  if (!is_new) return kept->second;
+  kept->second.resize(element_count(operation));
+  for (const Seat& seat : agreed_.at(quorum_id).quorum.seats) {
+    if (seat.joined_at > operation) continue;
+    for (uint64_t at = 0; at < kept->second.size(); ++at)
+      kept->second[at] += contribution(seat.member_id, operation, at);
+  }
+  return kept->second;
 }
 
 void World::check_transition(int index, MemberState before, const std::string& event) {

@@ -45,7 +45,7 @@ Result World::run() {
     schedule(options_.fault_seconds, kHome - 1, [this] { calm_down(); });
     const Seconds end = options_.fault_seconds + options_.calm_seconds;
     while (!queue_.empty() && queue_.top().at <= end) {
-      Event event = queue_.top();
+      const Event event = queue_.top();
       queue_.pop();
       execute(event);
     }
@@ -67,17 +67,27 @@ Result World::run() {
 // --- time ----------------------------------------------------------------------------------------
 
 void World::schedule(Seconds delay, int process, Task task) {
-  queue_.push({now_ + delay, ++events_, process, std::move(task)});
+  size_t slot = tasks_.size();
+  if (free_slots_.empty()) {
+    tasks_.emplace_back();
+  } else {
+    slot = free_slots_.back();
+    free_slots_.pop_back();
+  }
+  tasks_[slot] = {process, std::move(task)};
+  queue_.push({now_ + delay, ++events_, slot});
 }
 
-void World::execute(Event& event) {
+void World::execute(const Event& event) {
   now_ = std::max(now_, event.at);
   note(event.number ^ mix(static_cast<uint64_t>(event.at * 1e6)));
-  const auto paused = backlog_.find(event.process);
+  auto [process, task] = std::move(tasks_[event.slot]);
+  free_slots_.push_back(event.slot);
+  const auto paused = backlog_.empty() ? backlog_.end() : backlog_.find(process);
   if (paused != backlog_.end()) {
-    paused->second.push_back(std::move(event.task));
+    paused->second.push_back(std::move(task));
   } else {
-    event.task();
+    task();
   }
 }
 
@@ -96,7 +106,7 @@ void World::pause(int process, Seconds seconds) {
   log("process " + std::to_string(process) + " stands still for " + std::to_string(seconds));
   paused_since_[process] = now_;
   if (process >= 0) processes_[static_cast<size_t>(process)].touched_at = now_ + seconds;
-  queue_.push({now_ + seconds, ++events_, kHome - 1, [this, process] { resume(process); }});
+  schedule(seconds, kHome - 1, [this, process] { resume(process); });
 }
 
 void World::resume(int process) {
@@ -119,8 +129,8 @@ void World::resume(int process) {
 // --- network -------------------------------------------------------------------------------------
 
 int World::find(const MemberId& id) const {
-  const auto at = indices_.find(id);
-  return at == indices_.end() ? -1 : at->second;
+  const size_t number = number_of(id);
+  return number < processes_.size() && processes_[number].id == id ? static_cast<int>(number) : -1;
 }
 
 bool World::is_blocked(int from, int to) const {
@@ -176,9 +186,11 @@ void World::on_blocked(int from, int to) {
 void World::send_frame(int from, const MemberId& to_id, const std::shared_ptr<const Frame>& frame) {
   const int to = find(to_id);
   if (to < 0 || !processes_[static_cast<size_t>(to)].is_alive) return;
-  Seconds& at = frames_at_[{from, to}];
+  auto& frames_at = processes_[static_cast<size_t>(from)].frames_at;
+  if (frames_at.size() <= static_cast<size_t>(to)) frames_at.resize(processes_.size());
+  Seconds& at = frames_at[static_cast<size_t>(to)];
   at = std::max(at, now_ + delay());
-  const auto blocked = blocked_.find({from, to});
+  const auto blocked = blocked_.empty() ? blocked_.end() : blocked_.find({from, to});
   if (blocked != blocked_.end()) at = std::max(at, blocked->second);
   schedule(at - now_, to, [this, from, to, frame] {
     Process& process = processes_[static_cast<size_t>(to)];

@@ -94,6 +94,8 @@ struct Process {
   uint64_t window = 1;
   uint64_t completed_when_calm = 0;
   std::set<int> lost_links;
+  std::optional<Progress> frozen;  // what it has told since it stands still
+  std::vector<Seconds> frames_at;  // by receiver: when the last frame that was sent arrives
 };
 
 class World {
@@ -103,11 +105,11 @@ class World {
 
  private:
   using Task = std::function<void()>;
+  // Small, because a thousand members have a million of them under way.
   struct Event {
     Seconds at = 0;
     uint64_t number = 0;
-    int process = 0;
-    Task task;
+    size_t slot = 0;  // in tasks_
     bool operator<(const Event& other) const {
       return at != other.at ? at > other.at : number > other.number;
     }
@@ -115,7 +117,7 @@ class World {
 
   // simulator_world.cpp: time and network.
   void schedule(Seconds delay, int process, Task task);
-  void execute(Event& event);
+  void execute(const Event& event);
   void log(const std::string& text);
   void note(uint64_t what);
   TimePoint time() const {
@@ -166,6 +168,7 @@ class World {
   void check_enter(int index, const Enter& enter);
   void check_complete(int index, uint64_t operation, const std::vector<uint64_t>& values,
                       const FinalMap& finals, bool was_recovered);
+  const std::vector<uint64_t>& right_sums(uint64_t operation, uint64_t quorum_id);
   void check_transition(int index, MemberState before, const std::string& event);
   void check_progress();
   const Quorum* last_quorum() const;
@@ -177,14 +180,14 @@ class World {
   Seconds now_ = 0;
   uint64_t events_ = 0;
   std::priority_queue<Event> queue_;
+  std::vector<std::pair<int, Task>> tasks_;  // with the process that does it
+  std::vector<size_t> free_slots_;
   std::map<int, std::deque<Task>> backlog_;  // of processes that are paused
   std::map<int, Seconds> paused_since_;
   std::map<std::pair<int, int>, Seconds> blocked_;
-  std::map<std::pair<int, int>, Seconds> frames_at_;
   bool is_calm_ = false;
 
   std::vector<Process> processes_;
-  std::map<MemberId, int> indices_;
   std::map<int, CoordinatorProcess> coordinators_;
   std::map<int, Connection> connections_;
   int connections_made_ = 0;
@@ -201,8 +204,12 @@ class World {
   struct Outcome {
     uint64_t values = 0;  // hash
     std::vector<FinalMap::Range> ranges;
+    bool operator==(const Outcome&) const = default;
   };
-  std::map<uint64_t, std::map<int, Outcome>> outcomes_;
+  // Of an operation: what it ended with, and where.
+  std::map<uint64_t, std::vector<std::pair<Outcome, std::vector<int>>>> outcomes_;
+  // The right sums of an operation's elements over a quorum's members.
+  std::map<std::pair<uint64_t, uint64_t>, std::vector<uint64_t>> sums_;
   Result result_;
 };
 
