@@ -50,6 +50,8 @@ void Coordinator::commit() {
   bool goes_on = false;  // with anybody of the quorum before
   for (const auto& [id, progress] : agreed.accepted) {
     if (ranks_.find(id) == ranks_.end() || !agreed.proposal.quorum.contains(id)) continue;
+    // A newcomer that has not entered the quorum before has nothing to tell.
+    if (known_.at(id).report.quorum_id == 0) continue;
     goes_on = true;
     first_operation = std::max(first_operation, progress.started);
     recover_from = std::min(recover_from, progress.completed);

@@ -201,19 +201,25 @@ std::vector<Seat> Coordinator::newcomers(TimePoint now) const {
   return seats;
 }
 
-// Those of our own term were not agreed: we would know. Nor those of this run's own coordinator
-// where its disk has all that it agreed to.
+// Whether what it has accepted may have been agreed after the quorum in force. What our own term
+// proposed was not: we would know. Nor what this run's own coordinator did, where its disk has all
+// that it agreed to.
+bool Coordinator::is_doubtful(const Report& report) const {
+  const auto& accepted = report.accepted;
+  if (!accepted || accepted->quorum.quorum_id <= durable_.quorum.quorum_id) return false;
+  const bool is_ours =
+      accepted->term == durable_.term || (is_authoritative_ && !is_of_takeover(accepted->term));
+  const std::pair number(accepted->term, accepted->ballot);
+  // Whoever proposed the quorum in force asked enough members what they had accepted before.
+  const bool is_past = number < std::pair(durable_.quorum_term, durable_.quorum_ballot);
+  return !is_ours && !is_past && !refuted_.contains(number);
+}
+
 void Coordinator::collect_doubtful() {
   for (const auto& [id, known] : known_) {
     const auto& accepted = known.report.accepted;
-    if (!accepted || accepted->quorum.quorum_id <= durable_.quorum.quorum_id) continue;
-    const bool is_ours =
-        accepted->term == durable_.term || (is_authoritative_ && !is_of_takeover(accepted->term));
-    const std::pair number(accepted->term, accepted->ballot);
-    // Whoever proposed the quorum in force asked enough members what they had accepted before.
-    const bool is_past = number < std::pair(durable_.quorum_term, durable_.quorum_ballot);
-    if (!is_ours && !is_past && !refuted_.contains(number))
-      doubtful_.try_emplace(number, accepted->quorum);
+    if (is_doubtful(known.report))
+      doubtful_.try_emplace({accepted->term, accepted->ballot}, accepted->quorum);
   }
   std::erase_if(doubtful_, [&](const auto& item) {
     const auto& number = item.first;
@@ -236,7 +242,10 @@ void Coordinator::propose_next(TimePoint now) {
   for (const Seat& seat : durable_.quorum.seats) {
     if (lost_.find(seat.member_id) != lost_.end()) continue;
     const Known& known = known_.at(seat.member_id);
-    do_all_obey = do_all_obey && known.obeys && known.report.quorum_id == durable_.quorum.quorum_id;
+    // Who has accepted something doubtful goes from its quorum to the one that follows that.
+    const bool is_ready =
+        known.report.quorum_id == durable_.quorum.quorum_id || is_doubtful(known.report);
+    do_all_obey = do_all_obey && known.obeys && is_ready;
     survivors.push_back(seat);
   }
   std::set<MemberId> voters = witnesses(now);

@@ -173,3 +173,37 @@ TEST_CASE("members know what a coordinator that takes over must keep to") {
   CHECK(scene["a"].member->world_size_min() == 2);
   CHECK(scene["a"].member->takeover_seconds() == 3);
 }
+
+TEST_CASE("who has accepted what may have been agreed is brought into no older quorum") {
+  Scene scene(at_least(1));
+  scene.join("abc");
+  Durable home = scene.disk();
+  scene.crash_coordinator();
+  // It had agreed on a quorum with d, and died before it told anybody.
+  home.quorum.quorum_id += 1;
+  home.quorum.seats.push_back({id_of("d"), 0, {}});
+  home.quorum_ballot += 1;
+  home.recover_from = kNothingToRecover;
+  // Another one that took over has proposed the next; d may be with it and accept, too.
+  Proposal doubtful{next_term(home.term, id_of("a")), 1, true, home.quorum, {}};
+  doubtful.quorum.quorum_id += 1;
+  scene.run(11);
+  Status status;
+  status.term = doubtful.term;
+  status.has_taken_over = true;
+  for (const std::string name : {"a", "b", "c"}) {
+    scene[name].member->on_message(status, scene.now());
+    scene[name].member->on_message(Propose{doubtful}, scene.now());
+    scene.perform(name);
+    REQUIRE(scene[name].member->report(false).accepted == doubtful);
+  }
+  scene.set_disk(home);
+  scene.start_coordinator();
+  scene.reconnect("abc");
+  CHECK(scene.seats("a") == "abc");
+  scene.run(15);
+  for (const std::string name : {"a", "b", "c"}) {
+    CHECK(scene.seats(name) == "abc");
+    CHECK(scene[name].member->quorum().quorum_id == doubtful.quorum.quorum_id + 1);
+  }
+}
