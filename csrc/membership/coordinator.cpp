@@ -345,15 +345,15 @@ void Coordinator::catch_up(const MemberId& from, const Report& report, TimePoint
   const Quorum& quorum = durable_.quorum;
   const bool has_seat = ranks_.find(from) != ranks_.end();
   const bool is_in = has_seat && report.quorum_id == quorum.quorum_id;
-  // What it has accepted may be in force, with numbers that hold for it where it is now: it must not
-  // go on in an older quorum.
+  // What it has accepted may be in force, with numbers that hold for it where it is now: it must
+  // not go on in an older quorum.
   const bool is_ahead =
       is_doubtful(report) ||
       (outstanding_ && report.accepted && report.accepted->term == outstanding_->proposal.term &&
        report.accepted->ballot == outstanding_->proposal.ballot);
   if (!has_seat || is_in || is_ahead) {
     const bool is_other = is_in && (report.first_operation != durable_.first_operation ||
-                                       report.recover_from != durable_.recover_from);
+                                    report.recover_from != durable_.recover_from);
     if (is_other)
       known.out = "it entered quorum " + std::to_string(quorum.quorum_id) + " otherwise";
     if (outstanding_ && !is_other) {

@@ -193,12 +193,12 @@ void World::kill(int index) {
     const auto& frames_at = process.frames_at;
     const Seconds behind = i < frames_at.size() ? std::max(0.0, frames_at[i] - now_) : 0;
     schedule(delay() + behind, other, [this, index, other] {
-               Process& self = processes_[static_cast<size_t>(other)];
-               if (!self.is_alive || self.is_out) return;
-               self.member->on_link_lost(processes_[static_cast<size_t>(index)].id, true,
-                                         "its kernel closed the socket", time());
-               perform_member(other);
-             });
+      Process& self = processes_[static_cast<size_t>(other)];
+      if (!self.is_alive || self.is_out) return;
+      self.member->on_link_lost(processes_[static_cast<size_t>(index)].id, true,
+                                "its kernel closed the socket", time());
+      perform_member(other);
+    });
   }
   if (random_.chance(0.8)) {
     schedule(random_.between(0.2, 8), kHome - 1, [this] { start_member(); });
