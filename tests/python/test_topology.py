@@ -85,19 +85,22 @@ def test_no_plan_beats_the_bound_and_auto_is_the_quickest(network: Network) -> N
     assert network.plan(LARGE).seconds == min(plan.seconds for plan in plans)
 
 
-@settings(max_examples=25, deadline=None)
-@given(size=st.integers(2, 10), seed=st.integers(0, 2**32 - 1), has_caps=st.booleans())
-def test_trees_of_depth_two_reach_95_percent_of_the_bound_on_full_meshes(
+@settings(max_examples=20, deadline=None)
+@given(size=st.integers(2, 7), seed=st.integers(0, 2**32 - 1), has_caps=st.booleans())
+def test_trees_of_depth_two_reach_95_percent_of_all_trees_on_full_meshes(
     size: int, seed: int, has_caps: bool
 ) -> None:
-    """Links of one mesh differ by a factor of 5, as between regions; by more, depth may help."""
+    """Links of one mesh differ by a factor of 5, as between regions; by more, depth may help.
+
+    Where links and caps limit together, min(B1, B2) is not always reached by any trees.
+    """
     random = np.random.default_rng(seed)
     rates = MEGABYTE * random.uniform(1, 5, (size, size))
     caps = MEGABYTE * random.uniform(2, 20, size) if has_caps else None
     network = Network(rates, out_bytes_per_second=caps, in_bytes_per_second=caps)
     plan = network.plan(LARGE, "packed_trees")
     assert plan.steps <= 4
-    assert plan.bytes_per_second_at_most >= 0.95 * network.bound
+    assert plan.bytes_per_second_at_most >= 0.95 * best_rate(network)
 
 
 @settings(max_examples=15, deadline=None)
