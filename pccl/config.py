@@ -19,7 +19,7 @@ _logger = logging.getLogger("pccl")
 
 _LOG_LEVELS = ("debug", "info", "warning", "error", "off")
 _TLS_USES = ("auto", "always")
-_SIMD_LEVELS = ("auto", "baseline", "v3", "v4")
+_SIMD_LEVELS = ("auto", "baseline", "v2", "v3", "v4")
 # Of the core: csrc/transport stripes one connection over at most this many sockets.
 _SOCKETS_MAX = 64
 # A range is tried port by port; more than this is a typing error rather than a firewall rule.
@@ -73,7 +73,8 @@ class Config:
     it comes again. Empty: a new key each time. For join()."""
 
     simd: str = ""
-    """PCCL_SIMD: "baseline", "v3" (AVX2) or "v4" (AVX-512). Empty or "auto": this CPU's best."""
+    """PCCL_SIMD: "baseline", "v2" (SSE4), "v3" (AVX2) or "v4" (AVX-512). Empty or "auto": this
+    CPU's best."""
 
     log: str = "warning"
     """PCCL_LOG: from which level on the logger "pccl" speaks: debug, info, warning, error, off."""

@@ -108,10 +108,6 @@ PCCL_HOST_DEVICE static inline int32_t round_to_integer(float value) {
   return static_cast<int32_t>(bits_of(add(value, 12582912.0F)) - 0x4B400000u);
 }
 
-PCCL_HOST_DEVICE static inline int32_t quantize(float value, float inverse, float levels) {
-  return round_to_integer(clamp(multiply(value, inverse), levels));
-}
-
 PCCL_HOST_DEVICE static inline float dequantize(int32_t code, float scale) {
   return multiply(static_cast<float>(code), scale);
 }

@@ -9,18 +9,26 @@
 
 #include "kernels/elements.h"
 #include "kernels/quantize_elements.h"
+#include "kernels/quantize_tiles.h"
 
 namespace pccl::kernels::PCCL_KERNEL_TARGET {
 namespace {
 
 constexpr size_t kRotated = 128;
+// As many as the registers hold: a shuffle across registers is taken apart into single elements.
+#if defined(__AVX512F__)
 constexpr size_t kLanes = 16;
+#elif defined(__AVX__)
+constexpr size_t kLanes = 8;
+#else
+constexpr size_t kLanes = 4;
+#endif
 constexpr size_t kRows = kRotated / kLanes;
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t LaneIndices __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
-// values[i] of lanes whose index has the bit become a - b, the others a + b.
+// Values of lanes whose index has the bit become a - b, the others a + b.
 // The sign of b is a multiplication by -1, so every step is one rounding.
 template <size_t kBit>
 void mix_within_rows(Lanes* rows) {
@@ -52,19 +60,28 @@ void mix_rows(Lanes* rows) {
   }
 }
 
+template <size_t kDistance>
+void mix(Lanes* rows) {
+  if constexpr (kDistance < kLanes) {
+    mix_within_rows<kDistance>(rows);
+  } else {
+    mix_rows<kDistance / kLanes>(rows);
+  }
+}
+
 // out = factor * H in, in the order of the natural (Sylvester) matrix. The factor is a power of
 // two.
 [[gnu::noinline]] void rotate(const std::byte* in, float factor, std::byte* out) {
   Lanes rows[kRows];
   std::memcpy(rows, in, sizeof(rows));
   for (size_t row = 0; row < kRows; ++row) rows[row] *= factor;
-  mix_within_rows<1>(rows);
-  mix_within_rows<2>(rows);
-  mix_within_rows<4>(rows);
-  mix_within_rows<8>(rows);
-  mix_rows<1>(rows);
-  mix_rows<2>(rows);
-  mix_rows<4>(rows);
+  mix<1>(rows);
+  mix<2>(rows);
+  mix<4>(rows);
+  mix<8>(rows);
+  mix<16>(rows);
+  mix<32>(rows);
+  mix<64>(rows);
   std::memcpy(out, rows, sizeof(rows));
 }
 
@@ -78,42 +95,64 @@ constexpr float kRotatedMax = 0x1p123F;
 
 constexpr int kClipCandidates = 8;  // 1, 15/16, ... 9/16 of the largest magnitude
 
-// The squared error of 32 values in units of their own scale, added up as a tree of fixed shape.
-[[gnu::noinline]] float squared_error(const std::byte* values, float inverse) {
-  constexpr size_t kHalf = Int4Format::kBlock / 2;
-  float sums[kHalf];
-  const auto square = [values, inverse](size_t i) {
-    const float scaled = Plain<float>::load(values, i) * inverse;
-    const float code = (clamp(scaled, Int4Format::kLevels) + 12582912.0F) - 12582912.0F;
-    const float error = scaled - code;
-    return error * error;
-  };
-  for (size_t i = 0; i < kHalf; ++i) sums[i] = square(i) + square(i + kHalf);
-  for (size_t step = kHalf / 2; step > 0; step /= 2) {
-    for (size_t i = 0; i < step; ++i) sums[i] = sums[i] + sums[i + step];
+constexpr size_t kClipBlock = Int4Format::kBlock;
+constexpr size_t kClipBlocks = kTileCount / kClipBlock;
+
+// errors[block] = the squared error of its values in units of the candidate scale, added up as a
+// tree of fixed shape: the first half plus the second, five times. values[i * kClipBlocks + block],
+// so that long loops run over all blocks.
+[[gnu::noinline]] void square_errors(const float* __restrict values,
+                                     const float* __restrict inverses, float* __restrict errors) {
+  float sums[kTileCount];
+  for (size_t i = 0; i < kTileCount; i += kClipBlocks) {
+    std::memcpy(sums + i, inverses, kClipBlocks * sizeof(float));
   }
-  return sums[0];
+  for (size_t i = 0; i < kTileCount; ++i) {
+    const float scaled = multiply(values[i], sums[i]);
+    const float code = add(add(clamp(scaled, Int4Format::kLevels), 12582912.0F), -12582912.0F);
+    const float error = add(scaled, -code);
+    sums[i] = multiply(error, error);
+  }
+  for (size_t half = kTileCount / 2; half >= kClipBlocks; half /= 2) {
+    for (size_t i = 0; i < half; ++i) sums[i] = add(sums[i], sums[i + half]);
+  }
+  std::memcpy(errors, sums, kClipBlocks * sizeof(float));
 }
 
-// The scale among the candidates whose error is least, the first of equals.
-uint16_t clipped_scale(const std::byte* values, uint16_t scale) {
-  if (scale == 0 || scale == kScaleInvalid) return scale;
-  const float whole = bfloat16_to_float(scale);
-  uint16_t best = scale;
-  float least = squared_error(values, inverse_scale(scale));
+// Of each block the candidate whose error is least, the first of equals.
+template <class Format>
+void clip_scales(const std::byte* values, Scales<Format>& scales) {
+  float by_element[kTileCount];
+  for (size_t i = 0; i < kTileCount; ++i) {
+    by_element[i % kClipBlock * kClipBlocks + i / kClipBlock] = Plain<float>::load(values, i);
+  }
+  uint16_t whole[kClipBlocks];
+  float least[kClipBlocks];
+  std::memcpy(whole, scales.bits, sizeof(whole));
+  square_errors(by_element, scales.inverses, least);
   for (int k = 1; k < kClipCandidates; ++k) {
     const float share = 1.0F - static_cast<float>(k) / 16;
-    const uint16_t candidate =
-        bound_scale(bfloat16_from_float(multiply(whole, share)), Int4Format::kScaleMax);
-    if (candidate == 0) break;
-    const float ratio = divide(bfloat16_to_float(candidate), whole);
-    const float error = squared_error(values, inverse_scale(candidate)) * (ratio * ratio);
-    if (error < least) {
-      least = error;
-      best = candidate;
+    uint16_t candidates[kClipBlocks];
+    float inverses[kClipBlocks];
+    float errors[kClipBlocks];
+    for (size_t block = 0; block < kClipBlocks; ++block) {
+      const float scale = multiply(bfloat16_to_float(whole[block]), share);
+      candidates[block] = bound_scale(bfloat16_from_float(scale), Format::kScaleMax);
+      inverses[block] = inverse_scale(candidates[block]);
+    }
+    square_errors(by_element, inverses, errors);
+    for (size_t block = 0; block < kClipBlocks; ++block) {
+      if (candidates[block] == 0 || whole[block] == kScaleInvalid) continue;
+      const float ratio =
+          divide(bfloat16_to_float(candidates[block]), bfloat16_to_float(whole[block]));
+      const float error = multiply(errors[block], multiply(ratio, ratio));
+      if (!(error < least[block])) continue;
+      least[block] = error;
+      scales.bits[block] = candidates[block];
+      scales.inverses[block] = inverses[block];
     }
   }
-  return best;
+  scales.clamp = true;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "kernels/elements.h"
 #include "kernels/half_blocks.h"
+#include "kernels/quantize_float8.h"
 #include "kernels/quantize_hadamard.h"
 #include "kernels/quantize_tiles.h"
 #include "kernels/reduce_table.h"
@@ -102,20 +103,19 @@ struct WholeBytes {  // int8: one code a byte
 
   static bool encode(const std::byte* values, size_t count, const Rounding& rounding,
                      std::byte* wire) {
-    uint16_t scales[kBlocks];
-    float inverses[kBlocks];
-    const bool is_finite = find_scales<Format>(values, scales, inverses);
+    Scales<Format> scales;
+    find_scales(values, scales);
     const size_t scale_bytes = blocks_of(count, Format::kBlock) * sizeof(uint16_t);
-    std::memcpy(wire, scales, scale_bytes);
+    std::memcpy(wire, scales.bits, scale_bytes);
     std::byte* to = wire + scale_bytes;
     if (count == kTileCount) {
-      quantize_tile_by<Format>(rounding, values, inverses, reinterpret_cast<int8_t*>(to));
-      return is_finite;
+      quantize_tile_by<Format>(rounding, values, scales, reinterpret_cast<int8_t*>(to));
+      return scales.are_finite;
     }
     int8_t codes[kTileCount];
-    quantize_tile_by<Format>(rounding, values, inverses, codes);
+    quantize_tile_by<Format>(rounding, values, scales, codes);
     std::memcpy(to, codes, count);
-    return is_finite;
+    return scales.are_finite;
   }
 
   template <bool kAdds>
@@ -142,22 +142,15 @@ struct PackedBits {  // int6, int4
 
   static bool encode(const std::byte* values, size_t count, const Rounding& rounding,
                      std::byte* wire) {
-    uint16_t scales[kBlocks];
-    float inverses[kBlocks];
-    const bool is_finite = find_scales<Format>(values, scales, inverses);
-    if constexpr (kClips) {
-      for (size_t block = 0; block < kBlocks; ++block) {
-        const size_t offset = block * Format::kBlock * sizeof(float);
-        scales[block] = clipped_scale(values + offset, scales[block]);
-        inverses[block] = inverse_scale(scales[block]);
-      }
-    }
+    Scales<Format> scales;
+    find_scales(values, scales);
+    if constexpr (kClips) clip_scales(values, scales);
     const size_t scale_bytes = blocks_of(count, Format::kBlock) * sizeof(uint16_t);
-    std::memcpy(wire, scales, scale_bytes);
+    std::memcpy(wire, scales.bits, scale_bytes);
     int8_t codes[kTileCount];
-    quantize_tile_by<Format>(rounding, values, inverses, codes);
+    quantize_tile_by<Format>(rounding, values, scales, codes);
     put_codes<Format>(codes, count, wire + scale_bytes);
-    return is_finite;
+    return scales.are_finite;
   }
 
   template <bool kAdds>
@@ -219,15 +212,14 @@ struct Float8Codes {
   static constexpr size_t kBlocks = kTileCount / Format::kBlock;
 
   static bool encode(const std::byte* values, size_t count, const Rounding&, std::byte* wire) {
-    uint16_t scales[kBlocks];
-    float inverses[kBlocks];
-    const bool is_finite = find_scales<Format>(values, scales, inverses);
+    Scales<Format> scales;
+    find_scales(values, scales);
     const size_t scale_bytes = blocks_of(count, Format::kBlock) * sizeof(uint16_t);
-    std::memcpy(wire, scales, scale_bytes);
+    std::memcpy(wire, scales.bits, scale_bytes);
     uint8_t codes[kTileCount];
-    quantize_float8<Format>(values, inverses, codes);
+    quantize_float8<Format>(values, scales.inverses, codes);
     std::memcpy(wire + scale_bytes, codes, count);
-    return is_finite;
+    return scales.are_finite;
   }
 
   template <bool kAdds>

@@ -44,19 +44,29 @@ template <size_t kBlock>
   }
 }
 
-// Returns whether all values are finite.
+// The scales of a tile.
 template <class Format>
-bool find_scales(const std::byte* values, uint16_t* scales, float* inverses) {
+struct Scales {
+  uint16_t bits[kTileCount / Format::kBlock];
+  float inverses[kTileCount / Format::kBlock];
+  bool are_finite = true;
+  // Whether a value may exceed the levels by more than rounding takes back: the scale of the
+  // largest magnitude is at most 2^-9 of itself too small, unless the format bounds it.
+  bool clamp = false;
+};
+
+template <class Format>
+void find_scales(const std::byte* values, Scales<Format>& scales) {
   constexpr size_t kBlocks = kTileCount / Format::kBlock;
   uint32_t absmax[kBlocks];
   find_absmax<Format::kBlock>(values, absmax);
-  bool is_finite = true;
   for (size_t block = 0; block < kBlocks; ++block) {
-    scales[block] = scale_of<Format>(absmax[block]);
-    inverses[block] = inverse_scale(scales[block]);
-    is_finite = is_finite && scales[block] != kScaleInvalid;
+    const uint16_t scale = scale_of<Format>(absmax[block]);
+    scales.bits[block] = scale;
+    scales.inverses[block] = inverse_scale(scale);
+    scales.are_finite = scales.are_finite && scale != kScaleInvalid;
+    scales.clamp = scales.clamp || scale >= Format::kScaleMax;
   }
-  return is_finite;
 }
 
 template <class Format>
@@ -70,7 +80,7 @@ bool are_scales(const std::byte* wire, size_t count) {
 
 // ---- Integers: one code a byte ----
 
-template <class Format>
+template <class Format, bool kClamps>
 [[gnu::noinline]] void quantize_tile(const std::byte* __restrict values,
                                      const float* __restrict inverses, int8_t* __restrict codes) {
   for (size_t block = 0; block < kTileCount / Format::kBlock; ++block) {
@@ -78,7 +88,9 @@ template <class Format>
     const std::byte* in = values + block * Format::kBlock * sizeof(float);
     int8_t* out = codes + block * Format::kBlock;
     for (size_t i = 0; i < Format::kBlock; ++i) {
-      out[i] = static_cast<int8_t>(quantize(Plain<float>::load(in, i), inverse, Format::kLevels));
+      const float scaled = multiply(Plain<float>::load(in, i), inverse);
+      out[i] =
+          static_cast<int8_t>(round_to_integer(kClamps ? clamp(scaled, Format::kLevels) : scaled));
     }
   }
 }
@@ -100,9 +112,13 @@ template <class Format>
 }
 
 template <class Format>
-void quantize_tile_by(const Rounding& rounding, const std::byte* values, const float* inverses,
-                      int8_t* codes) {
-  if (!rounding.is_stochastic) return quantize_tile<Format>(values, inverses, codes);
+void quantize_tile_by(const Rounding& rounding, const std::byte* values,
+                      const Scales<Format>& scales, int8_t* codes) {
+  const float* inverses = scales.inverses;
+  if (!rounding.is_stochastic) {
+    if (scales.clamp) return quantize_tile<Format, true>(values, inverses, codes);
+    return quantize_tile<Format, false>(values, inverses, codes);
+  }
   const auto low = static_cast<uint32_t>(rounding.element);
   if (low <= UINT32_MAX - kTileCount) {
     return quantize_tile_randomly<Format>(values, inverses, codes, rounding.key, low);
@@ -189,47 +205,6 @@ void take_codes(const std::byte* in, size_t count, int8_t* codes) {
   const size_t half = (count + 1) / 2;
   unpack_low_bits<Format::kCodeBits == 4 ? 8 : 0>(in, half, codes);
   if constexpr (Format::kCodeBits == 6) unpack_high_bits(in + half, (count + 3) / 4, codes);
-}
-
-// ---- 8-bit floats ----
-
-template <class Format>
-[[gnu::noinline]] void quantize_float8(const std::byte* __restrict values,
-                                       const float* __restrict inverses,
-                                       uint8_t* __restrict codes) {
-  for (size_t block = 0; block < kTileCount / Format::kBlock; ++block) {
-    const float inverse = inverses[block];
-    const size_t begin = block * Format::kBlock;
-    for (size_t i = begin; i < begin + Format::kBlock; ++i) {
-      const float scaled = multiply(Plain<float>::load(values, i), inverse);
-      codes[i] = to_float8<Format>(clamp(scaled, Format::kLevels));
-    }
-  }
-}
-
-template <class Format, bool kAdds>
-[[gnu::noinline]] void dequantize_float8(const uint8_t* __restrict codes,
-                                         const float* __restrict scales,
-                                         std::byte* __restrict out) {
-  for (size_t block = 0; block < kTileCount / Format::kBlock; ++block) {
-    const float scale = scales[block];
-    const size_t begin = block * Format::kBlock;
-    for (size_t i = begin; i < begin + Format::kBlock; ++i) {
-      const float value = multiply(from_float8<Format>(codes[i]), scale);
-      const uint32_t bits =
-          kAdds ? bits_of(add(Plain<float>::load(out, i), value)) : bits_of(value);
-      std::memcpy(out + i * sizeof(bits), &bits, sizeof(bits));
-    }
-  }
-}
-
-template <class Format>
-[[gnu::noinline]] bool are_float8(const std::byte* codes, size_t count) {
-  uint32_t wrong = 0;
-  for (size_t i = 0; i < count; ++i) {
-    wrong |= static_cast<uint32_t>((static_cast<uint8_t>(codes[i]) & 0x7F) > Format::kMagnitudeMax);
-  }
-  return wrong == 0;
 }
 
 }  // namespace

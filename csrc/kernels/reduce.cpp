@@ -18,9 +18,13 @@ struct Target {
 };
 
 #ifdef PCCL_KERNELS_X86
-// Whether this CPU, and the kernel it runs under, have what -march=x86-64-v3 and -v4 let the
+// Whether this CPU, and the kernel it runs under, have what -march=x86-64-v2 to -v4 let the
 // compiler use. Feature by feature, since not every compiler knows the levels by name; those that
 // clang 14 has no word for (f16c, lzcnt, movbe) come with AVX2 and BMI2 in every CPU built so far.
+bool has_v2() {
+  return __builtin_cpu_supports("ssse3") && __builtin_cpu_supports("sse4.1") &&
+         __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+}
 bool has_v3() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
@@ -37,13 +41,16 @@ constexpr std::array kTargets = {
 #ifdef PCCL_KERNELS_X86
     Target{"x86-64-v4", &v4::kKernels, &has_v4},
     Target{"x86-64-v3", &v3::kKernels, &has_v3},
+    Target{"x86-64-v2", &v2::kKernels, &has_v2},
 #endif
     Target{"baseline", &baseline::kKernels, [] { return true; }},
 };
 
+// By its name, or what follows "x86-64-" in it.
 const Target* find_target(std::string_view name) {
   for (const Target& target : kTargets) {
-    if (target.name == name && target.is_available()) return &target;
+    const bool is_short = name.size() == 2 && name.front() == 'v' && target.name.ends_with(name);
+    if ((target.name == name || is_short) && target.is_available()) return &target;
   }
   return nullptr;
 }

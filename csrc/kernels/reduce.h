@@ -27,7 +27,7 @@ void reduce(void* target, std::span<const void* const> sources, size_t count, Da
 // target[i] = source[i] * factor (PremulSum's first half). Requires: a float or complex dtype.
 void scale(void* target, const void* source, size_t count, DataType dtype, double factor);
 
-// The instruction set in use: "x86-64-v4", "x86-64-v3", "baseline". Chosen at the first call;
+// The instruction set in use: "x86-64-v4", -v3, -v2, "baseline". Chosen at the first call;
 // `select_target` overrides it (tests; PCCL_SIMD in the environment). Returns false where the
 // machine lacks it.
 std::string_view selected_target();

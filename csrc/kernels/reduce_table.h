@@ -47,6 +47,9 @@ const KernelTable& selected_kernels();
 namespace baseline {
 extern const KernelTable kKernels;
 }
+namespace v2 {
+extern const KernelTable kKernels;
+}
 namespace v3 {
 extern const KernelTable kKernels;
 }

@@ -30,7 +30,7 @@ using Random = std::mt19937_64;
 
 std::vector<std::string> available_targets() {
   std::vector<std::string> names;
-  for (const char* name : {"baseline", "x86-64-v3", "x86-64-v4"}) {
+  for (const char* name : {"baseline", "x86-64-v2", "x86-64-v3", "x86-64-v4"}) {
     if (kernels::select_target(name)) names.push_back(name);
   }
   return names;
@@ -409,7 +409,11 @@ TEST_CASE("select_target takes what this machine has and refuses the rest") {
   for (const std::string& target : available_targets()) {
     CHECK(kernels::select_target(target));
     CHECK(kernels::selected_target() == target);
+    if (target == "baseline") continue;
+    CHECK(kernels::select_target(target.substr(target.size() - 2)));  // "v3"
+    CHECK(kernels::selected_target() == target);
   }
+  CHECK_FALSE(kernels::select_target("v"));
   const std::string before(kernels::selected_target());
   CHECK_FALSE(kernels::select_target("nonsense"));
   CHECK_FALSE(kernels::select_target(""));
