@@ -1,0 +1,34 @@
+#include "kernels/cuda_codecs.h"
+
+#include <dlfcn.h>
+
+namespace pccl::kernels {
+namespace {
+
+template <class Function>
+bool find(void* library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, name));
+  return function != nullptr;
+}
+
+CudaCodecs load(const char* path) {
+  void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  CudaCodecs codecs;
+  if (library == nullptr) return {};
+  if (find(library, "pccl_cuda_devices", codecs.devices) &&
+      find(library, "pccl_cuda_encode", codecs.encode) &&
+      find(library, "pccl_cuda_decode", codecs.decode) && codecs.devices() > 0)
+    return codecs;
+  dlclose(library);
+  return {};
+}
+
+}  // namespace
+
+const CudaCodecs* load_cuda_codecs(const char* path) {
+  // One library for the process, that of the first call.
+  static const CudaCodecs loaded = load(path);
+  return loaded.encode == nullptr ? nullptr : &loaded;
+}
+
+}  // namespace pccl::kernels
