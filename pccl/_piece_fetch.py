@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class Fetch:
             sources = self._find_whole(quorum_id, ranks)
             self._sources |= sources
         self._running = {source: deque() for source in sources}
-        lost: _core.PcclError | None = None
+        lost: BaseException | None = None
         while self._running and (self._wanted or any(self._running.values())):
             if lost is None:
                 for source in self._running.keys() - self._liars:
@@ -91,12 +92,11 @@ class Fetch:
             oldest = [works[0][1] for works in self._running.values() if works]
             if not oldest:
                 break
-            try:
+            with suppress(_core.PcclError):
                 oldest[0].wait(_LOOK_SECONDS)
-            except _core.PcclError as error:
-                # Not if only this wait is over. No other one may write into the state later.
-                if oldest[0].is_completed() and lost is None:
-                    lost = error
+            # Not where only this wait is over. No other one may write into the state later.
+            if lost is None and oldest[0].is_completed():
+                lost = oldest[0].exception()
             for source in list(self._running):
                 self._take(source)
         if lost is not None:
