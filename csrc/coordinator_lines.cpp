@@ -18,6 +18,9 @@ constexpr double kCallPauseSeconds = 0.05;
 constexpr double kCallPauseSecondsMax = 1;
 // How often who has taken over says so: whoever did not hear it the first time hears it then.
 constexpr double kTellSeconds = 1;
+// How long a goodbye may take. Whoever was cut off takes none, and is called anew: TCP alone would
+// find out only some time after the cut, the later the longer that was.
+constexpr double kGoodbyeSeconds = 1;
 
 }  // namespace
 
@@ -76,7 +79,21 @@ void CoordinatorLines::on_lost(Connection& connection, TimePoint now) {
 
 void CoordinatorLines::drop_rival(TimePoint now) {
   if (current_ == rival_) use(home_, now);
-  if (rival_ != nullptr) endpoint_.hang_up(*rival_);
+  if (rival_ != nullptr) hang_up(*rival_, now);
+}
+
+void CoordinatorLines::hang_up(Connection& connection, TimePoint now) {
+  endpoint_.hang_up(connection);
+  give_up_at_ = after(now, kGoodbyeSeconds);
+}
+
+void CoordinatorLines::give_up_late(TimePoint now) {
+  if (now < give_up_at_) return;
+  give_up_at_ = TimePoint::max();
+  for (Connection* connection : {home_, rival_}) {
+    if (connection != nullptr && connection->said_goodbye)
+      endpoint_.give_up(*connection, "the coordinator says nothing, and takes no goodbye");
+  }
 }
 
 void CoordinatorLines::send(const membership::Message& message) {
@@ -125,7 +142,7 @@ void CoordinatorLines::choose(TimePoint now) {
   const auto address = MemberAddress::decode(told_->address);
   if (!address) return;
   // It stands still: what it finds when it goes on is a goodbye, and then it is called anew.
-  if (is_home_there) endpoint_.hang_up(*home_);
+  if (is_home_there) hang_up(*home_, now);
   rival_term_ = told_->term;
   rival_ = &endpoint_.call("the coordinator that took over, at " + address->describe(),
                            transport::resolve(*address), address->fingerprint, std::nullopt);
@@ -134,25 +151,29 @@ void CoordinatorLines::choose(TimePoint now) {
 
 TimePoint CoordinatorLines::on_time(TimePoint now) {
   if (is_stopped_) return TimePoint::max();
+  give_up_late(now);
   if (now >= call_at_) call_home(now);
   choose(now);
   const bool is_superseded = server_ && member_.term() > server_term_;
   if (server_ && (is_superseded || server_->has_retired())) end_server();
   if (now >= tell_at_) tell(now);
-  return std::min(call_at_, tell_at_);
+  return std::min({call_at_, tell_at_, give_up_at_});
 }
 
 // --- taking over ---------------------------------------------------------------------------------
 
 std::string CoordinatorLines::take_over(uint64_t term, TimePoint now) {
   end_server();
+  const membership::Rules& rules = member_.rules();
   membership::CoordinatorServerOptions options{.bind_host = options_.bind_host,
                                                .advertise_hosts = options_.advertise_hosts,
                                                .tls = options_.tls,
-                                               .heartbeat_seconds = member_.heartbeat_seconds(),
-                                               .takeover_seconds = member_.takeover_seconds()};
+                                               .heartbeat_seconds = 1e-3 * rules.heartbeat_ms,
+                                               .silence_seconds = 1e-3 * rules.silence_ms,
+                                               .link_grace_seconds = 1e-3 * rules.link_grace_ms,
+                                               .takeover_seconds = 1e-3 * rules.takeover_ms};
   options.taken_over = {options_.run, membership::durable_from(member_.report(true), term),
-                        member_.world_size_min()};
+                        static_cast<int32_t>(rules.world_size_min)};
   options.taken_over->durable.revision = member_.committed_revision();
   options.taken_over->durable.digest = member_.committed_digest();
   try {
@@ -173,7 +194,8 @@ void CoordinatorLines::tell(TimePoint now) {
     if (seat.member_id == endpoint_.address().member_id) continue;
     const auto address = MemberAddress::decode(seat.address);
     if (!address) continue;
-    Connection& connection = endpoint_.connection(*address, transport::resolve(*address));
+    // It has been there since the quorum was entered, with what its names resolved to.
+    Connection& connection = endpoint_.connection(*address, {});
     if (connection.state == Connection::State::Idle) {
       endpoint_.dial(connection);
     } else if (connection.state == Connection::State::Up) {

@@ -47,6 +47,8 @@ class CoordinatorLines {
   void call_home(TimePoint now);
   void use(transport::Connection* connection, TimePoint now);
   void drop_rival(TimePoint now);
+  void hang_up(transport::Connection& connection, TimePoint now);
+  void give_up_late(TimePoint now);
   void choose(TimePoint now);
   void end_server();
   void tell(TimePoint now);
@@ -64,6 +66,7 @@ class CoordinatorLines {
   transport::Connection* current_ = nullptr;  // one of both
   TimePoint call_at_ = TimePoint::max();
   double call_pause_seconds_ = 0;
+  TimePoint give_up_at_ = TimePoint::max();    // whom it has said goodbye to
   TimePoint heard_at_{};                       // of the current one, or used since
   TimePoint heard_home_at_{};                  // of the run's own one
   std::optional<membership::TakenOver> told_;  // the one of the highest term

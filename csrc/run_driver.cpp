@@ -120,6 +120,9 @@ void Run::Driver::on_frame(Connection& from, const FrameHeader& header,
   const double round_trip = member_->round_trip_seconds();
   const std::string waits_for =
       member_->waits_for().empty() ? "" : "the coordinator waits: " + member_->waits_for();
+  if (std::exchange(waits_for_, waits_for) != waits_for)
+    run_.endpoint_.recorder().note(FlightEvent::CoordinatorWaits, {},
+                                   waits_for.empty() ? "the coordinator goes on" : waits_for);
   const Revision committed{member_->committed_revision(), member_->committed_digest()};
   show([round_trip, committed, &waits_for](Seen& seen) {
     seen.trouble = waits_for;
@@ -135,7 +138,8 @@ void Run::Driver::on_lost(Connection& connection, const Error& error) {
     if (std::exchange(is_coordinator_heard_, false))
       run_.endpoint_.recorder().note(FlightEvent::CoordinatorLost, {.error = error.kind},
                                      error.message);
-    show([&error](Seen& seen) { seen.trouble = error.message; });
+    if (lines_->is_in_use(connection) && error)
+      show([&error](Seen& seen) { seen.trouble = error.message; });
     lines_->on_lost(connection, Clock::now());
     perform();
     return;
@@ -324,11 +328,11 @@ void Run::Driver::act(const membership::Evicted& action) {
 
 void Run::Driver::act(const membership::TakeOver& action) {
   const std::string fault = lines_->take_over(action.term, Clock::now());
-  show([&fault](Seen& seen) {
-    seen.trouble = fault.empty()
-                       ? "the coordinator stays away, and this member takes over"
-                       : "the coordinator stays away, and this member can't take over: " + fault;
-  });
+  const std::string text =
+      fault.empty() ? "the coordinator stays away, and this member takes over"
+                    : "the coordinator stays away, and this member can't take over: " + fault;
+  run_.endpoint_.recorder().note(FlightEvent::TakenOver, {}, text);
+  show([&text](Seen& seen) { seen.trouble = text; });
 }
 
 void Run::Driver::end(const Error& error) {

@@ -77,6 +77,7 @@ class Run::Driver final : public transport::FrameSink {
   uint64_t admitted_quorum_id_ = 0;
   std::vector<transport::MemberId> last_members_;  // of the quorum before, for the record
   bool is_coordinator_heard_ = false;
+  std::string waits_for_;
   bool is_performing_ = false;
   bool is_leaving_ = false;
   bool has_ended_ = false;

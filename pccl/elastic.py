@@ -245,6 +245,14 @@ class ElasticCommunicator(Reductions, Moves):
         """Who is in, by rank."""
         return [Member(*entry) for entry in self._core.members]
 
+    @property
+    def trouble(self) -> str:
+        """Why members can't be replaced or come in at this moment; "": they can.
+
+        On the side of a cut network that may not go on: what it waits for.
+        """
+        return self._core.trouble
+
     def wait_for_members(self, count: int, timeout_seconds: float = 60) -> None:
         """Return when at least `count` members are in.
 

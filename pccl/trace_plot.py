@@ -24,6 +24,7 @@ _MARKS = {
     "connection_resumed": ("P", "#2f8f4e", "connection resumed"),
     "socket_replaced": ("1", "#e07b39", "socket replaced"),
     "coordinator_lost": ("s", "#7a5ba8", "coordinator lost"),
+    "taken_over": ("^", "#7a5ba8", "took the coordinator's place"),
     "quorum_entered": ("D", "#2f8f4e", "quorum entered"),
     "killed": ("X", "#000000", "killed, as others saw it"),
     "lost": ("X", "#555555", "lost, as others saw it"),

@@ -38,6 +38,10 @@ const char* event_name(FlightEvent event) {
       return "socket_replaced";
     case FlightEvent::CoordinatorLost:
       return "coordinator_lost";
+    case FlightEvent::CoordinatorWaits:
+      return "coordinator_waits";
+    case FlightEvent::TakenOver:
+      return "taken_over";
     case FlightEvent::QuorumProposed:
       return "quorum_proposed";
     case FlightEvent::QuorumEntered:

@@ -32,6 +32,8 @@ enum class FlightEvent : uint8_t {
   ConnectionLost,
   SocketReplaced,
   CoordinatorLost,
+  CoordinatorWaits,  // why the quorum can't change, or that it can again
+  TakenOver,
   QuorumProposed,
   QuorumEntered,
   RecoveryBegun,

@@ -312,9 +312,10 @@ void Coordinator::answer(const MemberId& from, const Report& report, TimePoint n
   status.quorum_id = durable_.quorum.quorum_id;
   status.clock = report.clock;
   status.coordinator_clock = microseconds(now);
-  status.heartbeat_ms = milliseconds(options_.heartbeat_seconds);
-  status.takeover_ms = milliseconds(options_.takeover_seconds);
-  status.world_size_min = static_cast<uint32_t>(std::max(options_.world_size_min, 1));
+  status.rules = {milliseconds(options_.heartbeat_seconds), milliseconds(options_.silence_seconds),
+                  milliseconds(options_.link_grace_seconds),
+                  milliseconds(options_.takeover_seconds),
+                  static_cast<uint32_t>(std::max(options_.world_size_min, 1))};
   status.has_taken_over = options_.has_taken_over;
   status.revision = durable_.revision;
   status.digest = durable_.digest;

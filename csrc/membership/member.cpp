@@ -103,9 +103,9 @@ void Member::on(const Status& status, TimePoint now) {
   heard_at_ = now;
   if (!status.has_taken_over) heard_home_at_ = now;
   has_taken_over_ = false;
-  heartbeat_seconds_ = std::clamp(status.heartbeat_ms * 1e-3, 0.01, 60.0);
-  if (status.takeover_ms != 0) takeover_seconds_ = status.takeover_ms * 1e-3;
-  world_size_min_ = static_cast<int32_t>(std::min<uint32_t>(status.world_size_min, kSeatsMax));
+  rules_ = status.rules;
+  heartbeat_seconds_ = std::clamp(rules_.heartbeat_ms * 1e-3, 0.01, 60.0);
+  if (rules_.takeover_ms != 0) takeover_seconds_ = rules_.takeover_ms * 1e-3;
   waits_for_ = status.waits_for;
   committed_revision_ = status.revision;
   committed_digest_ = status.digest;

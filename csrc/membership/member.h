@@ -84,9 +84,8 @@ class Member {
 
   // Why the coordinator can't go on, as it last said; "": it can.
   const std::string& waits_for() const { return waits_for_; }
-  double heartbeat_seconds() const { return heartbeat_seconds_; }
   double takeover_seconds() const { return takeover_seconds_; }
-  int32_t world_size_min() const { return world_size_min_; }
+  const Rules& rules() const { return rules_; }
 
   MemberState state() const { return state_; }
   uint64_t term() const { return report_.term; }
@@ -138,7 +137,7 @@ class Member {
   uint64_t committed_revision_ = 0;
   Digest committed_digest_{};
   std::string waits_for_;
-  int32_t world_size_min_ = 1;
+  Rules rules_;
 };
 
 // The states and what leads from one to the other: the page docs/membership.md is made from it, and

@@ -104,9 +104,7 @@ void put(ByteWriter& out, const Status& status) {
   out.put(status.quorum_id);
   out.put(status.clock);
   out.put(status.coordinator_clock);
-  out.put(status.heartbeat_ms);
-  out.put(status.takeover_ms);
-  out.put(status.world_size_min);
+  out.put(status.rules);
   out.put(static_cast<uint8_t>(status.has_taken_over));
   out.put(status.revision);
   out.put(status.digest);
@@ -314,9 +312,7 @@ class Decoder {
     status.quorum_id = get<uint64_t>();
     status.clock = get<uint64_t>();
     status.coordinator_clock = get<uint64_t>();
-    status.heartbeat_ms = get<uint32_t>();
-    status.takeover_ms = get<uint32_t>();
-    status.world_size_min = get<uint32_t>();
+    status.rules = get<Rules>();
     status.has_taken_over = flag();
     status.revision = get<uint64_t>();
     status.digest = get<Digest>();

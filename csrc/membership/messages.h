@@ -79,16 +79,23 @@ struct Report {
   bool operator==(const Report&) const = default;
 };
 
+// How the run's own coordinator was told to look after it; whoever takes over keeps to the same.
+struct Rules {
+  uint32_t heartbeat_ms = 0;
+  uint32_t silence_ms = 0;
+  uint32_t link_grace_ms = 0;
+  // For so long after a Status was sent, its member obeys nobody but the run's own coordinator.
+  uint32_t takeover_ms = 0;
+  uint32_t world_size_min = 1;
+  bool operator==(const Rules&) const = default;
+};
+
 struct Status {
   uint64_t term = 0;
   uint64_t quorum_id = 0;
   uint64_t clock = 0;              // of the Report that it answers
   uint64_t coordinator_clock = 0;  // microseconds; comes back in Report
-  uint32_t heartbeat_ms = 0;
-  // For so long after this answer was sent, the member obeys nobody but the run's own
-  // coordinator.
-  uint32_t takeover_ms = 0;
-  uint32_t world_size_min = 1;  // whoever takes over keeps to it
+  Rules rules;
   bool has_taken_over = false;  // it is not the run's own coordinator
   uint64_t revision = 0;        // of the shared state, committed
   Digest digest{};

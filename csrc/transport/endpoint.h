@@ -123,6 +123,10 @@ class Endpoint final : public LinkHost, public Periodic {
   // Says goodbye to this member alone, behind what is queued for it, and ends the connection; one
   // that is still being dialed at once.
   void hang_up(Connection& connection);
+  // Ends it at once, whatever is queued.
+  void give_up(Connection& connection, const std::string& reason) {
+    end_connection(connection, {ErrorKind::Aborted, reason});
+  }
   // Starts dialing an Idle connection.
   void dial(Connection& connection);
   // connection.flush() before the driver sleeps.

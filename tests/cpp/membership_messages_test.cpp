@@ -60,7 +60,8 @@ Report full_report() {
 }
 
 std::vector<Message> every_message() {
-  Status status{7, 4, 1, 2, 500, 10000, 3, false, 12, {}, true, "2 of 4 members are here"};
+  Status status{7,     4,  1,  2,    {500, 2000, 3000, 10000, 3},
+                false, 12, {}, true, "2 of 4 members are here"};
   status.digest.fill(3);
   return {full_report(),
           Report{},

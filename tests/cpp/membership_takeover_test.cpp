@@ -170,8 +170,7 @@ TEST_CASE("members know what a coordinator that takes over must keep to") {
   options.takeover_seconds = 3;
   Scene scene(options);
   scene.join("ab");
-  CHECK(scene["a"].member->world_size_min() == 2);
-  CHECK(scene["a"].member->takeover_seconds() == 3);
+  CHECK(scene["a"].member->rules() == Rules{500, 10000, 10000, 3000, 2});
 }
 
 TEST_CASE("who has accepted what may have been agreed is brought into no older quorum") {

@@ -1,6 +1,6 @@
 """The contract of an elastic run, line by line, with real processes and a real coordinator.
 
-Lines 8 and 12 need hosts of their own: test_elastic_wan.py.
+Lines 8 and 12 need hosts of their own: test_elastic_wan.py, test_partitions.py.
 """
 
 from __future__ import annotations

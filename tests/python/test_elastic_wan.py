@@ -70,25 +70,6 @@ def test_line_08_a_broken_connection_is_repaired_underneath(tmp_path: Path) -> N
         assert not re.search("gone|silent|reach", coordinator.text()), coordinator.text()
 
 
-def test_line_12_a_partition_never_makes_two_runs(tmp_path: Path) -> None:
-    with far_apart(tmp_path, 3, 400, 1000) as (lab, hosts, coordinator, started):
-        for member in started:
-            member.wait_for("step", 3)
-        # The coordinator keeps two of three; the third has only itself.
-        lab.partition([hosts[0], hosts[1], hosts[3]], [hosts[2]])
-        coordinator.wait_for_log("is out")
-        for member in started[:2]:
-            member.finish()
-        agree(started[:2], 400)
-        assert by_step(started[0])[399]["counts"] == [2]
-        alone = [said for said in by_step(started[2]).values() if said["counts"] != [3]]
-        assert not alone, "it went on without the others"
-        lab.heal()
-        said = started[2].wait_for("error")
-        assert said["error"] == "MemberLost"
-        assert "join again" in said["text"]
-
-
 def test_two_hosts_train_together_by_pasting_one_address(tmp_path: Path) -> None:
     assert WANLAB is not None
     with WANLAB.Lab(seed=1) as lab, ExitStack() as stack:
