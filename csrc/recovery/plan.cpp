@@ -106,8 +106,11 @@ void add_reductions(const RecoveryRequest& request, const std::vector<Piece>& ga
   for (const Piece& gap : gaps) total += gap.end - gap.begin;
   std::vector<int32_t> ranks;
   for (const Survivor& survivor : request.survivors) ranks.push_back(survivor.rank);
+  const topology::Links links = topology::links_among(request.links, ranks);
+  topology::Routes routes;
+  if (links.is_measured) routes = topology::quick_routes(links);
   const topology::Schedule dense = topology::choose_all_reduce(
-      topology::links_among(request.links, ranks), total, request.element_bytes);
+      links, total, request.element_bytes, "auto", links.is_measured ? &routes : nullptr);
   const auto rank_of = [&request](int32_t index) {
     return request.survivors[static_cast<size_t>(index)].rank;
   };

@@ -81,10 +81,8 @@ int32_t drawn_shift(int32_t world_size, RandomNumbers& random) {
 Mixing equi_static(int32_t world_size, uint64_t seed) {
   RandomNumbers random(seed);
   const int32_t count = bits_of(world_size - 1) + 1;
-  std::vector<int32_t> distances;
-  for (int32_t shift = 0; shift < count; ++shift) {
-    distances.push_back(drawn_shift(world_size, random));
-  }
+  std::vector<int32_t> distances(static_cast<size_t>(count));
+  for (int32_t& distance : distances) distance = drawn_shift(world_size, random);
   const double others = 1 - 1.0 / world_size;
   return shifts(world_size, distances, others / count);
 }
@@ -130,18 +128,17 @@ std::vector<int32_t> factors_up_to(int32_t size, int32_t most) {
 // Requires: every prime factor of the group's size is at most partners + 1.
 Rounds hypercube_rounds(const Group& group, int32_t partners) {
   Rounds rounds;
-  int32_t stride = 1;
+  size_t stride = 1;
   for (const int32_t factor : factors_up_to(static_cast<int32_t>(group.size()), partners + 1)) {
     std::vector<Rounds::Pair> pairs;
-    for (int32_t index = 0; index < static_cast<int32_t>(group.size()); ++index) {
-      const int32_t digit = index / stride % factor;
-      for (int32_t further = 1; digit + further < factor; ++further) {
-        pairs.push_back({group[static_cast<size_t>(index)],
-                         group[static_cast<size_t>(index + further * stride)], 1.0 / factor});
+    for (size_t index = 0; index < group.size(); ++index) {
+      const size_t digit = index / stride % static_cast<size_t>(factor);
+      for (size_t further = 1; digit + further < static_cast<size_t>(factor); ++further) {
+        pairs.push_back({group[index], group[index + further * stride], 1.0 / factor});
       }
     }
     rounds.pairs.push_back(std::move(pairs));
-    stride *= factor;
+    stride *= static_cast<size_t>(factor);
   }
   return rounds;
 }

@@ -21,6 +21,9 @@ constexpr size_t kTreesMax = 256;
 // Of the bound; more is not worth more trees.
 constexpr double kEnough = 0.999;
 
+// Where many links are alike the program can stand still for a few rounds before it gets better.
+constexpr int32_t kRoundsWithoutGainMax = 8;
+
 // How often a tree uses each constraint, once for each edge. [k]: constraint, times
 std::vector<std::pair<size_t, double>> usage_of(const TreePair& tree, const Capacities& capacity) {
   std::map<size_t, double> times;
@@ -170,6 +173,10 @@ std::vector<double> solve_rates(std::vector<TreePair>& trees, const Capacities& 
     usages.push_back(usage_of(tree, capacity));
     for (const auto& [constraint, times] : usages.back()) row_of.emplace(constraint, row_of.size());
   }
+  if (row_of.empty()) {  // one rank: no edges
+    for (TreePair& tree : trees) tree.rate = 1;
+    return std::vector<double>(capacity.of.size());
+  }
   std::vector<double> a(row_of.size() * trees.size());
   for (size_t column = 0; column < trees.size(); ++column) {
     for (const auto& [constraint, times] : usages[column]) {
@@ -284,7 +291,13 @@ std::vector<TreePair> pack_trees(const Capacities& capacity, const PackingOption
   // What is scarce prices the trees that would help: columns of the linear program, made where they
   // are needed. What the last program left unused goes.
   TreeFinder finder(capacity, options.is_shallow, unit);
+  double last_gain_at = 0;
+  int32_t rounds_without_gain = 0;
   while (work > kWorkMax / 2 && total_rate(trees) < kEnough * options.enough) {
+    const bool has_gained = total_rate(trees) > last_gain_at * (1 + 1e-4);
+    if (has_gained) last_gain_at = total_rate(trees);
+    rounds_without_gain = has_gained ? 0 : rounds_without_gain + 1;
+    if (rounds_without_gain > kRoundsWithoutGainMax) break;
     keep_fastest(trees, trees.size());
     for (double& weight : weights) weight += 1e-7;
     finder.set_weights(weights);

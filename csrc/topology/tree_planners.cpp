@@ -62,6 +62,16 @@ bool has_gaps(const Links& links) {
 
 }  // namespace
 
+Routes quick_routes(const Links& links) {
+  require_world_size(links.world_size, "quick_routes");
+  require_connected(links, "quick_routes");
+  Routes routes;
+  routes.quickest = {quickest_tree(links)};
+  routes.stars = pack_stars(capacities(links));
+  routes.trees = routes.stars.empty() ? routes.quickest : routes.stars;
+  return routes;
+}
+
 Routes find_routes(const Links& links) {
   require_world_size(links.world_size, "find_routes");
   const Capacities capacity = capacities(links);

@@ -216,6 +216,19 @@ TEST_CASE("figures that are none are refused by name") {
                        std::invalid_argument);
 }
 
+TEST_CASE("routes that are found quickly are right, if not the best") {
+  for (const int32_t world_size : {1, 2, 5, 9}) {
+    for (const bool has_gaps : {false, true}) {
+      const Links links = measured_links(random_network(world_size, 4, true, has_gaps));
+      const Routes routes = quick_routes(links);
+      for (const uint64_t count : {1u, 1u << 20}) {
+        INFO("world_size ", world_size, ", has_gaps ", has_gaps, ", count ", count);
+        CHECK(fault_of(choose_all_reduce(links, count, 4, "auto", &routes), links, count) == "");
+      }
+    }
+  }
+}
+
 TEST_CASE("links among some ranks keep their figures") {
   Measurement measurement = random_network(5, 1, true, false);
   const Links some = links_among(measured_links(measurement), std::vector<int32_t>{3, 0});
