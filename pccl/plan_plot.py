@@ -127,7 +127,7 @@ def _draw_map(
     bar = figure.colorbar(scale, ax=axis, orientation="horizontal", shrink=0.7)
     bar.set_label(f"rate of a link, {unit}")
     ticks = np.geomspace(min(rates.values()), max(rates.values()), 5)
-    bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks], minor=False)
+    bar.set_ticks(ticks, labels=[f"{float(f'{tick:.3g}'):,g}" for tick in ticks], minor=False)
     bar.minorticks_off()
 
 

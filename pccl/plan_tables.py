@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,8 @@ __all__ = ["Comparison", "as_data", "compare_files", "show_comparisons"]
 # A linear program for a larger full mesh takes longer than people wait.
 _EXACT_RANKS_MAX = 12
 _EXACT_SECONDS_MAX = 30.0
+# Columns of a terminal that hold who sends most and what each plan waits for, too.
+_WIDE = 130
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def _exact_rate(network: Network) -> float | None:
 def show_comparisons(comparisons: list[Comparison], unit: str, console: Console) -> None:
     """Print a table for each set of links."""
     for comparison in comparisons:
-        console.print(_table(comparison, unit))
+        console.print(_table(comparison, unit, is_wide=console.width >= _WIDE))
         cut, total = (rate / UNITS[unit] for rate in comparison.network.bounds)
         text = (
             f"bounds: {cut:.4g} {unit} by the narrowest cut, {total:.4g} by what all send together"
@@ -122,26 +125,26 @@ def _site_names(network: Network, sites: list[int]) -> str:
     return "; ".join(", ".join(names) for names in members.values())
 
 
-def _table(comparison: Comparison, unit: str) -> Table:
+def _table(comparison: Comparison, unit: str, is_wide: bool) -> Table:
     plans = comparison.plans
     size = f"{plans[0].bytes_count:,} bytes".replace(",", " ")
     title = f"{comparison.graph}: all_reduce of {size} among {comparison.network.world_size}"
     table = Table(title=Text(title), title_justify="left")
-    table.add_column("algorithm")
-    for column in (
-        "seconds",
-        f"rate, {unit}",
-        "of the bound",
-        "without latency",
-        "chunks",
-        "steps",
-    ):
-        table.add_column(column, justify="right")
-    table.add_column("sends most")
-    table.add_column("waits for")
+    if not is_wide:
+        table.box, table.padding = SIMPLE, 0
+    table.add_column("algorithm", no_wrap=True)
+    for column in ("seconds", unit, "of bound", "no latency", "chunks", "steps"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if is_wide:
+        table.add_column("sends most")
+        table.add_column("waits for")
     for place, plan in enumerate(plans):
         sent = max(plan.bytes_sent)
         busiest = comparison.network.names[plan.bytes_sent.index(sent)]
+        wide = (
+            Text(f"{busiest} ({sent / max(plan.bytes_count, 1):.2f} times)"),
+            Text(name_of(comparison.network, plan.bottleneck)),
+        )
         table.add_row(
             Text(plan.algorithm, style="green" if place == 0 else ""),
             f"{plan.seconds:.4g}",
@@ -150,8 +153,7 @@ def _table(comparison: Comparison, unit: str) -> Table:
             f"{plan.bytes_per_second_at_most / comparison.bound:.1%}",
             str(len(plan.chunks)),
             str(plan.steps),
-            Text(f"{busiest} ({sent / max(plan.bytes_count, 1):.2f} times)"),
-            Text(name_of(comparison.network, plan.bottleneck)),
+            *(wide if is_wide else ()),
         )
     return table
 

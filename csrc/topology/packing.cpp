@@ -128,6 +128,19 @@ class TreeSet {
   std::vector<TreePair> trees_;
 };
 
+// What the narrowest constraint lets a tree have; what it uses becomes dearer by up to `step`.
+double use_up(const std::vector<std::pair<size_t, double>>& usage, const Capacities& capacity,
+              double step, std::vector<double>& weights) {
+  double rate = kNoWay;
+  for (const auto& [constraint, times] : usage) {
+    rate = std::min(rate, capacity.of[constraint] / times);
+  }
+  for (const auto& [constraint, times] : usage) {
+    weights[constraint] *= 1 + step * (rate * times / capacity.of[constraint]);
+  }
+  return rate;
+}
+
 // Multiplicative weights: the cheapest tree gets as much as its narrowest constraint carries, and
 // what it used becomes dearer by up to kStep. Ends when the cheapest tree is dear.
 TreeSet find_candidates(const Capacities& capacity, bool is_shallow, double unit) {
@@ -141,22 +154,17 @@ TreeSet find_candidates(const Capacities& capacity, bool is_shallow, double unit
   // No tree is cheaper than this.
   double least = kNoWay;
   for (size_t root = 0; root < n; ++root) least = std::min(least, finder.cheapest(root).price);
-  // Root by root, as long as it has a tree that is nearly the cheapest there can be.
+  // Root by root, one tree at a time while there are nearly cheapest ones: where trees of all roots
+  // cost the same, no rank gets all of the work.
   for (; least < 1; least *= 1 + kStep) {
-    for (size_t root = 0; root < n; ++root) {
-      while (true) {
+    for (bool is_found = true; is_found;) {
+      is_found = false;
+      for (size_t root = 0; root < n; ++root) {
         TreeFinder::Found found = finder.cheapest(root);
-        if (found.price >= std::min(1.0, least * (1 + kStep))) break;
-        const auto usage = usage_of(found.tree, capacity);
-        double rate = kNoWay;
-        for (const auto& [constraint, times] : usage) {
-          rate = std::min(rate, capacity.of[constraint] / times);
-        }
-        for (const auto& [constraint, times] : usage) {
-          weights[constraint] *= 1 + kStep * (rate * times / capacity.of[constraint]);
-        }
+        if (found.price >= std::min(1.0, least * (1 + kStep))) continue;
+        is_found = true;
+        found.tree.rate = use_up(usage_of(found.tree, capacity), capacity, kStep, weights);
         finder.set_weights(weights);
-        found.tree.rate = rate;
         candidates.add(std::move(found.tree));
       }
     }

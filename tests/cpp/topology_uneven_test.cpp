@@ -26,7 +26,8 @@ Measurement full_mesh(int32_t world_size, double rate) {
 }
 
 void set_rate(Measurement& measurement, int32_t from, int32_t to, double rate) {
-  measurement.bytes_per_second[static_cast<size_t>(from * measurement.world_size + to)] = rate;
+  const auto ranks = static_cast<size_t>(measurement.world_size);
+  measurement.bytes_per_second[static_cast<size_t>(from) * ranks + static_cast<size_t>(to)] = rate;
 }
 
 Measurement random_network(int32_t world_size, uint32_t seed, bool has_caps, bool has_gaps) {
@@ -124,8 +125,8 @@ TEST_CASE("a weak rank owns nothing and receives the result only") {
 }
 
 TEST_CASE("packed trees come to the bound on full meshes, and are never slower than it says") {
-  for (const int32_t world_size : {2, 3, 5, 8, 13}) {
-    for (uint32_t seed = 0; seed < 4; ++seed) {
+  for (const int32_t world_size : {2, 3, 5, 8, 11}) {
+    for (uint32_t seed = 0; seed < 2; ++seed) {
       const Links links = measured_links(random_network(world_size, seed, seed % 2 == 1, false));
       const double bound = all_reduce_bounds(links).least();
       const Schedule schedule = choose_all_reduce(links, kGigabyteOfFloats, 4, "packed_trees");

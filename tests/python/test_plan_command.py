@@ -42,6 +42,12 @@ def test_all_planners_are_compared_with_the_bound() -> None:
     assert "bounds: 3420 Mbit/s by the narrowest cut, 2622 by what all send together" in done.stdout
 
 
+def test_a_narrow_terminal_gets_every_figure() -> None:
+    done = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["plan", str(A), "--bytes", "1G"])
+    assert "double_binary_tree" in done.stdout
+    assert "…" not in done.stdout
+
+
 def test_data_holds_plans_that_can_be_proven() -> None:
     done = plan(A, "--bytes", "64M", "--json", "--graph", "ring", "--graph", "hypercube")
     comparisons = json.loads(done.stdout)
