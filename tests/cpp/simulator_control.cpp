@@ -81,9 +81,9 @@ void World::work(int index) {
     process.member->set_progress(process.data->progress());
   }
   // At the end a few operations show that it goes on; more would only take time.
-  const bool is_slow =
-      options_.is_large || now_ > options_.fault_seconds + options_.calm_seconds / 2;
-  schedule(random_.between(0.02, is_slow ? 1.0 : 0.2), index, [this, index] { work(index); });
+  const bool is_end = now_ > options_.fault_seconds + options_.calm_seconds / 2;
+  const Seconds longest = options_.is_large ? 0.5 : is_end ? 1.0 : 0.2;
+  schedule(random_.between(0.02, longest), index, [this, index] { work(index); });
 }
 
 void World::perform_member(int index) {
@@ -177,32 +177,6 @@ void World::look_for_coordinator(int index) {
   }
   if (connection >= 0) break_connection(connection, false, false);
   connect(index, process.rival_host);
-}
-
-void World::kill(int index) {
-  Process& process = processes_[static_cast<size_t>(index)];
-  log("member " + std::to_string(index) + " is killed");
-  ++result_.kills;
-  process.is_alive = false;
-  process.touched_at = now_;
-  if (process.connection >= 0) break_connection(process.connection, true, false);
-  if (coordinators_.count(index) != 0) stop_coordinator(index);
-  for (size_t i = 0; i < processes_.size(); ++i) {
-    const int other = static_cast<int>(i);
-    if (other == index || is_blocked(index, other)) continue;
-    const auto& frames_at = process.frames_at;
-    const Seconds behind = i < frames_at.size() ? std::max(0.0, frames_at[i] - now_) : 0;
-    schedule(delay() + behind, other, [this, index, other] {
-      Process& self = processes_[static_cast<size_t>(other)];
-      if (!self.is_alive || self.is_out) return;
-      self.member->on_link_lost(processes_[static_cast<size_t>(index)].id, true,
-                                "its kernel closed the socket", time());
-      perform_member(other);
-    });
-  }
-  if (random_.chance(0.8)) {
-    schedule(random_.between(0.2, 8), kHome - 1, [this] { start_member(); });
-  }
 }
 
 // --- control connections -------------------------------------------------------------------------

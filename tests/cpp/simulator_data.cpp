@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <numeric>
 #include <utility>
 
@@ -56,31 +55,24 @@ std::shared_ptr<const Schedule> plan(uint64_t operation, int32_t world_size, uin
   return made;
 }
 
+// The last plan is kept: all survivors make the same one, one after the other.
+const recovery::RecoveryPlan& plan_again(recovery::RecoveryRequest request) {
+  thread_local recovery::RecoveryRequest last;
+  thread_local recovery::RecoveryPlan made;
+  const bool is_same =
+      request.world_size == last.world_size && request.element_count == last.element_count &&
+      std::equal(request.survivors.begin(), request.survivors.end(), last.survivors.begin(),
+                 last.survivors.end(), [](const auto& a, const auto& b) {
+                   return a.rank == b.rank && a.finals.ranges() == b.finals.ranges();
+                 });
+  if (is_same) return made;
+  request.links = topology::uniform_links(request.world_size, {1e-4, 1e-9});
+  made = recovery::plan_recovery(request);
+  last = std::move(request);
+  return made;
+}
+
 }  // namespace
-
-uint64_t mix(uint64_t value) {
-  value += 0x9E3779B97F4A7C15;
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
-  return value ^ (value >> 31);
-}
-
-size_t number_of(const MemberId& member) {
-  uint64_t number = 0;
-  std::memcpy(&number, member.data(), sizeof(number));
-  return number - 1;
-}
-
-uint64_t contribution(const MemberId& member, uint64_t operation, uint64_t element) {
-  uint64_t low = 0;
-  std::memcpy(&low, member.data(), sizeof(low));
-  return mix(low ^ mix(operation ^ mix(element)));
-}
-
-uint64_t element_count(uint64_t operation) {
-  constexpr uint64_t kCounts[] = {0, 1, 7, 8, 16, 13};
-  return kCounts[mix(operation ^ 77) % 6];
-}
 
 DataPlane::DataPlane(const MemberId& self, Mutation mutation, Host host)
     : self_(self), mutation_(mutation), host_(std::move(host)) {}
@@ -205,8 +197,7 @@ void DataPlane::try_recovery(uint64_t number) {
   request.world_size = static_cast<int32_t>(quorum_.seats.size());
   request.element_count = element_count(number);
   request.element_bytes = sizeof(uint64_t);
-  request.links = topology::uniform_links(request.world_size, {1e-4, 1e-9});
-  operation.plan = recovery::plan_recovery(request);
+  operation.plan = plan_again(std::move(request));
   operation.schedule = std::make_shared<const Schedule>(operation.plan.schedule);
   operation.was_recovered = true;
   run(number);

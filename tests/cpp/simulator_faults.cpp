@@ -14,6 +14,10 @@ namespace simulator {
 void World::draw_weather() {
   if (options_.is_large) {
     weather_.delay_max = 0.05;
+    weather_.kill = 0.5;
+    weather_.crash = 0.2;
+    weather_.pause = 0.2;
+    weather_.clog = 0.5;
     return;
   }
   const auto rate = [&](double low, double high) {
@@ -128,6 +132,32 @@ bool World::may_kill(int index) const {
   }
   return 2 * (alive - 1) > quorum->seats.size() &&
          alive > static_cast<size_t>(std::max(1, options_.members / 2));
+}
+
+void World::kill(int index) {
+  Process& process = processes_[static_cast<size_t>(index)];
+  log("member " + std::to_string(index) + " is killed");
+  ++result_.kills;
+  process.is_alive = false;
+  process.touched_at = now_;
+  if (process.connection >= 0) break_connection(process.connection, true, false);
+  if (coordinators_.count(index) != 0) stop_coordinator(index);
+  for (size_t i = 0; i < processes_.size(); ++i) {
+    const int other = static_cast<int>(i);
+    if (other == index || is_blocked(index, other)) continue;
+    const auto& frames_at = process.frames_at;
+    const Seconds behind = i < frames_at.size() ? std::max(0.0, frames_at[i] - now_) : 0;
+    schedule(delay() + behind, other, [this, index, other] {
+      Process& self = processes_[static_cast<size_t>(other)];
+      if (!self.is_alive || self.is_out) return;
+      self.member->on_link_lost(processes_[static_cast<size_t>(index)].id, true,
+                                "its kernel closed the socket", time());
+      perform_member(other);
+    });
+  }
+  if (random_.chance(0.8)) {
+    schedule(random_.between(0.2, 8), kHome - 1, [this] { start_member(); });
+  }
 }
 
 // Two sides, the coordinator's home on one of them.
@@ -344,7 +374,9 @@ void World::check_progress() {
     if (!quorum->contains(process.id)) {
       throw Violation("member " + std::to_string(i) + " is not in");
     }
-    if (process.data->progress().completed < process.completed_when_calm + 3) {
+    // An operation of hundreds waits for the slowest of them at each level of its tree.
+    const uint64_t more = options_.is_large ? 1 : 3;
+    if (process.data->progress().completed < process.completed_when_calm + more) {
       throw Violation("member " + std::to_string(i) + " is stuck at operation " +
                       std::to_string(process.data->progress().completed));
     }

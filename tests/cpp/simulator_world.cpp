@@ -31,6 +31,30 @@ std::string_view mutation_name(Mutation mutation) {
   return kNames[static_cast<size_t>(mutation)];
 }
 
+uint64_t mix(uint64_t value) {
+  value += 0x9E3779B97F4A7C15;
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EB;
+  return value ^ (value >> 31);
+}
+
+size_t number_of(const MemberId& member) {
+  uint64_t number = 0;
+  std::memcpy(&number, member.data(), sizeof(number));
+  return number - 1;
+}
+
+uint64_t contribution(const MemberId& member, uint64_t operation, uint64_t element) {
+  uint64_t low = 0;
+  std::memcpy(&low, member.data(), sizeof(low));
+  return mix(low ^ mix(operation ^ mix(element)));
+}
+
+uint64_t element_count(uint64_t operation) {
+  constexpr uint64_t kCounts[] = {0, 1, 7, 8, 16, 13};
+  return kCounts[mix(operation ^ 77) % 6];
+}
+
 Result simulate(const Options& options) { return World(options).run(); }
 
 World::World(const Options& options)
@@ -41,7 +65,7 @@ Result World::run() {
   try {
     start_coordinator(kHome, {}, true);
     for (int i = 0; i < options_.members; ++i) start_member();
-    if (!options_.is_large) next_fault();
+    next_fault();
     schedule(options_.fault_seconds, kHome - 1, [this] { calm_down(); });
     const Seconds end = options_.fault_seconds + options_.calm_seconds;
     while (!queue_.empty() && queue_.top().at <= end) {

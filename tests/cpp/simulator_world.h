@@ -153,7 +153,6 @@ class World {
   void perform_coordinator(int host);
   void say(CoordinatorProcess& process, const SendTo& send);
   void change_commit(CoordinatorProcess& process, Commit& commit);
-  void kill(int index);
   void leave(int index);
 
   // simulator_faults.cpp: what goes wrong, and what must not.
@@ -161,6 +160,7 @@ class World {
   void next_fault();
   void fault();
   bool may_kill(int index) const;
+  void kill(int index);
   void partition();
   void swizzle();
   void calm_down();
