@@ -24,10 +24,21 @@ size_t bytes_of(DataType dtype) {
   return dtype == DataType::Float64 ? 8 : dtype == DataType::Float32 ? 4 : 2;
 }
 
-[[gnu::noinline]] void divide_tile(std::byte* out, const std::byte* in, size_t count, float by) {
+// In place. A power of two is a multiplication with the same result, which is faster.
+[[gnu::noinline]] void divide_tile(std::byte* values, size_t count, float by) {
+  if ((bits_of(by) & 0x7FFFFFu) == 0 && by >= 1 && by <= 0x1p100F) {
+    const float factor = 1 / by;
+    PCCL_INDEPENDENT_ITERATIONS
+    for (size_t i = 0; i < count; ++i) {
+      const float product = multiply(Plain<float>::load(values, i), factor);
+      std::memcpy(values + i * sizeof(product), &product, sizeof(product));
+    }
+    return;
+  }
+  PCCL_INDEPENDENT_ITERATIONS
   for (size_t i = 0; i < count; ++i) {
-    const float quotient = divide(Plain<float>::load(in, i), by);
-    std::memcpy(out + i * sizeof(quotient), &quotient, sizeof(quotient));
+    const float quotient = divide(Plain<float>::load(values, i), by);
+    std::memcpy(values + i * sizeof(quotient), &quotient, sizeof(quotient));
   }
 }
 
@@ -288,7 +299,7 @@ bool encode_tiles(const EncodeCall& call, size_t tile_bytes) {
     if (call.dtype != DataType::Float32 || call.divisor != 1 || count != kTileCount) {
       if (count != kTileCount) std::memset(scratch, 0, sizeof(scratch));
       load_tile(call.dtype, tile, count, scratch);
-      if (call.divisor != 1) divide_tile(scratch, scratch, count, call.divisor);
+      if (call.divisor != 1) divide_tile(scratch, count, call.divisor);
       tile = scratch;
     }
     is_finite = TileCodec::encode(tile, count, rounding, wire) && is_finite;
