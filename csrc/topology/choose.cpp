@@ -166,7 +166,9 @@ Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint
   const int32_t world_size = links.world_size;
   return choose({{"binomial", [=] { return plan_broadcast_binomial(world_size, root, count); }},
                  {"double_binary_tree",
-                  [=] { return plan_broadcast_double_binary_tree(world_size, root, count); }}},
+                  [=] { return plan_broadcast_double_binary_tree(world_size, root, count); }},
+                 {"quickest_tree", [&] { return plan_broadcast_quickest(links, root, count); },
+                  links.is_measured}},
                 algorithm, links, element_bytes, "broadcast");
 }
 
@@ -175,7 +177,9 @@ Schedule choose_reduce(const Links& links, int32_t root, uint64_t count, uint64_
   const int32_t world_size = links.world_size;
   return choose({{"binomial", [=] { return plan_reduce_binomial(world_size, root, count); }},
                  {"double_binary_tree",
-                  [=] { return plan_reduce_double_binary_tree(world_size, root, count); }}},
+                  [=] { return plan_reduce_double_binary_tree(world_size, root, count); }},
+                 {"quickest_tree", [&] { return plan_reduce_quickest(links, root, count); },
+                  links.is_measured}},
                 algorithm, links, element_bytes, "reduce");
 }
 
@@ -184,7 +188,9 @@ Schedule choose_all_gather(const Links& links, std::span<const uint64_t> block_c
   require_blocks(links, block_counts, "all_gather");
   return choose({{"direct", [=] { return plan_all_gather_direct(block_counts); }},
                  {"ring", [&] { return plan_all_gather_ring(ring_order(links), block_counts); }},
-                 {"doubling", [=] { return plan_all_gather_doubling(block_counts); }}},
+                 {"doubling", [=] { return plan_all_gather_doubling(block_counts); }},
+                 {"quickest_tree", [&] { return plan_all_gather_quickest(links, block_counts); },
+                  links.is_measured}},
                 algorithm, links, element_bytes, "all_gather");
 }
 
@@ -194,7 +200,9 @@ Schedule choose_reduce_scatter(const Links& links, std::span<const uint64_t> blo
   return choose(
       {{"direct", [=] { return plan_reduce_scatter_direct(block_counts); }},
        {"ring", [&] { return plan_reduce_scatter_ring(ring_order(links), block_counts); }},
-       {"halving", [=] { return plan_reduce_scatter_halving(block_counts); }}},
+       {"halving", [=] { return plan_reduce_scatter_halving(block_counts); }},
+       {"quickest_tree", [&] { return plan_reduce_scatter_quickest(links, block_counts); },
+        links.is_measured}},
       algorithm, links, element_bytes, "reduce_scatter");
 }
 

@@ -36,6 +36,8 @@ std::vector<TreePair> pack_stars(const Capacities& capacity);
 // The tree over which one message is everywhere first: up to the best root and down from it along
 // the paths of least latency. Its rate is 1. Requires: the links are connected.
 TreePair quickest_tree(const Links& links);
+// Of each root: [rank].
+std::vector<TreePair> quickest_trees(const Links& links);
 
 struct PackingOptions {
   bool is_shallow = true;  // trees of depth two at most, else of any depth

@@ -91,6 +91,15 @@ Schedule plan_reduce_scatter_direct(std::span<const uint64_t> block_counts);
 Schedule plan_all_gather_doubling(std::span<const uint64_t> block_counts);
 Schedule plan_reduce_scatter_halving(std::span<const uint64_t> block_counts);
 
+// --- over links that may be missing --------------------------------------------------------------
+// Along the paths of least latency, relays included. steps: the longest path's. Throw
+// std::invalid_argument if some rank can't reach another one.
+
+Schedule plan_broadcast_quickest(const Links& links, int32_t root, uint64_t count);
+Schedule plan_reduce_quickest(const Links& links, int32_t root, uint64_t count);
+Schedule plan_all_gather_quickest(const Links& links, std::span<const uint64_t> block_counts);
+Schedule plan_reduce_scatter_quickest(const Links& links, std::span<const uint64_t> block_counts);
+
 // --- all_to_all ----------------------------------------------------------------------------------
 
 // Block i * P + j goes from i to j. Pairwise: in step s rank r sends to r + s.
@@ -114,15 +123,15 @@ inline constexpr uint64_t kSegmentBytesAssumed = 256 << 10;
 // algorithm needs do not exist.
 Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
                            std::string_view algorithm = "auto", const Routes* routes = nullptr);
-// binomial, double_binary_tree.
+// binomial, double_binary_tree, quickest_tree (by auto where links are measured; likewise below).
 Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
                           std::string_view algorithm = "auto");
 Schedule choose_reduce(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
                        std::string_view algorithm = "auto");
-// direct, ring, doubling.
+// direct, ring, doubling, quickest_tree.
 Schedule choose_all_gather(const Links& links, std::span<const uint64_t> block_counts,
                            uint64_t element_bytes, std::string_view algorithm = "auto");
-// direct, ring, halving.
+// direct, ring, halving, quickest_tree.
 Schedule choose_reduce_scatter(const Links& links, std::span<const uint64_t> block_counts,
                                uint64_t element_bytes, std::string_view algorithm = "auto");
 

@@ -44,7 +44,26 @@ Paths shortest_paths(const Links& links) {
   return paths;
 }
 
+TreePair tree_of(const Paths& paths, size_t center) {
+  std::vector<int32_t> up(paths.n, -1);
+  std::vector<int32_t> down(paths.n, -1);
+  for (size_t rank = 0; rank < paths.n; ++rank) {
+    if (rank == center) continue;
+    up[rank] = paths.next[rank * paths.n + center];
+    down[rank] = paths.last[center * paths.n + rank];
+  }
+  const auto root = static_cast<int32_t>(center);
+  return {root, reversed(tree_edges(up, root)), tree_edges(down, root), 1};
+}
+
 }  // namespace
+
+std::vector<TreePair> quickest_trees(const Links& links) {
+  const Paths paths = shortest_paths(links);
+  std::vector<TreePair> trees;
+  for (size_t root = 0; root < paths.n; ++root) trees.push_back(tree_of(paths, root));
+  return trees;
+}
 
 TreePair quickest_tree(const Links& links) {
   const Paths paths = shortest_paths(links);
@@ -62,15 +81,7 @@ TreePair quickest_tree(const Links& links) {
     best = root;
     best_seconds = up + down;
   }
-  std::vector<int32_t> up(paths.n, -1);
-  std::vector<int32_t> down(paths.n, -1);
-  for (size_t rank = 0; rank < paths.n; ++rank) {
-    if (rank == best) continue;
-    up[rank] = paths.next[rank * paths.n + best];
-    down[rank] = paths.last[best * paths.n + rank];
-  }
-  const auto root = static_cast<int32_t>(best);
-  return {root, reversed(tree_edges(up, root)), tree_edges(down, root), 1};
+  return tree_of(paths, best);
 }
 
 }  // namespace pccl::topology

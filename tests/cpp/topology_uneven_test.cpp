@@ -230,6 +230,29 @@ TEST_CASE("routes that are found quickly are right, if not the best") {
   }
 }
 
+TEST_CASE("other collectives go round links that do not exist") {
+  for (const int32_t world_size : {1, 2, 4, 9}) {
+    const Links links = measured_links(random_network(world_size, 6, false, true));
+    const std::vector<uint64_t> blocks(static_cast<size_t>(world_size), 1000);
+    const int32_t root = world_size / 2;
+    const auto fault = [&links](const Schedule& schedule, CheckOptions options) {
+      options.allowed = [&links](int32_t from, int32_t to) { return links.connects(from, to); };
+      return find_fault(schedule, options).value_or("");
+    };
+    for (const std::string name : {"auto", "quickest_tree"}) {
+      INFO("world_size ", world_size, ", ", name);
+      CHECK(fault(choose_broadcast(links, root, 1000, 4, name),
+                  {Collective::Broadcast, root, {1000}, {}}) == "");
+      CHECK(fault(choose_reduce(links, root, 1000, 4, name),
+                  {Collective::Reduce, root, {1000}, {}}) == "");
+      CHECK(fault(choose_all_gather(links, blocks, 4, name),
+                  {Collective::AllGather, 0, blocks, {}}) == "");
+      CHECK(fault(choose_reduce_scatter(links, blocks, 4, name),
+                  {Collective::ReduceScatter, 0, blocks, {}}) == "");
+    }
+  }
+}
+
 TEST_CASE("links among some ranks keep their figures") {
   Measurement measurement = random_network(5, 1, true, false);
   const Links some = links_among(measured_links(measurement), std::vector<int32_t>{3, 0});
