@@ -1,6 +1,7 @@
 """The contract of an elastic run, line by line, with real processes and a real coordinator.
 
 Lines 8 and 12 need hosts of their own: test_elastic_wan.py, test_partitions.py.
+Who computes while a newcomer downloads (line 10): test_state_sync.py.
 """
 
 from __future__ import annotations
