@@ -233,7 +233,7 @@ size_t Database::run_count() { return count("runs"); }
 bool Database::has_quorum() { return count("runs WHERE quorum_id > 0") != 0; }
 
 size_t Database::count(const std::string& rows) {
-  Statement count(handle_.get(), ("SELECT count(*) FROM " + rows).c_str());
+  Statement count(handle_.get(), "SELECT count(*) FROM " + rows);
   const int code = count.step();
   if (code != SQLITE_ROW) fail(code, "can't be read");
   return count.number(0);
