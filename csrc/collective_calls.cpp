@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "quantization/codec.h"
+
 namespace pccl {
 
 using transport::Collective;
@@ -34,6 +36,23 @@ void check_reducible(DataType dtype, ReduceOp op, const char* operation) {
                               " of " + std::string(data_type_name(dtype)) + " is not defined");
 }
 
+void check_codec(Codec codec, DataType dtype, ReduceOp op) {
+  if (codec == Codec{}) return;
+  quantization::check_dtype(codec, dtype);
+  const bool is_sum = op == ReduceOp::Sum || op == ReduceOp::Avg || op == ReduceOp::PremulSum ||
+                      op == ReduceOp::WeightedAvg;
+  if (!is_sum) {
+    throw std::invalid_argument("all_reduce: codec " + codec_name(codec) +
+                                " is for sums and averages, not for " +
+                                std::string(reduce_op_name(op)));
+  }
+  if (codec.id == CodecId::TopK || codec.id == CodecId::TopK2Bit) {
+    throw std::invalid_argument("all_reduce: codec " + codec_name(codec) +
+                                " leaves most elements out, which needs error feedback; use "
+                                "pccl.codecs");
+  }
+}
+
 void check_blocks(std::span<const Block> blocks, int32_t world_size, const char* operation,
                   const char* which) {
   if (blocks.size() == static_cast<size_t>(world_size)) return;
@@ -55,8 +74,13 @@ CollectiveCalls::WorkPtr CollectiveCalls::all_reduce(const std::byte* source, st
                                                      double factor, CallOptions options) {
   const Place place = here();
   check_reducible(dtype, op, "all_reduce");
-  const Signature signature{
-      .collective = Collective::AllReduce, .dtype = dtype, .op = op, .root = -1, .count = count};
+  check_codec(options.codec, dtype, op);
+  const Signature signature{.collective = Collective::AllReduce,
+                            .dtype = dtype,
+                            .op = op,
+                            .root = -1,
+                            .count = count,
+                            .codec = options.codec};
   return start(place, signature, {{source, target, count}}, {}, factor, std::move(options));
 }
 

@@ -1,8 +1,12 @@
 #include "collective_planner.h"
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <set>
+#include <stdexcept>
 #include <string_view>
+#include <thread>
 #include <utility>
 
 #include "topology/planners.h"
@@ -10,6 +14,7 @@
 namespace pccl {
 
 using transport::Collective;
+using transport::LinkTraffic;
 using transport::Signature;
 
 namespace {
@@ -18,6 +23,26 @@ namespace {
 // calls count for more.
 constexpr uint32_t kMemorySegmentBytes = 32 << 10;
 constexpr uint32_t kTcpSegmentBytes = 512 << 10;
+
+// Where links are measured: how long one segment lasts on a middling one. What comes behind it in
+// its connection waits so long, and so does every step of a path.
+constexpr double kSegmentSeconds = 0.02;
+constexpr uint32_t kSegmentBytesMin = 64 << 10;
+// What may be under way in one transfer, on the wire: a path of 300 Mbit/s and 100 ms.
+constexpr uint32_t kWindowBytes = 4 << 20;
+
+uint32_t segment_bytes_of(const topology::Links& links) {
+  std::vector<double> rates;
+  for (int32_t from = 0; from < links.world_size; ++from) {
+    for (int32_t to = 0; to < links.world_size; ++to) {
+      if (links.connects(from, to)) rates.push_back(1 / links.at(from, to).seconds_per_byte);
+    }
+  }
+  const auto middle = rates.begin() + static_cast<ptrdiff_t>(rates.size() / 2);
+  std::nth_element(rates.begin(), middle, rates.end());
+  const double bytes = std::min(*middle * kSegmentSeconds, double{transport::kPayloadBytesMax});
+  return std::max(std::bit_floor(static_cast<uint32_t>(bytes)), kSegmentBytesMin);
+}
 
 // Only the two ends of each block know its length.
 topology::Schedule with_whole_blocks(topology::Schedule schedule) {
@@ -28,7 +53,55 @@ topology::Schedule with_whole_blocks(topology::Schedule schedule) {
   return schedule;
 }
 
+topology::Schedule schedule_of(const Signature& signature, std::span<const uint64_t> counts,
+                               const topology::Links& links, const topology::Routes* routes,
+                               std::string_view algorithm) {
+  const uint64_t bytes = element_bytes(signature.dtype);
+  const int32_t n = links.world_size;
+  const std::vector<uint64_t> ones(static_cast<size_t>(n), 1);
+  // An algorithm chosen by name is meant for all_reduce; others take it where they have one of that
+  // name.
+  const auto named = [algorithm](std::initializer_list<std::string_view> known) {
+    return std::find(known.begin(), known.end(), algorithm) != known.end() ? algorithm : "auto";
+  };
+  switch (signature.collective) {
+    case Collective::AllReduce:
+      if (signature.codec != Codec{})
+        return topology::choose_coded_all_reduce(links, signature.count, algorithm, routes);
+      return topology::choose_all_reduce(links, signature.count, bytes, algorithm, routes);
+    case Collective::Barrier:
+      return topology::plan_all_reduce_doubling(n, 1);
+    case Collective::Broadcast:
+      return topology::choose_broadcast(links, signature.root, signature.count, bytes,
+                                        named({"binomial", "double_binary_tree"}));
+    case Collective::Reduce:
+      return topology::choose_reduce(links, signature.root, signature.count, bytes,
+                                     named({"binomial", "double_binary_tree"}));
+    case Collective::AllGather:
+      return topology::choose_all_gather(links, counts, bytes, named({"ring", "direct"}));
+    case Collective::ReduceScatter:
+      return topology::choose_reduce_scatter(links, counts, bytes, named({"ring", "direct"}));
+    case Collective::Gather:
+      return with_whole_blocks(topology::plan_gather_direct(signature.root, ones));
+    case Collective::Scatter:
+      return with_whole_blocks(topology::plan_scatter_direct(signature.root, ones));
+    case Collective::AllToAll:
+      return topology::plan_all_to_all_pairwise(n);
+    case Collective::None:
+    case Collective::SendRecv:
+      break;
+  }
+  throw std::invalid_argument("no schedule for this collective");
+}
+
 }  // namespace
+
+std::vector<LinkTraffic> traffic_of(std::span<transport::Connection* const> connections) {
+  std::vector<LinkTraffic> traffic;
+  for (const transport::Connection* connection : connections)
+    traffic.push_back(connection == nullptr ? LinkTraffic{} : connection->counted());
+  return traffic;
+}
 
 std::vector<int32_t> host_numbers(std::span<const transport::MemberAddress> members) {
   std::map<std::string, int32_t> numbers;
@@ -43,64 +116,55 @@ std::vector<int32_t> host_numbers(std::span<const transport::MemberAddress> memb
   return hosts;
 }
 
-CollectivePlanner::CollectivePlanner(const std::vector<int32_t>& hosts, int32_t rank,
-                                     std::string algorithm)
-    : links_(topology::host_links(hosts)),
-      is_one_host_(std::set<int32_t>(hosts.begin(), hosts.end()).size() == 1),
-      rank_(rank),
-      algorithm_(std::move(algorithm)) {
-  // An unknown algorithm is refused now, not by the first call.
-  topology::choose_all_reduce(links_, 1, 1, algorithm_);
+struct CollectivePlanner::Search {
+  KnownLinks links;
+  std::shared_ptr<const topology::Routes> found;
+  std::atomic<bool> is_done{false};
+};
+
+bool is_one_machine(std::span<const transport::MemberAddress> members) {
+  return std::all_of(members.begin(), members.end(), [&members](const auto& member) {
+    return !member.host_key.empty() && member.host_key == members.front().host_key;
+  });
 }
+
+CollectivePlanner::CollectivePlanner(PlannerOptions options, LinkExchange::TrafficSource traffic)
+    : unknown_(topology::host_links(options.hosts)),
+      is_one_host_(std::set<int32_t>(options.hosts.begin(), options.hosts.end()).size() == 1),
+      rank_(options.rank),
+      algorithm_(std::move(options.algorithm)),
+      known_{{0, std::make_shared<const topology::Links>(unknown_)}, nullptr} {
+  // An unknown algorithm is refused now, not by the first call.
+  topology::choose_all_reduce(unknown_, 1, 1, algorithm_);
+  // Two ranks have no choice, and within a machine the links are known.
+  const int32_t n = unknown_.world_size;
+  if (traffic && !options.deterministic && !options.is_one_machine && n > 2 &&
+      n <= LinkExchange::kRanksMax)
+    exchange_.emplace(unknown_, rank_, std::move(traffic));
+}
+
+CollectivePlanner::~CollectivePlanner() = default;
 
 uint32_t CollectivePlanner::segment_bytes(bool shares_memory) const {
   return is_one_host_ && shares_memory ? kMemorySegmentBytes : kTcpSegmentBytes;
 }
 
-topology::Schedule CollectivePlanner::schedule(const Signature& signature,
-                                               std::span<const uint64_t> counts) const {
-  const uint64_t bytes = element_bytes(signature.dtype);
-  const int32_t n = links_.world_size;
-  const std::vector<uint64_t> ones(static_cast<size_t>(n), 1);
-  // An algorithm chosen by name is meant for all_reduce; others take it where they have one of that
-  // name.
-  const auto named = [this](std::initializer_list<std::string_view> known) {
-    return std::find(known.begin(), known.end(), algorithm_) != known.end()
-               ? std::string_view(algorithm_)
-               : "auto";
-  };
-  switch (signature.collective) {
-    case Collective::AllReduce:
-      return topology::choose_all_reduce(links_, signature.count, bytes, algorithm_);
-    case Collective::Barrier:
-      return topology::plan_all_reduce_doubling(n, 1);
-    case Collective::Broadcast:
-      return topology::choose_broadcast(links_, signature.root, signature.count, bytes,
-                                        named({"binomial", "double_binary_tree"}));
-    case Collective::Reduce:
-      return topology::choose_reduce(links_, signature.root, signature.count, bytes,
-                                     named({"binomial", "double_binary_tree"}));
-    case Collective::AllGather:
-      return topology::choose_all_gather(links_, counts, bytes, named({"ring", "direct"}));
-    case Collective::ReduceScatter:
-      return topology::choose_reduce_scatter(links_, counts, bytes, named({"ring", "direct"}));
-    case Collective::Gather:
-      return with_whole_blocks(topology::plan_gather_direct(signature.root, ones));
-    case Collective::Scatter:
-      return with_whole_blocks(topology::plan_scatter_direct(signature.root, ones));
-    case Collective::AllToAll:
-      return topology::plan_all_to_all_pairwise(n);
-    case Collective::None:
-    case Collective::SendRecv:
-      break;
-  }
-  throw std::invalid_argument("no schedule for this collective");
+// --- one plan ------------------------------------------------------------------------------------
+
+CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
+                                                   std::span<const uint64_t> block_counts,
+                                                   const Known& known) const {
+  topology::Schedule made =
+      schedule_of(signature, block_counts, *known.links.links, known.routes.get(), algorithm_);
+  if (is_exchanged(signature)) LinkExchange::add_chunks(made, element_bytes(signature.dtype));
+  return {std::make_shared<const RankPlan>(compile(made, rank_)), made.algorithm};
 }
 
 CollectivePlanner::Planned CollectivePlanner::planned(const Signature& signature,
                                                       std::span<const uint64_t> counts) {
   std::string key(reinterpret_cast<const char*>(&signature.count), sizeof(signature.count));
   key += static_cast<char>(signature.collective);
+  key += static_cast<char>(signature.codec == Codec{});
   key += static_cast<char>(element_bytes(signature.dtype));
   key.append(reinterpret_cast<const char*>(&signature.root), sizeof(signature.root));
   key.append(reinterpret_cast<const char*>(counts.data()), counts.size_bytes());
@@ -108,10 +172,57 @@ CollectivePlanner::Planned CollectivePlanner::planned(const Signature& signature
   const auto found = plans_.find(key);
   if (found != plans_.end()) return found->second;
   if (plans_.size() >= kPlansMax) plans_.clear();
-  const topology::Schedule made = schedule(signature, counts);
-  Planned result{std::make_shared<const RankPlan>(compile(made, rank_)), made.algorithm};
-  plans_[key] = result;
-  return result;
+  return plans_[key] = make(signature, counts, known_);
+}
+
+std::string CollectivePlanner::algorithm(const Signature& signature,
+                                         std::span<const uint64_t> block_counts) {
+  return planned(signature, block_counts).algorithm;
+}
+
+// --- in the order of calls -----------------------------------------------------------------------
+
+bool CollectivePlanner::is_ready(const Signature& signature) {
+  if (!is_exchanged(signature)) return true;
+  if (!exchange_->open()) return false;
+  const KnownLinks& wanted = exchange_->now();
+  if (wanted.version == known_.links.version) return true;
+  if (search_ && search_->links.version == wanted.version) {
+    if (!search_->is_done.load()) return false;
+    std::lock_guard lock(mutex_);
+    known_ = {wanted, std::exchange(search_, nullptr)->found, segment_bytes_of(*wanted.links)};
+    plans_.clear();
+    return true;
+  }
+  search_ = std::make_shared<Search>();
+  search_->links = wanted;
+  // It may end after its planner: nobody waits for it then.
+  std::thread([search = search_] {
+    search->found =
+        std::make_shared<const topology::Routes>(topology::find_routes(*search->links.links));
+    search->is_done.store(true);
+  }).detach();
+  return false;
+}
+
+void CollectivePlanner::prepare(CollectiveCall& call, std::span<const uint64_t> block_counts) {
+  call.plan = planned(call.signature, block_counts).plan;
+  cut(call);
+  if (is_exchanged(call.signature)) exchange_->attach(call);
+}
+
+void CollectivePlanner::cut(CollectiveCall& call) {
+  if (is_one_host_) return;
+  std::lock_guard lock(mutex_);
+  call.segment_bytes = std::min(call.segment_bytes, known_.segment_bytes);
+  // Most codecs make a quarter of a segment, or less.
+  const uint32_t wire_bytes =
+      call.signature.codec == Codec{} ? call.segment_bytes : call.segment_bytes / 4;
+  call.window_segments = std::max(kWindowSegments, kWindowBytes / wire_bytes);
+}
+
+void CollectivePlanner::skip(const Signature& signature) {
+  if (is_exchanged(signature)) exchange_->skip();
 }
 
 }  // namespace pccl

@@ -1,19 +1,24 @@
 // Chooses the schedule of every call among one set of ranks, and remembers it.
 //
-// Thread safety: plan() and algorithm() may be called from any thread.
+// Where ranks are on several hosts, the links that it plans by are those that all ranks have come
+// to know together (link_exchange.h).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "collectives/plan_source.h"
 #include "collectives/rank_plan.h"
-#include "recovery/operation_log.h"
+#include "link_exchange.h"
 #include "topology/cost_model.h"
+#include "topology/planners.h"
 #include "topology/schedule.h"
 #include "transport/address.h"
 #include "transport/frame.h"
@@ -22,25 +27,37 @@ namespace pccl {
 
 // By rank: members with the same number can share memory.
 std::vector<int32_t> host_numbers(std::span<const transport::MemberAddress> members);
+bool is_one_machine(std::span<const transport::MemberAddress> members);
+// What was counted of those connections, by rank; the own one is null.
+std::vector<transport::LinkTraffic> traffic_of(std::span<transport::Connection* const> connections);
 
-class CollectivePlanner final : public recovery::PlanSource {
+struct PlannerOptions {
+  std::vector<int32_t> hosts;  // ranks with the same number share memory
+  bool is_one_machine = true;  // with or without that
+  int32_t rank = 0;
+  std::string algorithm = "auto";
+  // The same inputs give the same bytes every time: plans depend on nothing that is measured.
+  bool deterministic = false;
+};
+
+class CollectivePlanner final : public PlanSource {
  public:
-  // `hosts[r]`: ranks with the same number share memory. Throws std::invalid_argument on an unknown
-  // algorithm.
-  CollectivePlanner(const std::vector<int32_t>& hosts, int32_t rank, std::string algorithm);
+  // Throws std::invalid_argument on an unknown algorithm.
+  explicit CollectivePlanner(PlannerOptions options, LinkExchange::TrafficSource traffic = {});
+  ~CollectivePlanner() override;
 
-  // This rank's part. `block_counts`: where blocks differ in size.
-  std::shared_ptr<const RankPlan> plan(const transport::Signature& signature,
-                                       std::span<const uint64_t> block_counts) override {
-    return planned(signature, block_counts).plan;
-  }
-  // "ring", "direct", ...
+  bool is_ready(const transport::Signature& signature) override;
+  void prepare(CollectiveCall& call, std::span<const uint64_t> block_counts) override;
+  void skip(const transport::Signature& signature) override;
+
+  // "ring", "direct", ...: of a call of now. Any thread.
   std::string algorithm(const transport::Signature& signature,
-                        std::span<const uint64_t> block_counts) {
-    return planned(signature, block_counts).algorithm;
-  }
-  const topology::Links& links() const { return links_; }
-  int32_t world_size() const { return links_.world_size; }
+                        std::span<const uint64_t> block_counts);
+  // As they are thought to be before anything was measured.
+  const topology::Links& links() const { return unknown_; }
+  int32_t world_size() const { return unknown_.world_size; }
+  // Whether plans depend on what is measured. If not, prepare() may be called from any thread.
+  bool adapts() const { return exchange_.has_value(); }
   // Where all ranks share memory and `shares_memory`, else of TCP.
   uint32_t segment_bytes(bool shares_memory) const;
 
@@ -49,16 +66,32 @@ class CollectivePlanner final : public recovery::PlanSource {
     std::shared_ptr<const RankPlan> plan;
     std::string algorithm;
   };
-  Planned planned(const transport::Signature& signature, std::span<const uint64_t> block_counts);
-  topology::Schedule schedule(const transport::Signature& signature,
-                              std::span<const uint64_t> block_counts) const;
+  // What calls are planned by.
+  struct Known {
+    KnownLinks links;
+    std::shared_ptr<const topology::Routes> routes;  // null: nothing was measured
+    uint32_t segment_bytes = UINT32_MAX;             // at most
+  };
+  struct Search;  // for routes, on a thread of its own
 
-  const topology::Links links_;
+  bool is_exchanged(const transport::Signature& signature) const {
+    return exchange_ && LinkExchange::is_large(signature);
+  }
+  Planned planned(const transport::Signature& signature, std::span<const uint64_t> block_counts);
+  void cut(CollectiveCall& call);
+  Planned make(const transport::Signature& signature, std::span<const uint64_t> block_counts,
+               const Known& known) const;
+
+  const topology::Links unknown_;
   const bool is_one_host_;
   const int32_t rank_;
   const std::string algorithm_;
+  std::optional<LinkExchange> exchange_;
+  std::shared_ptr<Search> search_;
   std::mutex mutex_;
-  // Guarded by mutex_. Bounded: emptied when it has kPlansMax entries.
+  // Guarded by mutex_.
+  Known known_;
+  // Bounded: emptied when it has kPlansMax entries, and when known_ changes.
   static constexpr size_t kPlansMax = 256;
   std::map<std::string, Planned> plans_;
 };

@@ -64,9 +64,12 @@ void Context::close() {
 // --- Communicator --------------------------------------------------------------------------------
 
 Communicator::Communicator(std::shared_ptr<Context> context, std::string name, int32_t rank,
-                           const std::vector<std::vector<std::byte>>& addresses, double timeout,
-                           std::string algorithm)
-    : timeout_seconds(timeout), context_(std::move(context)), name_(std::move(name)), rank_(rank) {
+                           const std::vector<std::vector<std::byte>>& addresses,
+                           const CommunicatorOptions& options)
+    : timeout_seconds(options.timeout_seconds),
+      context_(std::move(context)),
+      name_(std::move(name)),
+      rank_(rank) {
   const auto world_size = static_cast<int32_t>(addresses.size());
   if (rank < 0 || rank >= world_size) {
     throw std::invalid_argument("communicator: rank " + std::to_string(rank) + " is not in 0.." +
@@ -94,19 +97,23 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
     throw std::invalid_argument("communicator '" + name_ + "': the address at rank " +
                                 std::to_string(rank) + " is not this member's own");
   }
-  planner_ = std::make_unique<CollectivePlanner>(host_numbers(members), rank, std::move(algorithm));
+  const auto connections = std::make_shared<std::vector<transport::Connection*>>();
+  planner_ = std::make_shared<CollectivePlanner>(
+      PlannerOptions{host_numbers(members), is_one_machine(members), rank, options.algorithm,
+                     options.deterministic},
+      [connections] { return traffic_of(*connections); });
   segment_bytes_ = planner_->segment_bytes(!own.memory_name.empty());
   id_ = group_id(own.run, name_);
   bool added = false;
   context_->run([&] {
-    std::vector<transport::Connection*> connections;
     for (size_t r = 0; r < members.size(); ++r) {
       const bool is_self = static_cast<int32_t>(r) == rank_;
-      connections.push_back(is_self ? nullptr
-                                    : &context_->endpoint_.connection(members[r], resolved[r]));
+      connections->push_back(is_self ? nullptr
+                                     : &context_->endpoint_.connection(members[r], resolved[r]));
     }
-    added = context_->router_.add(
-        std::make_unique<Group>(context_->endpoint_, name_, id_, rank_, std::move(connections)));
+    auto group = std::make_unique<Group>(context_->endpoint_, name_, id_, rank_, *connections);
+    group->plan_by(planner_);
+    added = context_->router_.add(std::move(group));
   });
   if (!added)
     throw std::invalid_argument("communicator: the name '" + name_ +
@@ -198,7 +205,6 @@ Communicator::WorkPtr Communicator::start(const Place& /*place*/, Signature sign
                                           CallOptions options) {
   CollectiveCall call;
   call.signature = signature;
-  call.plan = planner_->plan(signature, counts);
   call.blocks = std::move(blocks);
   call.factor = factor;
   call.divisor = signature.op == ReduceOp::Avg ? world_size() : 1;
@@ -209,8 +215,15 @@ Communicator::WorkPtr Communicator::start(const Place& /*place*/, Signature sign
     call.scratch.resize(1);
     call.blocks[0] = {call.scratch.data(), call.scratch.data(), 1};
   }
+  std::vector<uint64_t> planned_counts;
+  if (planner_->adapts()) {
+    planned_counts.assign(counts.begin(), counts.end());
+  } else {
+    planner_->prepare(call, counts);
+  }
   submit([shared = std::make_shared<CollectiveCall>(std::move(call)),
-          work](Group& group) { group.start_collective(std::move(*shared), work); },
+          planned_counts = std::move(planned_counts),
+          work](Group& group) { group.start_collective(std::move(*shared), work, planned_counts); },
          work, options.is_urgent);
   return work;
 }

@@ -62,14 +62,20 @@ class Context {
   bool is_closed_ = false;  // guarded by close_mutex_
 };
 
+struct CommunicatorOptions {
+  double timeout_seconds = 1800;  // of every operation
+  std::string algorithm = "auto";
+  bool deterministic = false;  // see PlannerOptions
+};
+
 class Communicator final : public CollectiveCalls {
  public:
   // `addresses[r]` is what rank r's Context::address() gave. Resolves host names, connects to
   // nobody yet. Throws std::invalid_argument; ConnectError where an address is of another version
   // or run, or a name is taken.
   Communicator(std::shared_ptr<Context> context, std::string name, int32_t rank,
-               const std::vector<std::vector<std::byte>>& addresses, double timeout_seconds,
-               std::string algorithm);
+               const std::vector<std::vector<std::byte>>& addresses,
+               const CommunicatorOptions& options);
   ~Communicator() override;
   Communicator(const Communicator&) = delete;
   Communicator& operator=(const Communicator&) = delete;
@@ -101,7 +107,7 @@ class Communicator final : public CollectiveCalls {
   const std::string name_;
   const int32_t rank_;
   uint64_t id_ = 0;
-  std::unique_ptr<CollectivePlanner> planner_;
+  std::shared_ptr<CollectivePlanner> planner_;
   uint32_t segment_bytes_ = 0;
 
   std::atomic<uint32_t> monitored_barriers_{0};

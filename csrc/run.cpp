@@ -162,7 +162,9 @@ Run::WorkPtr Run::start(const Place& place, Signature signature, std::vector<Blo
   call->is_uniform = options.is_uniform;
   // A contribution that does not count may hold anything.
   const bool counts = signature.op != ReduceOp::WeightedAvg || factor != 0;
-  if (options.checks_finite && counts) {
+  // A codec has no word for infinity.
+  const bool is_checked = options.checks_finite || signature.codec != Codec{};
+  if (is_checked && counts) {
     const BlockMemory& block = call->blocks[0];
     call->nonfinite = kernels::find_nonfinite(block.input, block.count, signature.dtype);
   }

@@ -38,6 +38,7 @@ struct RunOptions {
   std::optional<transport::Token> token;
   double timeout_seconds = 1800;  // of every operation
   std::string algorithm = "auto";
+  bool deterministic = false;  // see PlannerOptions
   double takeover_seconds = 10;
 };
 
@@ -123,7 +124,7 @@ class Run final : public CollectiveCalls {
   struct Seen {
     Place place;
     std::vector<RunMember> members;
-    std::shared_ptr<recovery::PlanSource> plans;
+    std::shared_ptr<PlanSource> plans;
     bool is_joined = false;
     Error ended;
     std::string trouble;

@@ -254,8 +254,10 @@ recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
             : &run_.endpoint_.connection(addresses.back(), transport::resolve(addresses.back())));
     members.push_back({seat.member_id, addresses.back().describe(), seat.joined_at});
   }
-  auto planner =
-      std::make_shared<CollectivePlanner>(host_numbers(addresses), result.rank, options_.algorithm);
+  auto planner = std::make_shared<CollectivePlanner>(
+      PlannerOptions{host_numbers(addresses), is_one_machine(addresses), result.rank,
+                     options_.algorithm, options_.deterministic},
+      [connections = result.connections] { return traffic_of(connections); });
   result.links = planner->links();
   result.segment_bytes = planner->segment_bytes(!run_.endpoint_.address().memory_name.empty());
   result.plans = std::move(planner);

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pccl.config import Config
     from pccl.coordinator import Coordinator, CoordinatorOptions
     from pccl.elastic import ElasticCommunicator, join
+    from pccl.quantized import quantized
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "__version__",
     "init",
     "join",
+    "quantized",
 ]
 
 # Imported at first use: `import torch` imports this file through its entry point, and a program
@@ -71,6 +73,7 @@ _HOMES = {
     "Work": "pccl._core",
     "init": "pccl.communicator",
     "join": "pccl.elastic",
+    "quantized": "pccl.quantized",
 }
 
 

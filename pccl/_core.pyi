@@ -98,7 +98,7 @@ class CollectiveCalls:
     def world_size(self) -> int: ...
     # `factor`: of this rank's contribution to "premul_sum", its weight in "weighted_avg", else 1.
     # Of a run: `is_uniform`, one set of contributors for the whole tensor; `checks_finite`: NaN and
-    # infinity are refused.
+    # infinity are refused. `codec`: a name for pccl.codecs; "": none.
     def all_reduce(
         self,
         source: int,
@@ -112,6 +112,7 @@ class CollectiveCalls:
         keep: object,
         is_uniform: bool = False,
         checks_finite: bool = False,
+        codec: str = "",
     ) -> Work: ...
     def reduce(
         self,
@@ -220,6 +221,7 @@ class Communicator(CollectiveCalls):
         addresses: Sequence[bytes],
         timeout_seconds: float = 1800,
         algorithm: str = "auto",
+        deterministic: bool = False,
     ) -> None: ...
     timeout_seconds: float
     # Rank 0 waits for a message of every other rank. On a timeout rank 0 raises CollectiveTimeout
@@ -251,6 +253,7 @@ class Run(CollectiveCalls):
         connect_timeout_seconds: float = 30,
         timeout_seconds: float = 1800,
         algorithm: str = "auto",
+        deterministic: bool = False,
         takeover_seconds: float = 10,
         trace_folder: str = "",
         tls: str = "remote",  # as in Context

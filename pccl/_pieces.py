@@ -163,13 +163,18 @@ class PieceServer:
             self._offer = None
 
     def leave(self, patience_seconds: float) -> None:
-        """End, but not while others make progress with what only this member has."""
+        """End, but not while others make progress with what this member has.
+
+        Several may leave at once: the holder with the lowest rank stays, the others go.
+        """
         while time.monotonic() - self._served_at < patience_seconds:
             with self._lock:
                 offer = self._offer
             if offer is None or offer.copies is None or self._core.error():
                 break
-            if (offer.holders - {self._core.member_id}) & set(ranks_now(self._core)[1]):
+            ranks = ranks_now(self._core)[1]
+            own = ranks.get(self._core.member_id, -1)
+            if any(ranks[member] < own for member in offer.holders & set(ranks)):
                 break
             time.sleep(_SLICE_SECONDS / 10)
         self.close()

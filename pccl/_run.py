@@ -136,6 +136,7 @@ class Run:
                 [self.addresses[rank] for rank in ranks],
                 timeout_seconds,
                 algorithm or self.config.algorithm,
+                self.config.deterministic,
             )
         except BaseException:
             self.release_group()

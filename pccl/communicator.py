@@ -17,6 +17,7 @@ import numpy as np
 from pccl import _arrays, _core
 from pccl._core import Communicator as CoreCommunicator
 from pccl._core import Work
+from pccl._gossip import Gossip
 from pccl._group import Array
 from pccl._logs import set_log_level
 from pccl._moves import Moves
@@ -94,7 +95,7 @@ def _find_place(
     return place, launch.rank, launch.world_size
 
 
-class Communicator(Reductions, Moves):
+class Communicator(Reductions, Moves, Gossip):
     """A group of ranks: collectives in a fixed order, and messages between two ranks by tag.
 
     Every rank of the group calls the same collectives in the same order, with the same shapes,

@@ -52,6 +52,16 @@ class Config:
     algorithm: str = "auto"
     """PCCL_ALGORITHM: "auto" leaves the choice to the cost model; else the name of one ("ring")."""
 
+    codec: str = ""
+    """PCCL_CODEC: of all_reduces of torch groups by sum or average of floating point: "int8",
+    "int4", ... (docs/codecs.md). Empty: elements travel as they are. pccl.quantized() overrides it
+    for a block. Alike on all members."""
+
+    deterministic: bool = False
+    """PCCL_DETERMINISTIC: "1" keeps the way of every call as it is: the same inputs on the same
+    members give the same bytes in every run. Else large all_reduces of several hosts follow the
+    measured links, and sums may be rounded in another order next time. Alike on all members."""
+
     timeout_seconds: float = 1800.0
     """PCCL_TIMEOUT: seconds that one operation may take. torch's own timeouts come first there."""
 
@@ -289,6 +299,8 @@ def _parse_lower(text: str) -> str:
 # Variable -> (field of Config, how to read it).
 _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_ALGORITHM": ("algorithm", _parse_lower),
+    "PCCL_CODEC": ("codec", _parse_lower),
+    "PCCL_DETERMINISTIC": ("deterministic", _parse_switch),
     "PCCL_BIND": ("bind", str),
     "PCCL_CONNECT_TIMEOUT": ("connect_timeout_seconds", _parse_seconds),
     "PCCL_KEY": ("key", str),

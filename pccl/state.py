@@ -30,7 +30,8 @@ _DIGEST_BYTES = 32
 _ATTEMPTS_MAX = 1000
 # How long newcomers may take from being admitted to being in.
 _ADMISSION_SECONDS = 60.0
-# Who leaves with a state that nobody else has goes when nobody has asked for so long.
+# Who leaves with a state that others lack, as the first of its holders, goes when nobody has asked
+# for so long.
 _LEAVE_SECONDS = 10.0
 
 Table = np.ndarray[Any, np.dtype[np.uint8]]  # [members, pieces, 32]

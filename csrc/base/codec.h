@@ -3,8 +3,10 @@
 // Both bytes travel on the wire (docs/codecs.md); never renumber.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace pccl {
 
@@ -33,5 +35,19 @@ struct Codec {
   bool operator==(const Codec&) const = default;
   bool has(uint8_t option) const { return (options & option) != 0; }
 };
+
+struct CodecOptionName {
+  uint8_t option;
+  const char* name;
+};
+inline constexpr std::array kCodecOptionNames = {
+    CodecOptionName{kMseClip, "mse_clip"},
+    CodecOptionName{kHadamard, "hadamard"},
+    CodecOptionName{kStochastic, "stochastic"},
+};
+
+const char* codec_id_name(CodecId id);
+// "int8", "int4:hadamard:stochastic", "topk:64": what parse_codec() of quantization/codec.h reads.
+std::string codec_name(Codec codec);
 
 }  // namespace pccl

@@ -116,7 +116,7 @@ void bind_communicator(py::module_& module) {
   communicator
       .def(py::init([](std::shared_ptr<pccl::Context> context, std::string name, int rank,
                        const std::vector<py::bytes>& addresses, double timeout_seconds,
-                       std::string algorithm) {
+                       std::string algorithm, bool deterministic) {
              std::vector<std::vector<std::byte>> bytes;
              for (const py::bytes& address : addresses) {
                const std::string_view view = address;
@@ -124,12 +124,13 @@ void bind_communicator(py::module_& module) {
                bytes.emplace_back(begin, begin + view.size());
              }
              py::gil_scoped_release release;
-             return std::make_shared<pccl::Communicator>(std::move(context), std::move(name), rank,
-                                                         bytes, timeout_seconds,
-                                                         std::move(algorithm));
+             return std::make_shared<pccl::Communicator>(
+                 std::move(context), std::move(name), rank, bytes,
+                 pccl::CommunicatorOptions{timeout_seconds, std::move(algorithm), deterministic});
            }),
            py::arg("context"), py::arg("name"), py::arg("rank"), py::arg("addresses"),
-           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto")
+           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
+           py::arg("deterministic") = false)
       .def_readwrite("timeout_seconds", &pccl::Communicator::timeout_seconds)
       .def(
           "monitored_barrier",

@@ -317,9 +317,10 @@ void bind_run_init(RunClass& run) {
   run.def(py::init([](std::string name, std::string coordinator_host, int coordinator_port,
                       std::string bind_host, int port, std::vector<std::string> advertise_hosts,
                       int sockets, bool shared_memory, double connect_timeout_seconds,
-                      double timeout_seconds, std::string algorithm, double takeover_seconds,
-                      std::string trace_folder, const std::string& tls, const std::string& key_file,
-                      const py::bytes& coordinator_key, const py::bytes& token) {
+                      double timeout_seconds, std::string algorithm, bool deterministic,
+                      double takeover_seconds, std::string trace_folder, const std::string& tls,
+                      const std::string& key_file, const py::bytes& coordinator_key,
+                      const py::bytes& token) {
             RunOptions options;
             options.endpoint = {.run = std::move(name),
                                 .bind_host = std::move(bind_host),
@@ -337,6 +338,7 @@ void bind_run_init(RunClass& run) {
             options.coordinator_port = static_cast<uint16_t>(coordinator_port);
             options.timeout_seconds = timeout_seconds;
             options.algorithm = std::move(algorithm);
+            options.deterministic = deterministic;
             options.takeover_seconds = takeover_seconds;
             py::gil_scoped_release release;
             return std::make_shared<Run>(options);
@@ -346,8 +348,8 @@ void bind_run_init(RunClass& run) {
           py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
           py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
-          py::arg("takeover_seconds") = 10.0, py::arg("trace_folder") = "",
-          py::arg("tls") = "remote", py::arg("key_file") = "",
+          py::arg("deterministic") = false, py::arg("takeover_seconds") = 10.0,
+          py::arg("trace_folder") = "", py::arg("tls") = "remote", py::arg("key_file") = "",
           py::arg("coordinator_key") = py::bytes(), py::arg("token") = py::bytes());
 }
 

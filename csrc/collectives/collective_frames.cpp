@@ -57,6 +57,11 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
   if (header.segment_bytes != part->segment_bytes || header.segment >= part->segments) {
     return rank + " cuts its data into other segments: the ranks run with different settings.";
   }
+  if (part->is_coded && header.type == FrameType::Data &&
+      header.length != wire_length_of(*part, header.segment)) {
+    return rank + " sent " + std::to_string(header.length) + " bytes for a segment that takes " +
+           std::to_string(wire_length_of(*part, header.segment)) + ".";
+  }
   if (signature_.op == ReduceOp::WeightedAvg &&
       !(header.weight >= 0 && header.weight <= kWeightMax))
     return rank + " sent a weight of " + std::to_string(header.weight) + ".";
@@ -68,6 +73,7 @@ transport::Placement CollectiveOperation::place(const FrameHeader& header) {
   const Part* expected = nullptr;
   if (header.stage != kStageDown || find_mismatch(header, expected)) return {};
   Part* part = part_of(header);
+  if (part->is_coded) return {};
   if (call_.keeps_inputs && part->input == part->output) return {};
   if (part->have[header.segment] || part->placed[header.segment]) return {};
   part->placed[header.segment] = true;
@@ -104,7 +110,9 @@ void CollectiveOperation::on_frame(const FrameHeader& header, Payload payload) {
     group_.send_control(header.source_rank, header_for(FrameType::Matched));
   }
   Part& part = *const_cast<Part*>(expected);
-  if (!on_data(part, header, std::move(payload))) {
+  const bool is_new = on_data(part, header, std::move(payload));
+  if (is_finished()) return;
+  if (!is_new) {
     group_.fail({ErrorKind::RemoteProtocol,
                  group_.describe(header.source_rank) + " sent a segment twice."});
     return;
@@ -132,7 +140,9 @@ bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload
     // A segment that is still arriving in place can't come by another way, too.
     if (part.have[header.segment] || (part.placed[header.segment] && payload.data() != target))
       return false;
-    if (payload.size() > 0 && payload.data() != target) {
+    if (part.is_coded) {
+      if (!take_coded_final(part, header.segment, std::move(payload))) return false;
+    } else if (payload.size() > 0 && payload.data() != target) {
       // Who passes the segment on reads it at once.
       const bool stays = part.bytes < kCachedBytesMax || !part.down.empty();
       (stays ? std::memcpy : kernels::copy_past_cache)(target, payload.data(), payload.size());

@@ -57,6 +57,7 @@ void CollectiveOperation::start() {
     const uint64_t count = plan.count == topology::Chunk::kWholeBlock ? block.count : plan.count;
     part.plan = &plan;
     part.bytes = count * element_bytes_;
+    part.is_coded = plan.reduces && signature_.codec != Codec{};
     if (block.input != nullptr) part.input = block.input + plan.offset * element_bytes_;
     if (block.output != nullptr) part.output = block.output + plan.offset * element_bytes_;
     // Exchanged values are small and travel whole.
@@ -69,18 +70,20 @@ void CollectiveOperation::start() {
     for (const int32_t child : plan.up_children) {
       part.children.emplace_back();
       part.children.back().rank = child;
+      part.children.back().granted = call_.window_segments;
     }
     if (plan.up_parent >= 0) {
       part.up.emplace();
       part.up->rank = plan.up_parent;
       part.up->stage = kStageUp;
+      part.up->credit = call_.window_segments;
     }
     for (const int32_t child : plan.down_children)
-      part.down.push_back({.rank = child, .stage = kStageDown});
+      part.down.push_back({.rank = child, .stage = kStageDown, .credit = call_.window_segments});
     if (plan.down_parent >= 0) {
       part.have.assign(part.segments, false);
       part.placed.assign(part.segments, false);
-      if (part.segments > kWindowSegments)
+      if (part.segments > call_.window_segments)
         send_grant(plan.down_parent, kStageDown, plan.chunk, part.segments);
     }
     if (plan.is_core && !plan.reduces) part.finals = part.segments;
@@ -104,6 +107,7 @@ void CollectiveOperation::advance(Part& part) {
   if (is_finished() || part.is_done) return;
   if (part.plan->reduces) {
     advance_up(part);
+    if (is_finished()) return;
     if (!part.plan->rounds.empty()) advance_exchange(part);
   }
   pump_down(part);
@@ -117,14 +121,15 @@ void CollectiveOperation::advance_up(Part& part) {
     for (const Child& child : part.children) {
       if (!child.waiting.contains(segment)) return;
     }
-    if (part.up && !can_send(*part.up, length)) return;
-    combine(part, length);
+    if (part.up && !can_send(*part.up, wire_length_of(part, segment))) return;
+    part.is_coded ? combine_coded(part, length) : combine(part, length);
+    if (is_finished()) return;
     part.combined += 1;
     for (Child& child : part.children) {
       child.waiting.erase(segment);
-      const uint32_t wanted = std::min(part.combined + kWindowSegments, part.segments);
+      const uint32_t wanted = std::min(part.combined + call_.window_segments, part.segments);
       if (wanted > child.granted &&
-          (wanted - child.granted >= kWindowSegments / 2 || wanted == part.segments)) {
+          (wanted - child.granted >= call_.window_segments / 2 || wanted == part.segments)) {
         child.granted = wanted;
         send_grant(child.rank, kStageUp, part.plan->chunk, wanted);
       }
@@ -225,7 +230,7 @@ void CollectiveOperation::advance_exchange(Part& part) {
       } else {
         header.stage = stream.stage;
         if (!stream.is_granted) {
-          header.flags = transport::kFlagUngranted;
+          header.flags |= transport::kFlagUngranted;
           group_.to(round.partner).note_ungranted_sent(length);
         }
         transport::OutFrame frame;
@@ -257,12 +262,14 @@ void CollectiveOperation::pump_down(Part& part) {
   const std::byte* source = part.plan->is_core && !part.plan->reduces ? part.input : part.output;
   for (OutStream& stream : part.down) {
     while (stream.next < part.finals) {
-      const uint32_t length = length_of(part, stream.next);
+      const uint32_t length = wire_length_of(part, stream.next);
       if (!can_send(stream, length)) break;
       const uint64_t offset = uint64_t{stream.next} * part.segment_bytes;
       FrameHeader header = data_header(part, length);
       header.weight = part.final_weight;
-      send_segment(stream, header, source + offset, index_of(part));
+      const std::byte* final =
+          part.is_coded ? part.coded_finals.at(stream.next).data() : source + offset;
+      send_segment(stream, header, final, index_of(part));
     }
   }
 }
@@ -378,6 +385,7 @@ std::string CollectiveOperation::reduced_state() const {
   for (const FinalRange& range : finals()) results.push_back({range.begin, range.end});
   std::vector<ElementRange> torn;
   for (const Part& part : parts_) {
+    if (is_attached(part)) continue;
     for (uint32_t segment = part.finals; segment < part.placed.size(); ++segment) {
       if (part.placed[segment] && !part.have[segment])
         torn.push_back(elements_of(part, segment, segment + 1));
@@ -398,6 +406,7 @@ ElementRange CollectiveOperation::elements_of(const Part& part, uint32_t from, u
 std::vector<FinalRange> CollectiveOperation::finals() const {
   std::vector<FinalRange> ranges;
   for (const Part& part : parts_) {
+    if (is_attached(part)) continue;
     const auto add = [&](uint32_t from, uint32_t to) {
       const auto [begin, end] = elements_of(part, from, to);
       if (begin < end) ranges.push_back({begin, end, part.final_weight});
@@ -411,6 +420,7 @@ std::vector<FinalRange> CollectiveOperation::finals() const {
 }
 
 void CollectiveOperation::settle(const Error& error, int32_t source_rank) {
+  if (!error && call_.attachment) call_.attachment->on_complete();
   if (call_.on_end) {
     call_.on_end(*this, error);
   } else {

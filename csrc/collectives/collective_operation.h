@@ -33,13 +33,23 @@ struct BlockMemory {
 
 class CollectiveOperation;
 
+// What the ranks tell each other along with an all_reduce, in the blocks behind its first one. It
+// is destroyed with the operation.
+class Attachment {
+ public:
+  virtual ~Attachment() = default;
+  virtual void on_complete() = 0;
+};
+
 struct CollectiveCall {
   transport::Signature signature;
   std::shared_ptr<const RankPlan> plan;
   std::vector<BlockMemory> blocks;
+  std::shared_ptr<Attachment> attachment;
   double factor = 1;    // PremulSum; WeightedAvg: the weight of this rank's contribution
   int64_t divisor = 1;  // Avg: world size
   uint32_t segment_bytes = 256 << 10;
+  uint32_t window_segments = kWindowSegments;
   std::vector<std::byte> scratch;  // memory that the blocks may refer to (barrier)
   // An element of an output that is an input, too, changes only from its input to its final value:
   // nothing is received right into it.
@@ -87,6 +97,9 @@ class CollectiveOperation final : public Operation {
     std::vector<Child> children;
     uint32_t combined = 0;  // segments passed up or made final here
     std::optional<OutStream> up;
+    bool is_coded = false;  // a reduction whose values travel in the call's codec
+    // Coded finals that are sent on from here; they stay until the operation ends.
+    std::map<uint32_t, transport::Payload> coded_finals;
     std::vector<std::byte> value;  // exchange: the partial result
     uint32_t round = 0;
     uint32_t rounds_sent = 0;
@@ -105,6 +118,12 @@ class CollectiveOperation final : public Operation {
   void advance(Part& part);
   void advance_up(Part& part);
   void combine(Part& part, uint32_t length);
+  // --- coded_segments.cpp ---
+  uint32_t wire_length_of(const Part& part, uint32_t segment) const;
+  void combine_coded(Part& part, uint32_t length);
+  std::optional<size_t> encode_combined(const Part& part, uint32_t length, std::byte* wire);
+  // False: these bytes are no such segment; the group is broken.
+  bool take_coded_final(Part& part, uint32_t segment, transport::Payload payload);
   void advance_exchange(Part& part);
   void pump_down(Part& part);
   void check_done(Part& part);
@@ -121,6 +140,8 @@ class CollectiveOperation final : public Operation {
   uint32_t length_of(const Part& part, uint32_t segment) const;
   ElementRange elements_of(const Part& part, uint32_t from, uint32_t to) const;  // segments
   std::string reduced_state() const;
+  // Whether it belongs to the attachment, and not to the tensor.
+  bool is_attached(const Part& part) const { return call_.attachment && part.plan->block > 0; }
   uint32_t index_of(const Part& part) const { return static_cast<uint32_t>(&part - parts_.data()); }
   transport::FrameHeader data_header(const Part& part, uint32_t length) const;
   // `weight`: of all sources together.
@@ -131,6 +152,7 @@ class CollectiveOperation final : public Operation {
   void settle(const Error& error, int32_t source_rank) override;
 
   CollectiveCall call_;
+  std::vector<float> sums_;  // of one coded segment
   size_t element_bytes_;
   std::vector<Part> parts_;
   size_t parts_left_ = 0;

@@ -20,6 +20,9 @@ constexpr double kAskSeconds = 0.5;
 const std::string kTold = "told by ";
 bool is_told(const Error& error) { return error.message.starts_with(kTold); }
 
+// How often a call that waits looks whether it may start.
+constexpr double kPlanSeconds = 0.002;
+
 // Connections that are made for no other purpose than to say that a call was wrong, or that this
 // member gives up.
 constexpr int kDialedToTell = 64;
@@ -70,6 +73,33 @@ bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peer
     }
   }
   return true;
+}
+
+void Group::start_collective(CollectiveCall call, std::shared_ptr<Work> work,
+                             std::vector<uint64_t> block_counts) {
+  waiting_.push_back({std::move(call), std::move(work), std::move(block_counts)});
+  start_waiting();
+}
+
+void Group::start_waiting() {
+  while (!waiting_.empty()) {
+    Waiting& next = waiting_.front();
+    const bool is_planned = next.call.plan != nullptr;
+    if (!is_planned && !broken_ && !plans_->is_ready(next.call.signature)) {
+      endpoint_.engine().wake_at(after(Clock::now(), kPlanSeconds));
+      return;
+    }
+    Waiting ready = std::move(next);
+    waiting_.pop_front();
+    if (!is_planned) {
+      // Of a broken group: it fails as soon as it starts.
+      if (broken_)
+        ready.call.plan = std::make_shared<RankPlan>();
+      else
+        plans_->prepare(ready.call, ready.block_counts);
+    }
+    start_numbered(calls_.next(), std::move(ready.call), std::move(ready.work));
+  }
 }
 
 void Group::start_numbered(uint64_t number, CollectiveCall call, std::shared_ptr<Work> work) {
@@ -206,6 +236,7 @@ void Group::close(const Error& error) {
     const std::string here = is_told_timeout ? " Here: " + operation->progress() + "." : "";
     operation->fail({error.kind, error.message + here});
   }
+  start_waiting();
   drop_early();
 }
 
@@ -263,7 +294,16 @@ void Group::on_connection_lost(int32_t peer, const Error& error) {
 
 TimePoint Group::on_time(TimePoint now) {
   sweep();
-  TimePoint next = TimePoint::max();
+  start_waiting();
+  TimePoint next = waiting_.empty() ? TimePoint::max() : after(now, kPlanSeconds);
+  for (const Waiting& waiting : waiting_) {
+    if (now < waiting.work->deadline) continue;
+    fail({ErrorKind::Timeout, waiting.call.signature.describe() + " on rank " +
+                                  std::to_string(rank) +
+                                  ": not done before its deadline: it "
+                                  "waits for an earlier call, or for its plan."});
+    return TimePoint::max();
+  }
   for (Operation* operation : running()) {
     if (operation->is_finished()) continue;
     if (now < operation->deadline()) {
@@ -364,50 +404,9 @@ void Group::on_data(const FrameHeader& header, Payload payload) {
   }
 }
 
-// --- the mailbox ---------------------------------------------------------------------------------
-
-bool Group::put_into_mailbox(const FrameHeader& header) {
-  Connection& from = to(header.source_rank);
-  if (!from.has_room_for(header)) {
-    fail({ErrorKind::RemoteProtocol, describe(header.source_rank) +
-                                         " sent more than a member may send for calls that this "
-                                         "rank has not made."});
-    return false;
-  }
-  from.note_early(header);
-  return true;
-}
-
-void Group::take_out_of_mailbox(const FrameHeader& header) {
-  to(header.source_rank).note_early_taken(header);
-}
-
-void Group::give_credit(const FrameHeader& header) {
-  if ((header.flags & transport::kFlagUngranted) == 0) return;
-  to(header.source_rank).note_ungranted_consumed(header.length);
-  mark_unsent(header.source_rank);
-}
-
-bool Group::is_crowded(const std::vector<int32_t>& peers) {
-  return std::any_of(peers.begin(), peers.end(),
-                     [this](int32_t peer) { return to(peer).is_crowded(); });
-}
-
-void Group::on_mailbox_filling() {
-  for (auto& [number, operation] : collectives_) operation->grant_all();
-  for (Operation* operation : messages_.running()) operation->grant_all();
-  messages_.grant_posted();
-}
-
-void Group::on_credit(int32_t peer) {
-  for (Operation* operation : running()) {
-    if (!operation->is_finished() && operation->needs(peer)) operation->pump();
-  }
-}
-
 void Group::on_abort(const FrameHeader& header, const Payload& payload) {
   const std::string text(reinterpret_cast<const char*>(payload.data()), payload.size());
-  const auto kind = header.stage >= 1 && header.stage <= static_cast<uint16_t>(ErrorKind::Aborted)
+  const auto kind = header.stage >= 1 && header.stage <= static_cast<uint16_t>(ErrorKind::NonFinite)
                         ? static_cast<ErrorKind>(header.stage)
                         : ErrorKind::Aborted;
   fail({kind, text.starts_with(kTold) ? text : kTold + describe(header.source_rank) + ": " + text});

@@ -18,6 +18,7 @@
 #include "collectives/message_operation.h"
 #include "collectives/number_set.h"
 #include "collectives/operation.h"
+#include "collectives/plan_source.h"
 #include "transport/endpoint.h"
 
 namespace pccl {
@@ -54,9 +55,10 @@ class Group {
   ~Group();
 
   // Each ends through its work.
-  void start_collective(CollectiveCall call, std::shared_ptr<Work> work) {
-    start_numbered(calls_.next(), std::move(call), std::move(work));
-  }
+  // A call without a plan is planned by `plans`, in the order of calls.
+  void start_collective(CollectiveCall call, std::shared_ptr<Work> work,
+                        std::vector<uint64_t> block_counts = {});
+  void plan_by(std::shared_ptr<PlanSource> plans) { plans_ = std::move(plans); }
   // The same with a number that all ranks agree on. Requires: none was started under it.
   void start_numbered(uint64_t number, CollectiveCall call, std::shared_ptr<Work> work);
   void start_send(int32_t destination, uint32_t tag, MessageMemory memory,
@@ -87,6 +89,8 @@ class Group {
   void on_credit(int32_t peer);
   void on_mailbox_filling();
   TimePoint on_time(TimePoint now);
+  // Starts what waits for its plan.
+  void start_waiting();
   int32_t rank_of(const transport::Connection& connection) const;
   // Destroys what has ended. When no operation is on the stack.
   void sweep() { ended_.clear(); }
@@ -135,6 +139,14 @@ class Group {
   Error broken_;
   std::set<int32_t> told_;  // peers that know that it is broken
 
+  std::shared_ptr<PlanSource> plans_;
+  // Calls that have no plan yet.
+  struct Waiting {
+    CollectiveCall call;
+    std::shared_ptr<Work> work;
+    std::vector<uint64_t> block_counts;
+  };
+  std::deque<Waiting> waiting_;
   // Collectives, in the order of calls.
   NumberSet calls_;
   std::map<uint64_t, std::unique_ptr<CollectiveOperation>> collectives_;

@@ -17,8 +17,9 @@ namespace pccl {
 
 class Group;
 
-// A transfer that may be sent before its receiver has said anything: this many segments, then one
-// grant at a time. 8 segments of 512 KiB fill a path of 300 Mbit/s and 100 ms.
+// A transfer may be sent before its receiver has said anything: this many segments, unless its call
+// says another number, then one grant at a time. 8 segments of 512 KiB fill a path of 300 Mbit/s
+// and 100 ms.
 inline constexpr uint32_t kWindowSegments = 8;
 // Frames of one transfer that wait in a connection's queue; more would only make memory wait for
 // sockets.

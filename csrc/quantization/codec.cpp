@@ -16,33 +16,16 @@ namespace {
 
 struct Row {
   CodecId id;
-  std::string_view name;
   uint8_t options;  // that it takes
 };
 
 // In the order of the numbers.
 constexpr std::array kRows = {
-    Row{CodecId::None, "none", 0},
-    Row{CodecId::BFloat16, "bf16", 0},
-    Row{CodecId::Float16, "fp16", 0},
-    Row{CodecId::Int8, "int8", kStochastic},
-    Row{CodecId::Int6, "int6", kStochastic},
-    Row{CodecId::Int4, "int4", kStochastic | kMseClip | kHadamard},
-    Row{CodecId::Float8E4M3, "fp8_e4m3", 0},
-    Row{CodecId::Float8E5M2, "fp8_e5m2", 0},
-    Row{CodecId::TopK, "topk", 0},
-    Row{CodecId::TopK2Bit, "topk_2bit", 0},
-};
-
-struct OptionName {
-  uint8_t option;
-  std::string_view name;
-};
-
-constexpr std::array kOptionNames = {
-    OptionName{kMseClip, "mse_clip"},
-    OptionName{kHadamard, "hadamard"},
-    OptionName{kStochastic, "stochastic"},
+    Row{CodecId::None, 0},           Row{CodecId::BFloat16, 0},
+    Row{CodecId::Float16, 0},        Row{CodecId::Int8, kStochastic},
+    Row{CodecId::Int6, kStochastic}, Row{CodecId::Int4, kStochastic | kMseClip | kHadamard},
+    Row{CodecId::Float8E4M3, 0},     Row{CodecId::Float8E5M2, 0},
+    Row{CodecId::TopK, 0},           Row{CodecId::TopK2Bit, 0},
 };
 
 const Row* find_row(CodecId id) {
@@ -55,7 +38,7 @@ const Row* find_row(CodecId id) {
 std::string options_of(const Row& row) {
   if (is_sparse({row.id, 0})) return ":1..1024, a power of two";
   std::string text;
-  for (const OptionName& option : kOptionNames) {
+  for (const CodecOptionName& option : kCodecOptionNames) {
     if ((row.options & option.option) != 0) text.append(":").append(option.name);
   }
   return text;
@@ -65,7 +48,7 @@ std::string options_of(const Row& row) {
   std::string known;
   for (const Row& row : kRows) {
     if (!known.empty()) known += ", ";
-    known += std::string(row.name);
+    known += codec_id_name(row.id);
     if (const std::string options = options_of(row); !options.empty())
       known.append("[").append(options).append("]");
   }
@@ -92,7 +75,7 @@ std::optional<uint8_t> parse_top_k(std::string_view text) {
 }
 
 uint8_t option_called(const Row& row, std::string_view name) {
-  for (const OptionName& option : kOptionNames) {
+  for (const CodecOptionName& option : kCodecOptionNames) {
     if (option.name == name && (row.options & option.option) != 0) return option.option;
   }
   return 0;
@@ -199,7 +182,7 @@ Codec parse_codec(std::string_view text) {
   const std::string_view name = next_word(rest);
   if (text.ends_with(':')) refuse(text);
   for (const Row& row : kRows) {
-    if (row.name != name) continue;
+    if (codec_id_name(row.id) != name) continue;
     Codec codec{row.id, 0};
     if (is_sparse(codec)) {
       const auto shift = rest.empty() ? std::optional(kTopKShift) : parse_top_k(rest);
@@ -214,16 +197,6 @@ Codec parse_codec(std::string_view text) {
     return codec;
   }
   refuse(text);
-}
-
-std::string codec_name(Codec codec) {
-  const Row* row = find_row(codec.id);
-  std::string name(row == nullptr ? "unknown" : row->name);
-  if (is_sparse(codec)) return name + ":" + std::to_string(1 << codec.options);
-  for (const OptionName& option : kOptionNames) {
-    if (codec.has(option.option)) name.append(":").append(option.name);
-  }
-  return name;
 }
 
 bool is_known(Codec codec) {

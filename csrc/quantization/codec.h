@@ -31,7 +31,6 @@ inline constexpr size_t kElementsMax = size_t{1} << 31;
 // "int8", "int4:mse_clip", "int4:hadamard:stochastic", "topk:64" (of each 4096), ... Throws
 // std::invalid_argument, which lists what there is.
 Codec parse_codec(std::string_view text);
-std::string codec_name(Codec codec);
 
 // Whether the two bytes of a codec from the network mean anything.
 bool is_known(Codec codec);

@@ -23,6 +23,8 @@ constexpr double kCopyBytesPerSecond = 2e9;  // with the memory's first touch
 constexpr uint64_t kAnnounceOperations = 64;
 constexpr uint64_t kAnnounceBytes = 1 << 20;
 constexpr double kAnnounceSeconds = 0.05;
+// How often a call that waits for its plan looks whether it is there.
+constexpr double kPlanSeconds = 0.002;
 // Operations of which a flight record says what they wait for.
 constexpr size_t kNotedMax = 8;
 
@@ -109,7 +111,13 @@ void OperationLog::start(RunCall call, std::shared_ptr<Work> work) {
 
 void OperationLog::launch_waiting() {
   while (!is_held_ && !broken_ && launched_ < next_number_) {
-    const auto found = records_.find(launched_++);
+    const auto found = records_.find(launched_);
+    if (found != records_.end() && launched_ >= recover_end_ &&
+        !layer_of(launched_).quorum.plans->is_ready(found->second.call.signature)) {
+      endpoint_.engine().wake_at(after(Clock::now(), kPlanSeconds));
+      return;
+    }
+    launched_ += 1;
     // One whose deadline passed while the run was held has been failed, and with it the run.
     if (found != records_.end()) launch(found->second);
   }
@@ -121,14 +129,21 @@ void OperationLog::launch(Record& record) {
     const size_t bytes = block.count * element_bytes(record.call.signature.dtype);
     record.input.assign(block.input, block.input + bytes);
   }
+  // One that is refused counts for the plans of later ones: the others may have begun it.
+  const auto skip = [this, &record] {
+    if (record.number >= recover_end_)
+      layer_of(record.number).quorum.plans->skip(record.call.signature);
+  };
   const auto refused = refused_.find(record.number);
   if (refused != refused_.end()) {
     const Refusal refusal = refused->second;
     refused_.erase(refused);
+    skip();
     end_refused(record.number, refusal);
     return;
   }
   if (record.call.nonfinite) {
+    skip();
     refuse(record, {Refusal::Reason::NonFinite, *record.call.nonfinite, own_});
     return;
   }
@@ -138,6 +153,7 @@ void OperationLog::launch(Record& record) {
   }
   Layer& layer = layer_of(record.number);
   if (is_stale(record, layer)) {
+    skip();
     refuse(record, {Refusal::Reason::Stale, 0, own_});
     return;
   }
@@ -166,7 +182,6 @@ bool OperationLog::is_stale(const Record& record, const Layer& layer) const {
 CollectiveCall OperationLog::call_of(Record& record, const Layer& layer) {
   CollectiveCall call;
   call.signature = record.call.signature;
-  call.plan = layer.quorum.plans->plan(record.call.signature, record.call.block_counts);
   call.blocks = record.call.blocks;
   if (!record.input.empty()) call.blocks[0].input = record.input.data();
   if (!record.scratch.empty())
@@ -179,6 +194,7 @@ CollectiveCall OperationLog::call_of(Record& record, const Layer& layer) {
   call.on_end = [this, number = record.number](CollectiveOperation& operation, const Error& error) {
     on_attempt_end(number, operation, error);
   };
+  layer.quorum.plans->prepare(call, record.call.block_counts);
   return call;
 }
 
@@ -395,10 +411,12 @@ void OperationLog::note_running(FlightRecorder& recorder) const {
 TimePoint OperationLog::on_time(TimePoint now) {
   if (broken_) return TimePoint::max();  // and the groups may be gone
   remove_old_layers();
-  TimePoint next = announce_at_;
+  launch_waiting();
+  const bool is_waiting = !is_held_ && launched_ < next_number_;
+  TimePoint next = is_waiting ? std::min(announce_at_, after(now, kPlanSeconds)) : announce_at_;
   if (now >= announce_at_) {
     announce();
-    next = announce_at_;
+    next = std::min(next, announce_at_);
   }
   for (const auto& [number, record] : records_) {
     // What runs in a group has its deadline there.

@@ -22,6 +22,7 @@
 #include "base/clock.h"
 #include "base/errors.h"
 #include "collectives/group.h"
+#include "collectives/plan_source.h"
 #include "collectives/router.h"
 #include "collectives/work.h"
 #include "recovery/final_map.h"
@@ -30,14 +31,6 @@
 namespace pccl::recovery {
 
 using transport::MemberId;
-
-// Chooses the schedules of one quorum.
-class PlanSource {
- public:
-  virtual ~PlanSource() = default;
-  virtual std::shared_ptr<const RankPlan> plan(const transport::Signature& signature,
-                                               std::span<const uint64_t> block_counts) = 0;
-};
 
 struct RunQuorum {
   uint64_t quorum_id = 0;

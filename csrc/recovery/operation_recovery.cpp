@@ -189,6 +189,7 @@ void OperationLog::recover(Record& record, const std::vector<int32_t>& ranks) {
   request.element_bytes = element_bytes(record.call.signature.dtype);
   request.links = layer.quorum.links;
   request.is_uniform = record.call.is_uniform;
+  request.is_coded = record.call.signature.codec != Codec{};
   request.can_reduce = record.call.signature.collective != Collective::Broadcast;
   for (const int32_t rank : ranks) {
     const MemberId& member = layer.quorum.members[static_cast<size_t>(rank)];

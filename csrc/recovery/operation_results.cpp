@@ -130,7 +130,8 @@ void OperationLog::release_known() {
 
 // What it waits for, and whom.
 std::string OperationLog::phase(const Record& record) const {
-  if (record.state == State::Waiting) return "waiting for the quorum to change";
+  if (record.state == State::Waiting)
+    return is_held_ ? "waiting for the quorum to change" : "waiting for an earlier call";
   const bool is_collecting = record.state == State::Collecting;
   std::string text = is_collecting ? "waiting for what other survivors hold of it"
                                    : "complete here, waiting for others to have all of it, too";

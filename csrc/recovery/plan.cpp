@@ -107,10 +107,13 @@ void add_reductions(const RecoveryRequest& request, const std::vector<Piece>& ga
   std::vector<int32_t> ranks;
   for (const Survivor& survivor : request.survivors) ranks.push_back(survivor.rank);
   const topology::Links links = topology::links_among(request.links, ranks);
-  topology::Routes routes;
-  if (links.is_measured) routes = topology::quick_routes(links);
-  const topology::Schedule dense = topology::choose_all_reduce(
-      links, total, request.element_bytes, "auto", links.is_measured ? &routes : nullptr);
+  topology::Routes found;
+  if (links.is_measured) found = topology::quick_routes(links);
+  const topology::Routes* routes = links.is_measured ? &found : nullptr;
+  const topology::Schedule dense =
+      request.is_coded
+          ? topology::choose_coded_all_reduce(links, total, "auto", routes)
+          : topology::choose_all_reduce(links, total, request.element_bytes, "auto", routes);
   const auto rank_of = [&request](int32_t index) {
     return request.survivors[static_cast<size_t>(index)].rank;
   };

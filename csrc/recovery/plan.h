@@ -32,6 +32,7 @@ struct RecoveryRequest {
   uint64_t element_bytes = 0;
   topology::Links links;    // among all ranks of the new quorum
   bool is_uniform = false;  // one contributor set for the whole tensor: reduce all or nothing
+  bool is_coded = false;    // reductions travel in a codec
   bool can_reduce = true;   // false (broadcast whose root is lost): what is final nowhere is lost
 };
 

@@ -161,6 +161,28 @@ Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_
   return choose(candidates, algorithm, links, element_bytes, "all_reduce");
 }
 
+Schedule choose_coded_all_reduce(const Links& links, uint64_t count, std::string_view algorithm,
+                                 const Routes* routes) {
+  // A codec of one byte, about.
+  constexpr uint64_t kElementBytes = 1;
+  if (algorithm == "doubling") algorithm = "halving_doubling";
+  if (algorithm != "auto") return choose_all_reduce(links, count, kElementBytes, algorithm, routes);
+  std::vector<const char*> names = {"direct", "halving_doubling", "double_binary_tree"};
+  if (routes != nullptr && !routes->trees.empty()) names.push_back("packed_trees");
+  if (routes != nullptr && !routes->sites.empty()) names.push_back("hierarchical");
+  Schedule best;
+  double best_seconds = 0;
+  for (const char* name : names) {
+    Schedule schedule = choose_all_reduce(links, count, kElementBytes, name, routes);
+    const double seconds = estimate(schedule, links, kElementBytes, kSegmentBytesAssumed).seconds;
+    if (best.world_size == 0 || seconds < best_seconds) {
+      best = std::move(schedule);
+      best_seconds = seconds;
+    }
+  }
+  return best;
+}
+
 Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
                           std::string_view algorithm) {
   const int32_t world_size = links.world_size;

@@ -123,6 +123,12 @@ inline constexpr uint64_t kSegmentBytesAssumed = 256 << 10;
 // algorithm needs do not exist.
 Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
                            std::string_view algorithm = "auto", const Routes* routes = nullptr);
+// Where values travel in a codec: those of the above but rings and doubling, in which they are
+// encoded again a few times at most, so "doubling" means halving_doubling; a ring, where they are
+// at every rank, only by name.
+Schedule choose_coded_all_reduce(const Links& links, uint64_t count,
+                                 std::string_view algorithm = "auto",
+                                 const Routes* routes = nullptr);
 // binomial, double_binary_tree, quickest_tree (by auto where links are measured; likewise below).
 Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
                           std::string_view algorithm = "auto");

@@ -127,6 +127,22 @@ std::vector<Link*> Connection::links() const {
   return all;
 }
 
+LinkTraffic Connection::counted() const {
+  LinkTraffic sum{.to = peer.member_id,
+                  .bytes_sent = traffic.bytes_sent,
+                  .busy_us = traffic.busy_us,
+                  .delivered_bytes = traffic.delivered_bytes,
+                  .replaced_sockets = traffic.replaced_sockets};
+  for (const auto& link : links_) {
+    const LinkState now = link->state();
+    sum.busy_us += now.busy_us;
+    sum.delivered_bytes += now.delivered_bytes;
+    sum.round_trip_seconds = std::max(sum.round_trip_seconds, now.round_trip_seconds);
+    sum.round_trip_seconds_min = std::max(sum.round_trip_seconds_min, now.round_trip_seconds_min);
+  }
+  return sum;
+}
+
 std::optional<std::string> Connection::find_numbering_fault(const FrameHeader& header) const {
   if (header.type == FrameType::Ack) {
     if (!is_numbered) return "an acknowledgement where frames have no numbers";

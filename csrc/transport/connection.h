@@ -137,6 +137,7 @@ class Connection {
   // Takes one of them out; what it carried must be sent again. Null if there is none of that index.
   std::unique_ptr<Link> take_link(uint16_t index);
   std::vector<Link*> links() const;
+  LinkTraffic counted() const;
 
   // --- numbered frames that come ---
   // What is wrong with the number of a frame, or with an acknowledgement.

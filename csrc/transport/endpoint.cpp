@@ -259,14 +259,7 @@ std::vector<LinkTraffic> Endpoint::link_traffic() const {
   std::vector<LinkTraffic> all;
   for (const auto& [id, connection] : known_) {
     if (!is_alive(*connection)) continue;
-    const Traffic& traffic = connection->traffic;
-    all.push_back({id, traffic.bytes_sent, traffic.busy_us, 0, traffic.replaced_sockets});
-    for (const Link* link : connection->links()) {
-      const LinkState state = link->state();
-      all.back().busy_us += state.busy_us;
-      all.back().round_trip_seconds =
-          std::max(all.back().round_trip_seconds, state.round_trip_seconds);
-    }
+    all.push_back(connection->counted());
   }
   return all;
 }

@@ -39,6 +39,7 @@ std::string Signature::describe() const {
   const bool reduces = collective == Collective::AllReduce || collective == Collective::Reduce ||
                        collective == Collective::ReduceScatter;
   if (reduces) text.append(", ").append(reduce_op_name(op));
+  if (codec != Codec{}) text.append(", ").append(codec_name(codec));
   if (root >= 0) text.append(", root ").append(std::to_string(root));
   return text + ")";
 }
@@ -49,6 +50,9 @@ void FrameHeader::set_signature(const Signature& signature) {
   op = signature.op;
   root = signature.root;
   count = signature.count;
+  const auto id = static_cast<unsigned>(signature.codec.id);
+  flags =
+      static_cast<uint16_t>((flags & 0xFFU) | id << 8U | unsigned{signature.codec.options} << 12U);
 }
 
 std::optional<std::string> find_fault(const FrameHeader& header) {
@@ -62,6 +66,11 @@ std::optional<std::string> find_fault(const FrameHeader& header) {
   }
   if (static_cast<uint8_t>(header.dtype) >= kDataTypeCount) return "unknown dtype";
   if (static_cast<uint8_t>(header.op) >= kReduceOpCount) return "unknown reduce op";
+  const Codec codec = header.codec();
+  const bool is_coded = codec != Codec{};
+  if (is_coded &&
+      (static_cast<uint8_t>(codec.id) >= kCodecCount || header.collective != Collective::AllReduce))
+    return "unknown codec";
   if (header.length > kPayloadBytesMax) {
     return "payload of " + std::to_string(header.length) + " bytes, the limit is " +
            std::to_string(kPayloadBytesMax);
@@ -79,7 +88,8 @@ std::optional<std::string> find_fault(const FrameHeader& header) {
     const uint64_t offset = uint64_t{header.segment} * header.segment_bytes;
     if (offset > header.transfer_bytes) return "segment beyond the end of its transfer";
     const uint64_t rest = header.transfer_bytes - offset;
-    if (header.length != (rest < header.segment_bytes ? rest : header.segment_bytes))
+    // What a codec makes of a segment its receiver knows.
+    if (!is_coded && header.length != (rest < header.segment_bytes ? rest : header.segment_bytes))
       return "wrong segment length";
   }
   return std::nullopt;

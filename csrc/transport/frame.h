@@ -7,11 +7,12 @@
 #include <optional>
 #include <string>
 
+#include "base/codec.h"
 #include "base/types.h"
 
 namespace pccl::transport {
 
-inline constexpr uint16_t kProtocolVersion = 4;
+inline constexpr uint16_t kProtocolVersion = 5;
 inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 
 // Largest payload of one frame. A segment is at most this long; anything longer is a broken or
@@ -66,6 +67,7 @@ struct Signature {
   ReduceOp op = ReduceOp::Sum;
   int32_t root = -1;
   uint64_t count = 0;
+  Codec codec = {};  // of all_reduce
   bool operator==(const Signature&) const = default;
   std::string describe() const;  // "all_reduce(float32[1000], sum)"
 };
@@ -92,12 +94,16 @@ struct FrameHeader {
   uint32_t sequence = 0;       // of the frame on its connection, modulo 2^32
   double weight = 0;           // of what the payload sums up, where contributions are weighted
 
-  Signature signature() const { return {collective, dtype, op, root, count}; }
+  Codec codec() const {
+    return {static_cast<CodecId>(flags >> 8 & 15), static_cast<uint8_t>(flags >> 12)};
+  }
+  Signature signature() const { return {collective, dtype, op, root, count, codec()}; }
   void set_signature(const Signature& signature);
 };
 static_assert(sizeof(FrameHeader) == 80, "the header is sent as it lies in memory");
 static_assert(std::is_trivially_copyable_v<FrameHeader>);
 
+// The lower eight bits of `flags`; above them four bits each hold the codec's id and its options.
 // Set on Data and Message frames that were sent before the receiver granted them.
 inline constexpr uint16_t kFlagUngranted = 1;
 // Set on Finals: the sender ends the operation on every member, for the reason in the payload.

@@ -29,6 +29,9 @@ constexpr int kResumableInterval = 1;
 // between the sender's copy and the receiver's. The default (megabytes) costs half of the rate.
 // Other links need what bandwidth x delay needs, so there the kernel adjusts.
 constexpr int kLocalSendBufferBytes = 256 << 10;
+// Between hosts: what the kernel takes beyond what it sends. More would only make what comes behind
+// it wait there.
+constexpr int kUnsentBytesMax = 256 << 10;
 
 template <typename T>
 void set_option(int socket, int level, int name, T value) {
@@ -180,7 +183,11 @@ void set_stream_options(int socket) {
   set_option(socket, IPPROTO_TCP, TCP_KEEPIDLE, kKeepaliveIdle);
   set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, kKeepaliveInterval);
   set_option(socket, IPPROTO_TCP, TCP_KEEPCNT, kKeepaliveCount);
-  if (is_local(socket)) set_option(socket, SOL_SOCKET, SO_SNDBUF, kLocalSendBufferBytes);
+  if (is_local(socket)) {
+    set_option(socket, SOL_SOCKET, SO_SNDBUF, kLocalSendBufferBytes);
+  } else {
+    set_option(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, kUnsentBytesMax);
+  }
 }
 
 void set_resumable_options(int socket) {

@@ -26,7 +26,9 @@ SocketLink::~SocketLink() { cut(); }
 
 void SocketLink::cut() {
   if (is_down_) return;
-  connection_.traffic.busy_us += state().busy_us;
+  const LinkState last = state();
+  connection_.traffic.busy_us += last.busy_us;
+  connection_.traffic.delivered_bytes += last.delivered_bytes;
   is_down_ = true;
   host_.engine().remove(stream_.get(), this);
   if (sent_of_front_ > 0) sending_.front()->was_begun = true;
@@ -63,7 +65,7 @@ void SocketLink::on_turn() {
 
 LinkState SocketLink::state() const {
   const SocketState now = socket_state(stream_.get());
-  return {now.busy_us, now.round_trip_seconds};
+  return {now.busy_us, now.bytes_acknowledged, now.round_trip_seconds, now.round_trip_seconds_min};
 }
 
 // --- sending -------------------------------------------------------------------------------------

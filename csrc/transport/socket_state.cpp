@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cstdint>
 
 #include "transport/socket.h"
 
@@ -16,6 +17,7 @@ SocketState socket_state(int socket) {
   if (getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) return {};
   SocketState state;
   state.round_trip_seconds = info.tcpi_rtt * 1e-6;
+  state.round_trip_seconds_min = info.tcpi_min_rtt == UINT32_MAX ? 0 : info.tcpi_min_rtt * 1e-6;
   state.deviation_seconds = info.tcpi_rttvar * 1e-6;
   state.heard_seconds = std::min(info.tcpi_last_ack_recv, info.tcpi_last_data_recv) * 1e-3;
   state.is_waiting = info.tcpi_unacked > 0;

@@ -13,7 +13,9 @@ struct Traffic {
   uint64_t resent_frames = 0;
   uint64_t resent_bytes = 0;
   uint32_t replaced_sockets = 0;
-  uint64_t busy_us = 0;  // of sockets that are gone: see LinkState
+  // Of sockets that are gone: see LinkState.
+  uint64_t busy_us = 0;
+  uint64_t delivered_bytes = 0;
 };
 
 // What the kernel knows of a socket now.
@@ -21,7 +23,9 @@ struct LinkState {
   // For so long something was under way that the network had not delivered yet; the time for which
   // the reader took nothing is left out.
   uint64_t busy_us = 0;
+  uint64_t delivered_bytes = 0;   // that the other kernel has
   double round_trip_seconds = 0;  // 0: not measured
+  double round_trip_seconds_min = 0;
 };
 
 // Of one connection, as its member reports it.
@@ -29,7 +33,9 @@ struct LinkTraffic {
   MemberId to{};
   uint64_t bytes_sent = 0;
   uint64_t busy_us = 0;  // 0: memory, or nothing was sent
+  uint64_t delivered_bytes = 0;
   double round_trip_seconds = 0;
+  double round_trip_seconds_min = 0;  // without what waits in queues
   uint32_t replaced_sockets = 0;
 };
 

@@ -47,6 +47,7 @@ class GroupBase(_Base):  # type: ignore[misc]
         self._store = store
         self._timeout = timeout
         self._name = name
+        self._codec = ""  # of all_reduces outside of pccl.quantized()
         self._description = "undefined"
         self._sequence = 0
         self._collected: list[BaseWork] | None = None  # since _start_coalescing()

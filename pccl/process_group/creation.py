@@ -35,7 +35,7 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
         options: torch's _DistributedBackendOptions: store, ranks, timeout.
         group_options: a pccl.Config, from the argument `pg_options`; None reads the PCCL_*
             variables. A sub-group shares the sockets of the default group and takes only its
-            `algorithm`.
+            `algorithm` and `codec`.
 
     Raises:
         ConnectError: not all ranks came in time; the message names the missing.
@@ -72,6 +72,7 @@ def create(options: Any, group_options: Any = None) -> ProcessGroupPCCL:
         options.group_id,
         options.timeout,
         algorithm=config.algorithm if group_options else "",
+        codec=config.codec,
         store=options.store,
     )
     if is_default:

@@ -215,7 +215,9 @@ def join_group(address: str, options: Any, config: Config) -> ElasticProcessGrou
     """
     communicator = join(address, world_size_min=options.group_size, config=config)
     try:
-        return ElasticProcessGroup(communicator, options)
+        group = ElasticProcessGroup(communicator, options)
+        group._codec = config.codec
+        return group
     except BaseException:
         communicator.leave()
         raise

@@ -41,6 +41,7 @@ class ProcessGroupPCCL(Reductions, Moves):
         timeout: timedelta,
         *,
         algorithm: str = "",
+        codec: str = "",
         store: Any = None,
     ) -> None:
         self._size = len(world_ranks)
@@ -53,6 +54,7 @@ class ProcessGroupPCCL(Reductions, Moves):
         )
         place = (self._rank, self._size)
         super().__init__(core, run.completions, place, group_id, timeout, store)
+        self._codec = codec
 
     # --- two ranks --------------------------------------------------------------------------------
 

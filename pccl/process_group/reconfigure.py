@@ -38,6 +38,7 @@ class ReconfigurableProcessGroup(ChangingWorld):
         self._used: set[int] = set()
         core: Any = _Unconfigured()
         GroupBase.__init__(self, core, self._run.completions, place, name, timeout, store)
+        self._codec = config.codec
 
     def get_reconfigure_handle(self) -> str:
         """What the others name this process by; text that fits into any store."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -35,6 +36,7 @@ from pccl.process_group.tensors import (
     seconds,
 )
 from pccl.process_group.work import DONE, DoneWork, PcclWork, failed
+from pccl.quantized import codec_in_force
 
 # Coalesced tensors of fewer bytes together are copied into one message: below it the cost of a
 # message exceeds that of the copies.
@@ -67,6 +69,7 @@ class Reductions(GroupBase):
                 and not _profiler_enabled()
                 and type(opts) is _AllreduceOptions
                 and opts.reduceOp == SUM
+                and not codec_in_force(self._codec)
             ):
                 self._sequence += 1
                 limit = opts.timeout
@@ -111,9 +114,16 @@ class Reductions(GroupBase):
                 staging.copy_later(tensor, staged)
         pointer = staged.data_ptr()
         arguments = (pointer, pointer, staged.numel(), dtype, op, factor)
-        return self._launch(
-            "all_reduce", self._core.all_reduce, arguments, opts, tensors, staging, staged
-        )
+        launch = self._coded_all_reduce(staged, opts)
+        return self._launch("all_reduce", launch, arguments, opts, tensors, staging, staged)
+
+    def _coded_all_reduce(self, tensor: Tensor, opts: Any) -> Any:
+        """Return the core's all_reduce, with the codec in force if it is one for this call."""
+        codec = codec_in_force(self._codec)
+        fits = tensor.is_floating_point() and opts.reduceOp in (SUM, ReduceOp.AVG)
+        if not codec or not fits:
+            return self._core.all_reduce
+        return functools.partial(self._core.all_reduce, codec=codec)
 
     def _all_reduce_sparse(self, tensors: list[Tensor], opts: Any) -> Work:
         """Exchange indices and values, and sum in the order of the ranks. Done when it returns."""
@@ -177,9 +187,8 @@ class Reductions(GroupBase):
             staging.copy_later(tensor, piece.view(tensor.shape))
         pointer = flat.data_ptr()
         arguments = (pointer, pointer, flat.numel(), dtype, op, factor)
-        return self._launch(
-            "all_reduce", self._core.all_reduce, arguments, opts, tensors, staging, flat
-        )
+        launch = self._coded_all_reduce(flat, opts)
+        return self._launch("all_reduce", launch, arguments, opts, tensors, staging, flat)
 
     def reduce(
         self,

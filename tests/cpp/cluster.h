@@ -80,8 +80,9 @@ class Rank {
       members.push_back(addresses[static_cast<size_t>(ranks[i])]);
       if (ranks[i] == rank) own = static_cast<int32_t>(i);
     }
-    return std::make_unique<Communicator>(context, name, own, ranks.empty() ? addresses : members,
-                                          world.timeout_seconds, world.algorithm);
+    return std::make_unique<Communicator>(
+        context, name, own, ranks.empty() ? addresses : members,
+        CommunicatorOptions{world.timeout_seconds, world.algorithm});
   }
   // All threads meet here, without any message. Not after a failed expectation.
   void meet() { all_.arrive_and_wait(); }

@@ -203,7 +203,7 @@ TEST_CASE("a member that was never there cannot be reached, and every rank hears
       const auto gone = make_context(kWays[0]);
       members.push_back(gone->address());
     }
-    Communicator comm(rank.context, "with a ghost", rank.rank, members, kSoonSeconds, "auto");
+    Communicator comm(rank.context, "with a ghost", rank.rank, members, {kSoonSeconds});
     Bytes tensor = blank(Float32, kCount);
     expect_error(outcome(all_reduce(comm, tensor)), ErrorKind::Connect, {"rank 3", "refused"});
     rank.meet();

@@ -26,7 +26,7 @@ struct Duel {
         victim(*transport::MemberAddress::decode(context->address())),
         hello(transport::hello_to(victim, id)),
         raw(join(0)),
-        comm(context, "duel", 0, {context->address(), hello.from.encode()}, kSoonSeconds, "auto") {}
+        comm(context, "duel", 0, {context->address(), hello.from.encode()}, {kSoonSeconds}) {}
 
   RawSocket join(uint16_t socket_index) {
     RawSocket socket = RawSocket::connect_to(victim);

@@ -76,8 +76,8 @@ class Member {
                 ? nullptr
                 : &endpoint_.connection(member->address(), transport::resolve(member->address())));
       }
-      auto planner =
-          std::make_shared<CollectivePlanner>(host_numbers(addresses), quorum.rank, "auto");
+      auto planner = std::make_shared<CollectivePlanner>(
+          PlannerOptions{.hosts = host_numbers(addresses), .rank = quorum.rank});
       quorum.links = planner->links();
       quorum.segment_bytes = 4 << 10;  // many, also of small tensors
       quorum.plans = planner;

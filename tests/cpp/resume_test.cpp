@@ -242,7 +242,7 @@ TEST_CASE("a thousand resets fail no all_reduce in place, and change no result")
       addresses.push_back(proxies.back()->disguise(own).encode());
     }
     const auto loop = [&](int32_t rank) {
-      pccl::Communicator comm(contexts[rank], "resets", rank, addresses, 60, "auto");
+      pccl::Communicator comm(contexts[rank], "resets", rank, addresses, {60});
       // Until both have had enough, which they tell each other in the sum.
       for (int round = 0; round < 100'000; ++round) {
         const bool is_large = round % 4 == 0;

@@ -12,7 +12,9 @@ from pccl.config import _VARIABLES, Config, Launch, variables_set
 READ = {
     "PCCL_ALGORITHM": ("Ring", "algorithm", "ring"),
     "PCCL_BIND": ("10.0.0.7", "bind", "10.0.0.7"),
+    "PCCL_CODEC": ("int8", "codec", "int8"),
     "PCCL_CONNECT_TIMEOUT": ("2.5", "connect_timeout_seconds", 2.5),
+    "PCCL_DETERMINISTIC": ("1", "deterministic", True),
     "PCCL_HOST": ("a.example, 10.0.0.7,", "hosts", ("a.example", "10.0.0.7")),
     "PCCL_KEY": ("/keys/member.key", "key", "/keys/member.key"),
     "PCCL_LOG": ("DEBUG", "log", "debug"),

@@ -69,10 +69,11 @@ def reduce_async(
 # --- result ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("codec", [[], ["int8"]])
 def test_line_01_the_same_bytes_at_every_member_whatever_fails(
-    coordinator: CoordinatorProcess,
+    coordinator: CoordinatorProcess, codec: list[str]
 ) -> None:
-    with members(4, coordinator.address, "random", 40, MEBI) as started:
+    with members(4, coordinator.address, "random", 40, MEBI, *codec) as started:
         started[2].wait_for("step", 3)
         started[2].kill()
         survivors = [started[0], started[1], started[3]]
@@ -282,8 +283,9 @@ def test_line_17_members_that_differ_are_named_and_get_the_others_bytes(
         comm.sync_state(state)
         if index == 1:
             state["weights"][300_000] += 1  # as broken memory does
+        rank = comm.rank  # others leave while this one still fetches
         comm.sync_state(state)
-        return comm.rank, state["weights"].tobytes()
+        return rank, state["weights"].tobytes()
 
     with caplog.at_level(logging.INFO, logger="pccl"):
         found = together(coordinator, 3, program)

@@ -211,3 +211,28 @@ def test_the_throughput_of_a_large_all_reduce_is_told() -> None:
                 f"all_reduce of {4 * count / 1e6:.0f} MB, 4 hosts, 100 Mbit/s, 20 ms, "
                 f"{sockets} socket(s): {seconds:.2f} s, bound {bound:.2f} s, {bound / seconds:.0%}"
             )
+
+
+def test_large_all_reduces_come_to_spare_a_host_with_a_narrow_uplink() -> None:
+    """No clock: what the narrow host sends in one call falls from 3/2 of the tensor towards it."""
+    assert WANLAB is not None
+    count = 1_100_003
+    with WANLAB.Lab(seed=1) as lab:
+        rates = ["200mbit"] * (WORLD_SIZE - 1) + ["20mbit"]
+        hosts = [lab.add_host(f"h{i}", up=rate, down="200mbit") for i, rate in enumerate(rates)]
+        for first in range(WORLD_SIZE):
+            for second in range(first):
+                lab.link(hosts[first], hosts[second], rtt="20ms")
+        with Ranks([host.popen for host in hosts]) as ranks:
+            ranks.open([{"bind_host": host.addr} for host in hosts])
+            ranks.join(timeout_seconds=60)
+            sent = []
+            for seed in range(7):
+                before = ranks[WORLD_SIZE - 1].ask("statistics")["bytes_sent_tcp"]
+                results = ranks.ask("call_random", count=count, seed=seed)
+                assert len({result["digest"] for result in results}) == 1, results
+                assert max(result["deviation"] for result in results) < 1e-5, results
+                now = ranks[WORLD_SIZE - 1].ask("statistics")["bytes_sent_tcp"]
+                sent.append((now - before) / (4 * count))
+    assert 1.45 < sent[0] < 1.6, "direct exchange, all alike"
+    assert min(sent[3:]) < 1.25, sent

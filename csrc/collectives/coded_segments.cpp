@@ -1,0 +1,112 @@
+// Segments that travel in a codec. A contribution is encoded once, where it begins; sums are made
+// in float32 and encoded again where they go on; the owner encodes a final once, and everybody, the
+// owner too, decodes those bytes: so all hold the same.
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "collectives/collective_operation.h"
+#include "collectives/group.h"
+#include "quantization/codec.h"
+
+namespace pccl {
+
+using transport::FrameHeader;
+using transport::Payload;
+
+uint32_t CollectiveOperation::wire_length_of(const Part& part, uint32_t segment) const {
+  const uint32_t length = length_of(part, segment);
+  if (!part.is_coded) return length;
+  return static_cast<uint32_t>(quantization::encoded_bytes(
+      call_.signature.codec, call_.signature.dtype, length / element_bytes_));
+}
+
+// The element of the segment that is not finite, if one is; stops at bytes of a child that are no
+// segment, with the group broken.
+std::optional<size_t> CollectiveOperation::encode_combined(const Part& part, uint32_t length,
+                                                           std::byte* wire) {
+  const Codec codec = call_.signature.codec;
+  const DataType dtype = call_.signature.dtype;
+  const size_t count = length / element_bytes_;
+  const uint64_t offset = uint64_t{part.combined} * part.segment_bytes;
+  const std::byte* own = part.input + offset;
+  const quantization::EncodeKey key{.seed = static_cast<uint64_t>(group_.rank),
+                                    .step = number,
+                                    .first_element = part.plan->offset + offset / element_bytes_};
+  const bool is_weighted = call_.signature.op == ReduceOp::WeightedAvg;
+  const bool is_scaled = call_.signature.op == ReduceOp::PremulSum || is_weighted;
+  if (part.up && part.children.empty() && !is_scaled)
+    return quantization::encode(codec, dtype, own, count, key, wire);
+  sums_.resize(count);
+  if (is_weighted && call_.factor == 0) {
+    // Nothing, even if there are infinities in what does not count.
+    std::fill(sums_.begin(), sums_.end(), 0.0F);
+  } else {
+    quantization::widen(dtype, own, count, sums_.data());
+    const auto factor = static_cast<float>(call_.factor);
+    if (is_scaled) std::for_each(sums_.begin(), sums_.end(), [factor](float& x) { x *= factor; });
+  }
+  for (const Child& child : part.children) {
+    const Payload& payload = child.waiting.at(part.combined);
+    const auto fault = quantization::decode_add(codec, dtype, {payload.data(), payload.size()},
+                                                count, sums_.data());
+    if (!fault) continue;
+    group_.fail({ErrorKind::RemoteProtocol, group_.describe(child.rank) + " sent for " +
+                                                describe() +
+                                                " what is not in its codec: " + *fault});
+    return std::nullopt;
+  }
+  double divisor = 1;
+  if (!part.up && is_weighted) divisor = part.weight > 0 ? part.weight : 1;
+  if (!part.up && call_.signature.op == ReduceOp::Avg) divisor = static_cast<double>(call_.divisor);
+  return quantization::encode_sums(codec, sums_.data(), count, divisor, key, wire);
+}
+
+void CollectiveOperation::combine_coded(Part& part, uint32_t length) {
+  const uint32_t segment = part.combined;
+  part.weight = call_.signature.op == ReduceOp::WeightedAvg ? call_.factor : 0;
+  for (const Child& child : part.children) part.weight += child.weight;
+  const uint32_t wire_length = wire_length_of(part, segment);
+  transport::BufferPool::Buffer wire = group_.pool().take(wire_length);
+  const std::optional<size_t> element = encode_combined(part, length, wire.bytes.get());
+  if (is_finished()) return;
+  if (element) {
+    const uint64_t first =
+        part.plan->offset + uint64_t{segment} * part.segment_bytes / element_bytes_;
+    group_.fail({ErrorKind::NonFinite,
+                 describe() + ": element " + std::to_string(first + *element) +
+                     (part.children.empty() ? " of the contribution of rank "
+                                            : " of the sum, or of the contribution, of rank ") +
+                     std::to_string(group_.rank) + " is NaN or infinite."});
+    return;
+  }
+  std::byte* bytes = wire.bytes.get();
+  if (part.up) {
+    send_segment(*part.up, data_header(part, wire_length), bytes, index_of(part), std::move(wire));
+    return;
+  }
+  part.final_weight = part.weight;
+  if (!take_coded_final(part, segment, Payload(std::move(wire), wire_length, &group_.pool())))
+    return;
+  part.finals += 1;
+}
+
+bool CollectiveOperation::take_coded_final(Part& part, uint32_t segment, Payload payload) {
+  const uint32_t length = length_of(part, segment);
+  const auto fault = quantization::decode(call_.signature.codec, call_.signature.dtype,
+                                          {payload.data(), payload.size()}, length / element_bytes_,
+                                          part.output + uint64_t{segment} * part.segment_bytes);
+  if (fault) {
+    group_.fail({ErrorKind::RemoteProtocol, group_.describe(part.plan->down_parent) + " sent for " +
+                                                describe() +
+                                                " what is not in its codec: " + *fault});
+    return false;
+  }
+  if (!part.down.empty()) {
+    payload.keep();
+    part.coded_finals.emplace(segment, std::move(payload));
+  }
+  return true;
+}
+
+}  // namespace pccl

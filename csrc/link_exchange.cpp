@@ -1,0 +1,94 @@
+#include "link_exchange.h"
+
+#include <algorithm>
+#include <span>
+#include <utility>
+
+#include "topology/plan_parts.h"
+
+namespace pccl {
+
+using transport::Collective;
+using transport::LinkTraffic;
+using transport::Signature;
+
+LinkExchange::LinkExchange(topology::Links unknown, int32_t rank, TrafficSource traffic)
+    : unknown_(std::move(unknown)),
+      rank_(rank),
+      traffic_(std::move(traffic)),
+      told_(static_cast<size_t>(unknown_.world_size)),
+      links_(unknown_),
+      now_{0, std::make_shared<const topology::Links>(unknown_)} {}
+
+bool LinkExchange::is_large(const Signature& signature) {
+  return signature.collective == Collective::AllReduce &&
+         signature.count >= kBytesMin / element_bytes(signature.dtype);
+}
+
+bool LinkExchange::open() {
+  if (pending_.size() == kBehind && has_ended(pending_.front())) {
+    if (pending_.front()->is_complete) learn(*pending_.front());
+    pending_.pop_front();
+  }
+  return pending_.size() < kBehind;
+}
+
+void LinkExchange::learn(const Told& told) {
+  const int32_t n = unknown_.world_size;
+  const size_t bytes = topology::figures_bytes(n);
+  std::vector<topology::RankFigures> figures;
+  for (size_t rank = 0; rank < told_.size(); ++rank) {
+    figures.push_back(
+        topology::decode_figures(std::span(told.memory).subspan(rank * bytes, bytes), n));
+  }
+  links_ = topology::learned(unknown_, links_, figures);
+  if (!topology::is_other(*now_.links, links_)) return;
+  now_ = {now_.version + 1, std::make_shared<const topology::Links>(links_)};
+}
+
+void LinkExchange::add_chunks(topology::Schedule& schedule, size_t element_bytes) {
+  const int32_t n = schedule.world_size;
+  const uint64_t count = topology::figures_bytes(n) / element_bytes;
+  for (int32_t rank = 0; rank < n; ++rank) {
+    const auto block = static_cast<uint32_t>(1 + rank);
+    schedule.chunks.push_back(topology::whole_block(block, count, false, {rank}));
+    schedule.chunks.back().down = topology::star_down(n, rank);
+  }
+}
+
+void LinkExchange::attach(CollectiveCall& call) {
+  const size_t bytes = topology::figures_bytes(unknown_.world_size);
+  auto told = std::make_shared<Told>(bytes * told_.size());
+  for (size_t rank = 0; rank < told_.size(); ++rank) {
+    const std::span<std::byte> own = std::span(told->memory).subspan(rank * bytes, bytes);
+    const bool is_own = static_cast<int32_t>(rank) == rank_;
+    if (is_own) topology::encode(measure(), own);
+    call.blocks.push_back(
+        {is_own ? own.data() : nullptr, own.data(), bytes / element_bytes(call.signature.dtype)});
+  }
+  pending_.push_back(told);
+  call.attachment = std::move(told);
+}
+
+void LinkExchange::skip() { pending_.push_back(std::make_shared<Told>(0)); }
+
+topology::RankFigures LinkExchange::measure() {
+  std::vector<LinkTraffic> now = traffic_();
+  topology::RankFigures figures(now.size());
+  for (size_t rank = 0; rank < now.size(); ++rank) {
+    // A connection that is another one now counts anew.
+    const bool is_same = now[rank].busy_us >= told_[rank].busy_us &&
+                         now[rank].delivered_bytes >= told_[rank].delivered_bytes;
+    const LinkTraffic before = is_same ? told_[rank] : LinkTraffic{};
+    figures[rank] = {
+        .bytes = now[rank].delivered_bytes - before.delivered_bytes,
+        .busy_us = static_cast<uint32_t>(
+            std::min<uint64_t>(now[rank].busy_us - before.busy_us, UINT32_MAX)),
+        .round_trip_us = static_cast<uint32_t>(now[rank].round_trip_seconds_min * 1e6),
+    };
+  }
+  told_ = std::move(now);
+  return figures;
+}
+
+}  // namespace pccl

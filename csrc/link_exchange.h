@@ -1,0 +1,77 @@
+// How the ranks of a group come to know its links, together: along with every large all_reduce each
+// tells all others what it has measured. Driver only.
+//
+// Plans must be the same on all ranks, so they depend on nothing but calls and what was exchanged.
+// A large call is planned by what came with the one kBehind before it, which must have ended here;
+// small ones by what the last large one was planned by. No call waits for an agreement of its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "collectives/collective_operation.h"
+#include "topology/cost_model.h"
+#include "topology/link_figures.h"
+#include "transport/traffic.h"
+
+namespace pccl {
+
+// Links as they were known at one point in the order of calls.
+struct KnownLinks {
+  uint64_t version = 0;  // another one: plans for the last version may be bad
+  std::shared_ptr<const topology::Links> links;
+};
+
+class LinkExchange {
+ public:
+  // Large calls under way at once; more wait.
+  static constexpr size_t kBehind = 2;
+  // A large call.
+  static constexpr uint64_t kBytesMin = 4 << 20;
+  // Beyond it too many messages would be needed.
+  static constexpr int32_t kRanksMax = 64;
+
+  // `traffic` gives what was counted of the connections so far, by rank.
+  using TrafficSource = std::function<std::vector<transport::LinkTraffic>()>;
+  LinkExchange(topology::Links unknown, int32_t rank, TrafficSource traffic);
+
+  static bool is_large(const transport::Signature& signature);
+  // Whether the next large call may begin: from then on the links are those that it is planned by.
+  bool open();
+  const KnownLinks& now() const { return now_; }
+  // Appends what each rank tells to a large call, and to its schedule: one block a rank, which
+  // moves to all. Requires: open().
+  void attach(CollectiveCall& call);
+  static void add_chunks(topology::Schedule& schedule, size_t element_bytes);
+  // In place of attach(), for a call that ends everywhere without having begun here.
+  void skip();
+
+ private:
+  // What came along with one large call.
+  struct Told final : Attachment {
+    explicit Told(size_t bytes) : memory(bytes) {}
+    void on_complete() override { is_complete = true; }
+    std::vector<std::byte> memory;  // figures_bytes() a rank
+    bool is_complete = false;
+  };
+  // With an operation that ended without a result nothing was told, to anybody.
+  static bool has_ended(const std::shared_ptr<Told>& told) {
+    return told->is_complete || told.use_count() == 1;
+  }
+  void learn(const Told& told);
+  topology::RankFigures measure();
+
+  const topology::Links unknown_;
+  const int32_t rank_;
+  const TrafficSource traffic_;
+  std::vector<transport::LinkTraffic> told_;   // what was counted when figures were last told
+  std::deque<std::shared_ptr<Told>> pending_;  // of the last large calls, at most kBehind
+  topology::Links links_;                      // after all that is not pending
+  KnownLinks now_;
+};
+
+}  // namespace pccl

@@ -1,0 +1,136 @@
+#include "topology/link_figures.h"
+
+#include <algorithm>
+
+#include "base/bytes.h"
+
+namespace pccl::topology {
+namespace {
+
+constexpr size_t kFigureBytes = 12;
+constexpr uint64_t kBytesUnit = 1024;
+
+// Less than this says more of latency, and of the memory of sockets, than of the link.
+constexpr uint64_t kBytesMin = 128 << 10;
+constexpr uint32_t kBusyMin = 20'000;  // us
+constexpr uint32_t kRoundTripsMin = 3;
+// Nearer, and faster than that while it was busy: a local network.
+constexpr uint32_t kNearUs = 1000;
+constexpr double kNearRate = 100e6;
+// Two measurements of one link that differ by less are averaged.
+constexpr double kNoise = 1.3;
+// Of a link without a new figure, each time: doubled after 35 of them.
+constexpr double kForgetting = 1.02;
+// Of what a rank has sent or received at once, each time.
+constexpr double kFading = 1.1;
+// Other plans are made when a rate has changed by more.
+constexpr double kOther = 1.2;
+
+bool differ(double a, double b, double factor) { return a > b * factor || b > a * factor; }
+
+bool tells(const LinkFigure& figure) {
+  return figure.bytes >= kBytesMin && figure.busy_us >= kBusyMin &&
+         figure.busy_us / kRoundTripsMin >= figure.round_trip_us;
+}
+
+double rate(uint64_t bytes, uint32_t busy_us) {
+  return static_cast<double>(bytes) * 1e6 / static_cast<double>(busy_us);
+}
+
+bool is_near(const LinkFigure& figure) {
+  return figure.round_trip_us <= kNearUs && rate(figure.bytes, figure.busy_us) > kNearRate;
+}
+
+// What one rank sends, or receives, on all its links.
+struct Sum {
+  uint64_t bytes = 0;
+  uint32_t busy_us = 0;  // of the link that was busy longest
+  void add(const LinkFigure& figure) {
+    bytes += figure.bytes;
+    busy_us = std::max(busy_us, figure.busy_us);
+  }
+};
+
+std::vector<double> caps(const std::vector<double>& before, const std::vector<Sum>& sums) {
+  std::vector<double> result(sums.size());
+  for (size_t rank = 0; rank < sums.size(); ++rank) {
+    const double known = before.empty() ? 0 : before[rank];
+    result[rank] = known;
+    if (sums[rank].busy_us < kBusyMin || sums[rank].bytes < kBytesMin) continue;
+    const double now = 1 / rate(sums[rank].bytes, sums[rank].busy_us);
+    result[rank] = known == 0 ? now : std::min(now, known * kFading);
+  }
+  return result;
+}
+
+}  // namespace
+
+size_t figures_bytes(int32_t world_size) {
+  // Whole elements of every type.
+  return (static_cast<size_t>(world_size) * kFigureBytes + 15) / 16 * 16;
+}
+
+void encode(const RankFigures& figures, std::span<std::byte> bytes) {
+  ByteWriter out;
+  for (const LinkFigure& figure : figures) {
+    out.put(static_cast<uint32_t>(std::min<uint64_t>(figure.bytes / kBytesUnit, UINT32_MAX)));
+    out.put(figure.busy_us);
+    out.put(figure.round_trip_us);
+  }
+  std::fill(bytes.begin(), bytes.end(), std::byte{0});
+  std::copy(out.bytes().begin(), out.bytes().end(), bytes.begin());
+}
+
+RankFigures decode_figures(std::span<const std::byte> bytes, int32_t world_size) {
+  ByteReader in(bytes);
+  RankFigures figures(static_cast<size_t>(world_size));
+  for (LinkFigure& figure : figures) {
+    figure.bytes = uint64_t{in.get<uint32_t>()} * kBytesUnit;
+    figure.busy_us = in.get<uint32_t>();
+    figure.round_trip_us = in.get<uint32_t>();
+  }
+  return figures;
+}
+
+Links learned(const Links& unknown, const Links& links, std::span<const RankFigures> figures) {
+  Links result = links;
+  const auto n = static_cast<size_t>(links.world_size);
+  std::vector<Sum> out(n);
+  std::vector<Sum> in(n);
+  for (size_t from = 0; from < n; ++from) {
+    for (size_t to = 0; to < n; ++to) {
+      LinkCost& cost = result.cost[from * n + to];
+      if (from == to || cost.seconds_per_byte == kNoLink) continue;
+      const LinkFigure& figure = figures[from][to];
+      if (figure.round_trip_us > kNearUs) cost.latency_seconds = figure.round_trip_us * 0.5e-6;
+      out[from].add(figure);
+      in[to].add(figure);
+      if (!tells(figure) || is_near(figure)) {
+        const double best = unknown.cost[from * n + to].seconds_per_byte;
+        cost.seconds_per_byte =
+            std::max(cost.seconds_per_byte / kForgetting, std::min(best, cost.seconds_per_byte));
+        continue;
+      }
+      result.is_measured = true;
+      const double now = rate(figure.bytes, figure.busy_us);
+      const double before = 1 / cost.seconds_per_byte;
+      const bool is_noise = !differ(now, before, kNoise);
+      cost.seconds_per_byte = 1 / (is_noise ? (now + before) / 2 : now);
+    }
+  }
+  if (!result.is_measured) return result;
+  result.out_seconds_per_byte = caps(links.out_seconds_per_byte, out);
+  result.in_seconds_per_byte = caps(links.in_seconds_per_byte, in);
+  return result;
+}
+
+bool is_other(const Links& before, const Links& now) {
+  if (before.is_measured != now.is_measured) return true;
+  for (size_t link = 0; link < now.cost.size(); ++link) {
+    if (differ(before.cost[link].seconds_per_byte, now.cost[link].seconds_per_byte, kOther))
+      return true;
+  }
+  return false;
+}
+
+}  // namespace pccl::topology

@@ -1,0 +1,47 @@
+// What ranks have measured of their links, and what follows from it for planning.
+//
+// Pure. Every rank is given the same figures in the same order, and so ends with the same Links.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "topology/cost_model.h"
+
+namespace pccl::topology {
+
+// Of one rank's link to another, over a while.
+struct LinkFigure {
+  uint64_t bytes = 0;          // that arrived
+  uint32_t busy_us = 0;        // for so long something was under way
+  uint32_t round_trip_us = 0;  // without queues; 0: not measured
+  bool operator==(const LinkFigure&) const = default;
+};
+
+// By rank; a rank's own entry is empty.
+using RankFigures = std::vector<LinkFigure>;
+
+// The same for every rank of a group, so that their places in a message are known.
+size_t figures_bytes(int32_t world_size);
+// Bytes are rounded down to whole KiB.
+void encode(const RankFigures& figures, std::span<std::byte> bytes);
+RankFigures decode_figures(std::span<const std::byte> bytes, int32_t world_size);
+
+// `links` after what all ranks tell: figures[from][to]. `unknown`: what links are thought to be
+// that nobody has measured.
+// - Within a host or a fast local network nothing counts: there the rates are those of CPUs.
+// - Of another link that was busy long enough its rate counts; if it moved little, the mean with
+// the one
+//   before.
+// - A link that carried little is thought to become faster with time, up to that, so that it is
+//   tried again.
+// - A rank sends, and receives, in all what it did at once, or the most that it did before, which
+//   fades.
+Links learned(const Links& unknown, const Links& links, std::span<const RankFigures> figures);
+
+// Whether plans made for `before` may be bad ones for `now`: a rate has changed by a fifth.
+bool is_other(const Links& before, const Links& now);
+
+}  // namespace pccl::topology

@@ -1,0 +1,91 @@
+#include "topology/link_figures.h"
+
+#include <doctest/doctest.h>
+
+#include <vector>
+
+namespace pccl::topology {
+namespace {
+
+constexpr uint32_t kSecond = 1'000'000;
+
+// Three ranks whose links were all busy for a second, with so many bytes.
+std::vector<RankFigures> all_busy(uint64_t bytes) {
+  std::vector<RankFigures> figures(3, RankFigures(3));
+  for (size_t from = 0; from < 3; ++from) {
+    for (size_t to = 0; to < 3; ++to) {
+      if (from != to) figures[from][to] = {bytes, kSecond, 40'000};
+    }
+  }
+  return figures;
+}
+
+TEST_CASE("figures come back from their bytes, whatever these are") {
+  const RankFigures figures{{}, {7 << 20, kSecond, 50'000}, {uint64_t{5} << 40, 3, 4}};
+  std::vector<std::byte> bytes(figures_bytes(3), std::byte{0x55});
+  CHECK(bytes.size() % 16 == 0);
+  encode(figures, bytes);
+  RankFigures expected = figures;
+  expected[2].bytes = uint64_t{UINT32_MAX} * 1024;  // no more fits in
+  CHECK(decode_figures(bytes, 3) == expected);
+  std::fill(bytes.begin(), bytes.end(), std::byte{0xFF});
+  CHECK(decode_figures(bytes, 3).size() == 3);
+}
+
+TEST_CASE("a busy link's rate counts, at once if it is another, else half") {
+  const Links unknown = host_links({0, 1, 2});
+  const Links first = learned(unknown, unknown, all_busy(10'000 * 1024));
+  CHECK(first.is_measured);
+  CHECK(is_other(unknown, first));
+  CHECK(1 / first.at(0, 1).seconds_per_byte == doctest::Approx(10'000 * 1024));
+  CHECK(first.at(0, 1).latency_seconds == doctest::Approx(0.02));
+  CHECK(1 / first.send_seconds_per_byte(0) == doctest::Approx(20'000 * 1024));
+
+  auto figures = all_busy(11'000 * 1024);
+  figures[0][1].bytes = 2'000 * 1024;
+  const Links second = learned(unknown, first, figures);
+  CHECK(1 / second.at(1, 0).seconds_per_byte == doctest::Approx(10'500 * 1024));
+  CHECK(1 / second.at(0, 1).seconds_per_byte == doctest::Approx(2'000 * 1024));
+  CHECK(is_other(first, second));
+  CHECK_FALSE(is_other(first, learned(unknown, first, all_busy(11'000 * 1024))));
+}
+
+TEST_CASE("a link that carried little is tried again, and is never better than an unknown one") {
+  const Links unknown = host_links({0, 1, 2});
+  Links links = learned(unknown, unknown, all_busy(1'000 * 1024));
+  auto quiet = all_busy(1'000 * 1024);
+  quiet[0][1] = {100 << 10, kSecond, 40'000};    // few bytes
+  quiet[0][2] = {1'000 * 1024, 60'000, 40'000};  // hardly longer than a round trip
+  const double before = links.at(0, 1).seconds_per_byte;
+  for (int time = 0; time < 35; ++time) links = learned(unknown, links, quiet);
+  CHECK(before / links.at(0, 1).seconds_per_byte == doctest::Approx(2).epsilon(0.01));
+  CHECK(before / links.at(0, 2).seconds_per_byte == doctest::Approx(2).epsilon(0.01));
+  for (int time = 0; time < 1000; ++time) links = learned(unknown, links, quiet);
+  CHECK(links.at(0, 1).seconds_per_byte == unknown.at(0, 1).seconds_per_byte);
+  CHECK(1 / links.at(1, 0).seconds_per_byte == doctest::Approx(1'000 * 1024));
+}
+
+TEST_CASE("within a machine or a fast local network nothing counts") {
+  const Links unknown = host_links({0, 1, 2});
+  auto near = all_busy(500 << 20);
+  for (auto& rank : near) {
+    for (LinkFigure& figure : rank) figure.round_trip_us = 100;
+  }
+  const Links links = learned(unknown, unknown, near);
+  CHECK_FALSE(links.is_measured);
+  CHECK_FALSE(is_other(unknown, links));
+}
+
+TEST_CASE("what a rank sends at once is remembered for a while") {
+  const Links unknown = host_links({0, 1, 2});
+  Links links = learned(unknown, unknown, all_busy(10'000 * 1024));
+  auto alone = all_busy(10'000 * 1024);
+  alone[0][2] = {};
+  links = learned(unknown, links, alone);
+  const double sent = 1 / links.send_seconds_per_byte(0);
+  CHECK(sent < 20'000 * 1024);
+  CHECK(sent > 17'000 * 1024);
+}
+
+}  // namespace
+}  // namespace pccl::topology
