@@ -44,6 +44,14 @@ uint32_t segment_bytes_of(const topology::Links& links) {
   return std::max(std::bit_floor(static_cast<uint32_t>(bytes)), kSegmentBytesMin);
 }
 
+// Flows of TCP share the line of a host unevenly, and the slowest one ends an operation: between
+// hosts, schedules in which a rank sends to several at once reach so much less of the bound than a
+// ring, which the cost model does not know.
+constexpr double kSharingCost = 1.25;
+
+// Beyond it the latency of a ring costs more.
+constexpr int32_t kBlindRingRanksMax = 8;
+
 // Only the two ends of each block know its length.
 topology::Schedule with_whole_blocks(topology::Schedule schedule) {
   for (topology::Chunk& chunk : schedule.chunks) {
@@ -51,6 +59,36 @@ topology::Schedule with_whole_blocks(topology::Schedule schedule) {
     chunk.count = topology::Chunk::kWholeBlock;
   }
   return schedule;
+}
+
+// Whether a rank sends to several others.
+bool shares_lines(const topology::Schedule& schedule) {
+  std::vector<int32_t> target(static_cast<size_t>(schedule.world_size), -1);
+  for (const topology::Chunk& chunk : schedule.chunks) {
+    for (const auto* edges : {&chunk.up, &chunk.down}) {
+      for (const topology::Edge& edge : *edges) {
+        int32_t& known = target[static_cast<size_t>(edge.from)];
+        if (known >= 0 && known != edge.to) return true;
+        known = edge.to;
+      }
+    }
+  }
+  return false;
+}
+
+topology::Schedule all_reduce_of(const Signature& signature, const topology::Links& links,
+                                 const topology::Routes* routes, std::string_view algorithm) {
+  const uint64_t bytes = element_bytes(signature.dtype);
+  const auto choose = [&](std::string_view name) {
+    return topology::choose_all_reduce(links, signature.count, bytes, name, routes);
+  };
+  topology::Schedule best = choose(algorithm);
+  if (!links.is_measured || algorithm != "auto" || !shares_lines(best)) return best;
+  topology::Schedule ring = choose("ring");
+  const auto seconds = [&](const topology::Schedule& schedule) {
+    return topology::estimate(schedule, links, bytes, topology::kSegmentBytesAssumed).seconds;
+  };
+  return seconds(ring) <= kSharingCost * seconds(best) ? ring : best;
 }
 
 topology::Schedule schedule_of(const Signature& signature, std::span<const uint64_t> counts,
@@ -68,7 +106,7 @@ topology::Schedule schedule_of(const Signature& signature, std::span<const uint6
     case Collective::AllReduce:
       if (signature.codec != Codec{})
         return topology::choose_coded_all_reduce(links, signature.count, algorithm, routes);
-      return topology::choose_all_reduce(links, signature.count, bytes, algorithm, routes);
+      return all_reduce_of(signature, links, routes, algorithm);
     case Collective::Barrier:
       return topology::plan_all_reduce_doubling(n, 1);
     case Collective::Broadcast:
@@ -154,8 +192,14 @@ uint32_t CollectivePlanner::segment_bytes(bool shares_memory) const {
 CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
                                                    std::span<const uint64_t> block_counts,
                                                    const Known& known) const {
+  // Between hosts that are not known yet, few flows share their lines the most evenly.
+  const bool is_blind = is_exchanged(signature) && known.routes == nullptr &&
+                        unknown_.world_size <= kBlindRingRanksMax && algorithm_ == "auto" &&
+                        signature.codec == Codec{};
   topology::Schedule made =
-      schedule_of(signature, block_counts, *known.links.links, known.routes.get(), algorithm_);
+      is_blind ? schedule_of(signature, block_counts, *known.links.links, nullptr, "ring")
+               : schedule_of(signature, block_counts, *known.links.links, known.routes.get(),
+                             algorithm_);
   if (is_exchanged(signature)) LinkExchange::add_chunks(made, element_bytes(signature.dtype));
   return {std::make_shared<const RankPlan>(compile(made, rank_)), made.algorithm};
 }

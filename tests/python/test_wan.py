@@ -214,7 +214,7 @@ def test_the_throughput_of_a_large_all_reduce_is_told() -> None:
 
 
 def test_large_all_reduces_come_to_spare_a_host_with_a_narrow_uplink() -> None:
-    """No clock: what the narrow host sends in one call falls from 3/2 of the tensor, step by step."""
+    """No clock: the narrow host sends 3/2 of the tensor in the first call, later less."""
     assert WANLAB is not None
     count = 1_100_003
     with WANLAB.Lab(seed=1) as lab:
