@@ -19,8 +19,6 @@ _TAGS = 1 << 20
 class Gossip(GroupBase):
     """The approximate averages of a Communicator."""
 
-    _gossip_sends: tuple[Work, ...] = ()  # of the round before
-
     def neighbor_average(
         self,
         tensor: Array,
@@ -35,7 +33,8 @@ class Gossip(GroupBase):
         Approximate: ranks hold different values afterwards, and the mean over all of them stays
         what it was. After the rounds that `pccl.topology.report_gossip(graph, world_size)` tells
         they differ by a hundredth of what they did. No barrier: a rank waits for its own neighbours
-        only. One step, S bytes to each neighbour; S bytes of memory for each, and S for a copy.
+        only, until their values are here and its own is on its way. One step, S bytes to each
+        neighbour; S bytes of memory for each, and S for a copy.
 
         The weight of a neighbour that is lost, or does not send in time, goes to this rank's own
         value; the mean over the others then moves a little.
@@ -61,8 +60,6 @@ class Gossip(GroupBase):
         into = {s: weights[rank * world_size + s] for s in range(world_size) if s != rank}
         sources = {source: weight for source, weight in into.items() if weight > 0}
         targets = [t for t in range(world_size) if t != rank and weights[t * world_size + rank] > 0]
-        for work in self._gossip_sends:
-            _ended(work)
         tag = _TAG + round_index % _TAGS
         value = _view(buffer)
         own = value.copy()
@@ -74,7 +71,7 @@ class Gossip(GroupBase):
 
         values = {source: np.empty_like(own) for source in sources}
         comes = {s: start(self._core.recv, array, s) for s, array in values.items()}
-        self._gossip_sends = tuple(start(self._core.send, own, target) for target in targets)
+        goes = [start(self._core.send, own, target) for target in targets]
         np.multiply(own, 1 - sum(sources.values()), out=value)
         missing = []
         for source, weight in sources.items():
@@ -82,6 +79,8 @@ class Gossip(GroupBase):
                 missing.append(source)
                 values[source] = own
             value += np.multiply(values[source], weight, dtype=own.dtype)
+        for work in goes:
+            _ended(work)
         return missing
 
 
