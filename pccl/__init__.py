@@ -23,11 +23,11 @@ if TYPE_CHECKING:
         RemoteProtocolError,
         Work,
     )
+    from pccl._quantized import quantized
     from pccl.communicator import Communicator, init
     from pccl.config import Config
     from pccl.coordinator import Coordinator, CoordinatorOptions
     from pccl.elastic import ElasticCommunicator, join
-    from pccl.quantized import quantized
 
 __version__ = "0.1.0"
 
@@ -73,7 +73,7 @@ _HOMES = {
     "Work": "pccl._core",
     "init": "pccl.communicator",
     "join": "pccl.elastic",
-    "quantized": "pccl.quantized",
+    "quantized": "pccl._quantized",
 }
 
 

@@ -13,6 +13,7 @@ from torch._C._autograd import _profiler_enabled
 from torch.distributed import ReduceOp, Work
 
 from pccl._core import PcclError
+from pccl._quantized import codec_in_force
 from pccl.process_group.base import GroupBase
 from pccl.process_group.tensors import (
     DEFAULTS,
@@ -36,7 +37,6 @@ from pccl.process_group.tensors import (
     seconds,
 )
 from pccl.process_group.work import DONE, DoneWork, PcclWork, failed
-from pccl.quantized import codec_in_force
 
 # Coalesced tensors of fewer bytes together are copied into one message: below it the cost of a
 # message exceeds that of the copies.
@@ -120,8 +120,9 @@ class Reductions(GroupBase):
     def _coded_all_reduce(self, tensor: Tensor, opts: Any) -> Any:
         """Return the core's all_reduce, with the codec in force if it is one for this call."""
         codec = codec_in_force(self._codec)
-        fits = tensor.is_floating_point() and opts.reduceOp in (SUM, ReduceOp.AVG)
-        if not codec or not fits:
+        # Not `in`, which asks torch's enum first, and that knows no ReduceOp.
+        is_sum = opts.reduceOp == SUM or opts.reduceOp == ReduceOp.AVG
+        if not codec or not is_sum or not tensor.is_floating_point():
             return self._core.all_reduce
         return functools.partial(self._core.all_reduce, codec=codec)
 
