@@ -234,7 +234,13 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
   if (search_ && search_->links.version == wanted.version) {
     if (!search_->is_done.load()) return false;
     std::lock_guard lock(mutex_);
-    known_ = {wanted, std::exchange(search_, nullptr)->found, segment_bytes_of(*wanted.links)};
+    const std::shared_ptr<const topology::Routes> found = std::exchange(search_, nullptr)->found;
+    // Without routes, on every rank, the plans stay as they are.
+    if (found == nullptr) {
+      known_.links.version = wanted.version;
+      return true;
+    }
+    known_ = {wanted, found, segment_bytes_of(*wanted.links)};
     plans_.clear();
     return true;
   }
@@ -242,8 +248,12 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
   search_->links = wanted;
   // It may end after its planner: nobody waits for it then.
   std::thread([search = search_] {
-    search->found =
-        std::make_shared<const topology::Routes>(topology::find_routes(*search->links.links));
+    try {
+      search->found =
+          std::make_shared<const topology::Routes>(topology::find_routes(*search->links.links));
+    } catch (const std::exception&) {
+      // A rank told figures that nothing can be planned by.
+    }
     search->is_done.store(true);
   }).detach();
   return false;

@@ -97,8 +97,8 @@ bool CollectiveOperation::take_coded_final(Part& part, uint32_t segment, Payload
                                           {payload.data(), payload.size()}, length / element_bytes_,
                                           part.output + uint64_t{segment} * part.segment_bytes);
   if (fault) {
-    group_.fail({ErrorKind::RemoteProtocol, group_.describe(part.plan->down_parent) + " sent for " +
-                                                describe() +
+    const int32_t from = part.plan->down_parent >= 0 ? part.plan->down_parent : group_.rank;
+    group_.fail({ErrorKind::RemoteProtocol, group_.describe(from) + " sent for " + describe() +
                                                 " what is not in its codec: " + *fault});
     return false;
   }

@@ -57,8 +57,7 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
   if (header.segment_bytes != part->segment_bytes || header.segment >= part->segments) {
     return rank + " cuts its data into other segments: the ranks run with different settings.";
   }
-  if (part->is_coded && header.type == FrameType::Data &&
-      header.length != wire_length_of(*part, header.segment)) {
+  if (header.type == FrameType::Data && header.length != wire_length_of(*part, header.segment)) {
     return rank + " sent " + std::to_string(header.length) + " bytes for a segment that takes " +
            std::to_string(wire_length_of(*part, header.segment)) + ".";
   }
@@ -71,7 +70,9 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
 
 transport::Placement CollectiveOperation::place(const FrameHeader& header) {
   const Part* expected = nullptr;
-  if (header.stage != kStageDown || find_mismatch(header, expected)) return {};
+  // Of other frames nobody has checked the length.
+  if (header.type != FrameType::Data || header.stage != kStageDown) return {};
+  if (find_mismatch(header, expected)) return {};
   Part* part = part_of(header);
   if (part->is_coded) return {};
   if (call_.keeps_inputs && part->input == part->output) return {};

@@ -93,8 +93,10 @@ OperationLog::Progress OperationLog::progress() const { return {launched_, compl
 
 void OperationLog::start(RunCall call, std::shared_ptr<Work> work) {
   if (broken_) {
-    work->complete({broken_.kind,
-                    work->operation + ": the run was broken before this call: " + broken_.message});
+    std::string text =
+        work->operation + ": the run was broken before this call: " + broken_.message;
+    if (call.signature.collective == Collective::AllReduce) text += " The tensor holds its input.";
+    work->complete({broken_.kind, std::move(text)});
     return;
   }
   const uint64_t number = next_number_++;
