@@ -2,6 +2,7 @@
 // group ends with an error that names it; no memory is touched that is not its business.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <random>
 
 #include "cluster.h"
@@ -149,6 +150,28 @@ TEST_CASE("a segment on two sockets at once breaks the group, and is never writt
   while (duel.context->statistics().bytes_received_tcp < all && Clock::now() < deadline) {
   }
   CHECK(duel.context->statistics().bytes_received_tcp >= all);
+}
+
+TEST_CASE("no frame writes beyond the caller's memory, whatever type it says it is") {
+  for (const auto type : {FrameType::Membership, FrameType::Finals, FrameType::Data}) {
+    CAPTURE(static_cast<int>(type));
+    Duel duel;
+    FrameHeader header = duel.next_broadcast();
+    header.type = type;
+    header.length = transport::kPayloadBytesMax;
+    // With a codec in its flags the transport does not know how long a segment is.
+    if (type == FrameType::Data) header.flags |= 3U << 8U;
+    Bytes tensor(transport::kPayloadBytesMax, std::byte{0x5A});
+    const auto work = duel.receive_broadcast(tensor);
+    duel.raw.stream(transport::bytes_of(header));
+    duel.raw.stream(transport::pattern(1, header.length));
+    CHECK(outcome(work));
+    const auto* end = tensor.data() + kCount * sizeof(float);
+    const auto* changed =
+        std::find_if(end, static_cast<const std::byte*>(tensor.data()) + tensor.size(),
+                     [](std::byte byte) { return byte != std::byte{0x5A}; });
+    CHECK(changed == tensor.data() + tensor.size());
+  }
 }
 
 TEST_CASE("a member that sends without end for calls that nobody made breaks the group") {
