@@ -20,9 +20,6 @@ constexpr double kAskSeconds = 0.5;
 const std::string kTold = "told by ";
 bool is_told(const Error& error) { return error.message.starts_with(kTold); }
 
-// How often a call that waits looks whether it may start.
-constexpr double kPlanSeconds = 0.002;
-
 // Connections that are made for no other purpose than to say that a call was wrong, or that this
 // member gives up.
 constexpr int kDialedToTell = 64;

@@ -10,6 +10,9 @@ namespace pccl {
 
 struct CollectiveCall;
 
+// How often a call that waits for its plan looks whether it is there.
+inline constexpr double kPlanSeconds = 0.002;
+
 class PlanSource {
  public:
   virtual ~PlanSource() = default;

@@ -23,8 +23,6 @@ constexpr double kCopyBytesPerSecond = 2e9;  // with the memory's first touch
 constexpr uint64_t kAnnounceOperations = 64;
 constexpr uint64_t kAnnounceBytes = 1 << 20;
 constexpr double kAnnounceSeconds = 0.05;
-// How often a call that waits for its plan looks whether it is there.
-constexpr double kPlanSeconds = 0.002;
 // Operations of which a flight record says what they wait for.
 constexpr size_t kNotedMax = 8;
 

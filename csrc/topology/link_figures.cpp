@@ -33,8 +33,9 @@ bool tells(const LinkFigure& figure) {
          figure.busy_us / kRoundTripsMin >= figure.round_trip_us;
 }
 
+// Whatever a rank says: bytes a second that planners can reckon with.
 double rate(uint64_t bytes, uint32_t busy_us) {
-  return static_cast<double>(bytes) * 1e6 / static_cast<double>(busy_us);
+  return std::clamp(static_cast<double>(bytes) * 1e6 / static_cast<double>(busy_us), 1e3, 1e11);
 }
 
 bool is_near(const LinkFigure& figure) {
