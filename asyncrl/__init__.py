@@ -1,0 +1,1 @@
+"""Asynchronous reinforcement learning, fed by rollout workers that nobody has to trust."""
