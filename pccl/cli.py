@@ -15,7 +15,7 @@ except ImportError as missing:  # The library itself needs neither.
         f"pccl: {missing}. The command line needs: pip install 'pccl-collectives[cli]'"
     ) from None
 
-from pccl import keys_command, plan_command
+from pccl import keys_command, plan_command, topology_command
 from pccl.address import DEFAULT_PORT, RunAddress
 from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_bytes
 from pccl.status_page import DEFAULT_STATUS_PORT
@@ -49,6 +49,7 @@ def _seconds(help_text: str) -> Any:
 for _command in (
     *(keys_command.keygen, keys_command.invite, keys_command.revoke),
     plan_command.plan,
+    topology_command.topology,
 ):
     app.command()(_command)
 

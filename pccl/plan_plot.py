@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pccl.plan_tables import Comparison, name_of
-from pccl.topology import Network, Plan
+from pccl.topology import Network
 
 __all__ = ["plot_plan"]
 
@@ -17,8 +17,14 @@ _MEMBER = "#20303c"
 _TREES_MAX = 6
 
 
-def plot_plan(comparison: Comparison, unit: str, per_unit: float, path: Path) -> None:
-    """Draw the quickest plan of `comparison` to a file (.svg or .png).
+def plot_plan(
+    comparison: Comparison,
+    unit: str,
+    per_unit: float,
+    path: Path,
+    unmeasured: frozenset[tuple[int, int]] = frozenset(),
+) -> None:
+    """Draw the quickest plan of `comparison` to a file (.svg or .png); `unmeasured` links dashed.
 
     Raises:
         ImportError: matplotlib is not installed (`pip install 'pccl-collectives[bench]'`).
@@ -33,7 +39,7 @@ def plot_plan(comparison: Comparison, unit: str, per_unit: float, path: Path) ->
     figure = plt.figure(figsize=(15, 8.2), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=[1.05, 1])
     left, right = halves
-    _draw_map(left, network, plan, places, unit, per_unit)
+    _draw_map(left, comparison, places, (unit, per_unit), unmeasured)
     trees = sorted(plan.chunks, key=lambda chunk: -chunk["count"])
     total = sum(chunk["count"] for chunk in trees) or 1
     axes = right.subplots(3, 2).ravel()
@@ -90,10 +96,16 @@ def _spread(places: Any) -> Any:
 
 
 def _draw_map(
-    figure: Any, network: Network, plan: Plan, places: Any, unit: str, per_unit: float
+    figure: Any,
+    comparison: Comparison,
+    places: Any,
+    scale: tuple[str, float],
+    unmeasured: frozenset[tuple[int, int]],
 ) -> None:
     import matplotlib
     from matplotlib.colors import LogNorm
+
+    network, plan, (unit, per_unit) = comparison.network, comparison.plans[0], scale
 
     axis = figure.subplots()
     axis.axis("off")
@@ -104,7 +116,9 @@ def _draw_map(
     colors = matplotlib.colormaps["viridis"]
     for edge, rate in rates.items():
         width = 0.6 + 2.2 * float(norm(rate))
-        _arrow(axis, places, edge, color=colors(norm(rate)), width=width, alpha=0.75)
+        style = ":" if edge in unmeasured else "-"
+        color = colors(norm(rate))
+        _arrow(axis, places, edge, color=color, width=width, alpha=0.75, style=style)
     bottleneck = plan.bottleneck
     if len(bottleneck) == 3:
         _arrow(axis, places, bottleneck[1:], color=_BOTTLENECK, width=4.5, alpha=1)
@@ -122,9 +136,12 @@ def _draw_map(
             bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.8},
             zorder=6,
         )
-    axis.set_title(f"red: {name_of(network, bottleneck)}, which is full all the time", fontsize=10)
-    scale = matplotlib.cm.ScalarMappable(norm=norm, cmap=colors)
-    bar = figure.colorbar(scale, ax=axis, orientation="horizontal", shrink=0.7)
+    title = f"red: {name_of(network, bottleneck)}, which is full all the time"
+    if unmeasured:
+        title += f"\ndotted: not measured yet ({len(unmeasured)} of {len(rates)})"
+    axis.set_title(title, fontsize=10)
+    mapping = matplotlib.cm.ScalarMappable(norm=norm, cmap=colors)
+    bar = figure.colorbar(mapping, ax=axis, orientation="horizontal", shrink=0.7)
     bar.set_label(f"rate of a link, {unit}")
     ticks = np.geomspace(min(rates.values()), max(rates.values()), 5)
     bar.set_ticks(ticks, labels=[f"{float(f'{tick:.3g}'):,g}" for tick in ticks], minor=False)

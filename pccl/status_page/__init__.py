@@ -5,13 +5,17 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+from pccl.measured_topology import describe_plan
 from pccl.status_page.metrics import format_metrics
 
 __all__ = ["DEFAULT_STATUS_PORT", "StatusServer"]
@@ -24,6 +28,10 @@ _logger = logging.getLogger("pccl.coordinator")
 _REQUESTS_MAX = 16
 # For a whole request: who is slower is no browser.
 _REQUEST_SECONDS = 5.0
+
+# The plan that is drawn: of an all_reduce of this size, made at most so often.
+_PLAN_BYTES = 64 << 20
+_PLAN_SECONDS = 5.0
 
 # Path -> (file of this package, its type).
 _FILES = {
@@ -77,6 +85,7 @@ class _Server(ThreadingHTTPServer):
 
             self.address_family = socket.AF_INET6
         self.status = status
+        self.plans = _Plans()
         self.names = names
         self._free = threading.Semaphore(_REQUESTS_MAX)
         super().__init__(place, _Handler)
@@ -95,6 +104,32 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _logger.debug("status page: a request of %s failed", client_address, exc_info=True)
+
+
+class _Plans:
+    """The plan for each run's links, made again when it is old, whoever asks how often."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Guarded by _lock. Run -> (when it was made, answer); runs that ended are dropped.
+        self._made: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    def plan(self, status: dict[str, Any], name: str) -> dict[str, Any]:
+        """`describe_plan`, or {"reason": why there is none}."""
+        runs = {run["name"]: run for run in status["runs"]}
+        if name not in runs:
+            return {"reason": "there is no such run"}
+        with self._lock:
+            for ended in self._made.keys() - runs.keys():
+                del self._made[ended]
+            made_at, answer = self._made.get(name, (-math.inf, {}))
+            if time.monotonic() - made_at > _PLAN_SECONDS:
+                try:
+                    answer = describe_plan(runs[name], _PLAN_BYTES)
+                except ValueError as error:
+                    answer = {"reason": str(error)}
+                self._made[name] = time.monotonic(), answer
+        return answer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,11 +153,18 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/status.json":
             body = json.dumps(self.server.status()).encode()
             self._answer(HTTPStatus.OK, "application/json", body)
+        elif path == "/plan.json":
+            self._answer_plan()
         elif path == "/metrics":
             kind, body = format_metrics(self.server.status())
             self._answer(HTTPStatus.OK, kind, body)
         else:
             self._answer(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"pccl: no such page\n")
+
+    def _answer_plan(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        found = self.server.plans.plan(self.server.status(), query.get("run", [""])[0])
+        self._answer(HTTPStatus.OK, "application/json", json.dumps(found).encode())
 
     def _is_host_ours(self) -> bool:
         host = self.headers.get("Host", "").strip().lower()

@@ -91,9 +91,10 @@ function arrow(link, from, to, nodeRadius, width, className) {
   return [path, label];
 }
 
-function markers() {
+function markers(treeCount) {
   const all = drawn("defs", {});
-  for (const name of ["link", "link-slow"]) {
+  const trees = Array.from({ length: treeCount }, (_, index) => `tree-${index}`);
+  for (const name of ["link", "link-slow", "full", ...trees]) {
     const marker = drawn("marker", {
       id: name, viewBox: "0 0 8 8", refX: 4, refY: 4, orient: "auto",
       markerWidth: 7, markerHeight: 7, markerUnits: "userSpaceOnUse",
@@ -102,6 +103,54 @@ function markers() {
     all.append(marker);
   }
   return all;
+}
+
+// The trees of a plan, each in its colour and a little more bent than the one before it.
+function treeArrows(plan, at, nodeRadius) {
+  const made = [];
+  plan.trees.forEach((tree, index) => {
+    for (const [sender, receiver] of tree.edges) {
+      if (!at.has(sender) || !at.has(receiver)) continue; // the plan is a few seconds old
+      const [from, to] = [at.get(sender), at.get(receiver)];
+      made.push(treeArrow(from, to, { nodeRadius, index, share: tree.share }));
+    }
+  });
+  return made;
+}
+
+function treeArrow(from, to, { nodeRadius, index, share }) {
+  const [dx, dy] = [to.x - from.x, to.y - from.y];
+  const length = Math.hypot(dx, dy);
+  const bend = 10 + 9 * index;
+  const middle = { x: (from.x + to.x) / 2 - (bend * dy) / length, y: (from.y + to.y) / 2 + (bend * dx) / length };
+  const [ex, ey] = [to.x - middle.x, to.y - middle.y];
+  const short = (nodeRadius + 6) / Math.hypot(ex, ey);
+  const path = drawn("path", {
+    d: `M${from.x.toFixed(1)} ${from.y.toFixed(1)}Q${middle.x.toFixed(1)} ${middle.y.toFixed(1)} ` +
+      `${(to.x - short * ex).toFixed(1)} ${(to.y - short * ey).toFixed(1)}`,
+    "stroke-width": "2", class: `tree tree-${index}`, "marker-end": `url(#tree-${index})`,
+  });
+  path.append(drawn("title", {}, `tree ${index + 1}: ${Math.round(100 * share)} % of the bytes`));
+  return path;
+}
+
+// What the plan waits for: a link, or one member's own limit.
+function bottleneck(plan, at, nodeRadius) {
+  if (!plan.bottleneck.every((id) => at.has(id))) return [];
+  const [from, to] = plan.bottleneck.map((id) => at.get(id));
+  if (to === undefined) return [drawn("circle", { cx: from.x, cy: from.y, r: nodeRadius + 5, class: "full" })];
+  const link = { bytes_per_second: 0, busy_bytes_per_second: null, round_trip_seconds: null, replaced_sockets: 0 };
+  const [path] = arrow(link, from, to, nodeRadius, 4, "full");
+  path.replaceChildren(drawn("title", {}, "full all the time: this link bounds the plan"));
+  return [path];
+}
+
+function planCaption(plan, at) {
+  const names = plan.bottleneck.map((id) => `rank ${at.get(id)?.member.rank ?? "?"}`);
+  const shown = Math.round(100 * plan.trees.reduce((sum, tree) => sum + tree.share, 0));
+  return `all_reduce of ${Math.round(plan.bytes / 2 ** 20)} MiB: ${plan.algorithm}, ${plan.seconds.toPrecision(3)} s, ` +
+    `${Math.round(100 * plan.fraction_of_bound)} % of the bound. Coloured: ${plan.trees.length} of ${plan.tree_count} trees, ` +
+    `${shown} % of the bytes, results down. Marked: ${names.join(" to ")}, which is full all the time.`;
 }
 
 function node(place, radius, isNamed) {
@@ -127,8 +176,9 @@ function node(place, radius, isNamed) {
   return group;
 }
 
-// Of a run's members and links; null where there is nothing to draw.
-function topologyMap(run) {
+// Of a run's members and links, with the trees of `plan` if it is not null; null where there is
+// nothing to draw.
+function topologyMap(run, plan) {
   const members = run.members.filter((member) => member.rank !== null);
   if (members.length < 2) return null;
   const at = places(members);
@@ -147,7 +197,8 @@ function topologyMap(run) {
     class: "map" + (links.length > 100 ? " dense" : "") + (members.length > 32 ? " crowded" : ""),
     "aria-label": `${members.length} members, ${all.length} links`,
   });
-  svg.append(markers());
+  svg.append(markers(plan === null ? 0 : plan.trees.length));
+  if (plan !== null) svg.classList.add("planned");
   const labels = [];
   for (const link of links) {
     const slow = isSlow(link, usual);
@@ -156,9 +207,11 @@ function topologyMap(run) {
     svg.append(path);
     if (links.length <= LABELLED_ARROWS_MAX && link.bytes_per_second >= 1) labels.push(label);
   }
+  if (plan !== null) svg.append(...bottleneck(plan, at, nodeRadius), ...treeArrows(plan, at, nodeRadius));
   for (const place of at.values()) svg.append(node(place, nodeRadius, members.length <= NAMED_MEMBERS_MAX));
   svg.append(...labels);
   const shown = links.length < all.length ? `${links.length} of ${all.length} links. ` : "";
+  if (plan !== null) return [svg, planCaption(plan, at)];
   const caption = `${shown}Wider: more bytes a second, ${rateText(fastest)} the widest.` +
     (usual > 0 ? ` Red: less than half of the usual ${rateText(usual)} while busy.` : "");
   return [svg, caption];

@@ -103,12 +103,43 @@ function linksTable(run) {
   return table;
 }
 
+// Run -> its plan, asked for while its box is ticked; a reason where there is none.
+const plans = new Map();
+
+function planBox(run) {
+  const label = element("label", undefined, "plan");
+  const box = element("input");
+  box.type = "checkbox";
+  box.checked = plans.has(run.name);
+  box.addEventListener("change", () => {
+    if (box.checked) plans.set(run.name, { reason: "planning" });
+    else plans.delete(run.name);
+    refreshPlans();
+  });
+  label.append(box, " trees of the plan for these links");
+  return label;
+}
+
+async function refreshPlans() {
+  for (const name of plans.keys()) {
+    try {
+      const answer = await fetch(`plan.json?run=${encodeURIComponent(name)}`, { cache: "no-store" });
+      const plan = await answer.json();
+      if (plans.has(name)) plans.set(name, plan);
+    } catch (error) {
+      plans.set(name, { reason: `the coordinator does not answer (${error.message})` });
+    }
+  }
+}
+
 function linksPart(run) {
-  const map = topologyMap(run);
+  const answer = plans.get(run.name);
+  const plan = answer !== undefined && answer.trees !== undefined ? answer : null;
+  const map = topologyMap(run, plan);
   if (map === null || run.links.length === 0) return [];
   const figure = element("figure");
-  figure.append(map[0], element("figcaption", map[1]));
-  return [element("h3", "links"), figure, linksTable(run)];
+  figure.append(map[0], element("figcaption", answer?.reason ? `No plan: ${answer.reason}.` : map[1]));
+  return [element("h3", "links"), planBox(run), figure, linksTable(run)];
 }
 
 function eventList(run) {
@@ -163,7 +194,9 @@ async function poll() {
   try {
     const answer = await fetch("status.json", { cache: "no-store" });
     if (!answer.ok) throw new Error(`status ${answer.status}`);
-    show(await answer.json());
+    const status = await answer.json();
+    await refreshPlans();
+    show(status);
   } catch (error) {
     const state = document.getElementById("state");
     state.textContent = `the coordinator does not answer (${error.message})`;

@@ -165,6 +165,31 @@ def test_the_map_is_readable_for_few_and_for_many(browser: Any, count: int) -> N
     assert len(marked) == 1
 
 
+def test_the_trees_of_the_plan_are_drawn_when_asked_for(tmp_path: Path, browser: Any) -> None:
+    emulate(browser, "light", 1200)
+    status = made_up(5)
+    page = StatusServer(lambda: status, "127.0.0.1", 0, ())
+    try:
+        browser.get(f"http://127.0.0.1:{page.port}/")
+        wait_for(browser, lambda text: "Wider: more bytes a second" in text)
+        assert browser.find_elements("css selector", ".map .tree") == []
+        browser.find_element("css selector", "label.plan input").click()
+        text = wait_for(browser, lambda text: "which is full all the time" in text)
+        browser.save_screenshot(str(tmp_path / "page.png"))
+        first = browser.find_elements("css selector", ".map .tree.tree-0")
+        full = browser.find_elements("css selector", ".map > .full")
+        problems = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+        # The box stays ticked although the page is drawn again, and goes off by a click.
+        browser.find_element("css selector", "label.plan input:checked").click()
+        wait_for(browser, lambda text: "Wider: more bytes a second" in text)
+    finally:
+        page.close()
+    assert "all_reduce of 64 MiB" in text
+    assert len(first) == 4, "a tree over 5 members"
+    assert len(full) == 1
+    assert problems == []
+
+
 @pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_the_screen_and_the_scheme(
