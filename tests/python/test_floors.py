@@ -38,6 +38,8 @@ SOURCE_LINES_MAX = 450
 PYTHON_PACKAGES = ("pccl", "diloco", "asyncrl")
 # The bench is loaded by its command only; test_public_names.py shows that nothing else loads it.
 TORCH_ANYWHERE = ("pccl/process_group/*.py", "pccl/bench/*.py")
+# Parts that stand alone: a relay, a validator or a worker's keys need no torch.
+TORCH_NEVER = ("asyncrl/broadcast/*.py", "asyncrl/protocol/*.py", "asyncrl/proof/*.py")
 TORCH_LAZILY = ("pccl/__init__.py", "pccl/_autoload.py", "pccl/cli.py")
 # package -> packages of ours that it may import, beside itself.
 PACKAGES_MAY_IMPORT = {"pccl": set[str](), "diloco": {"pccl"}, "asyncrl": {"diloco", "pccl"}}
@@ -178,10 +180,12 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def find_torch_imports(root: Path) -> list[str]:
-    """torch only in the backend and the bench; elsewhere in pccl/ lazily or not at all."""
+    """torch only in the backend and the bench; elsewhere in pccl/ lazily or not at all; never in
+    the parts of asyncrl that stand alone."""
     faults = []
     for name, tree in python_files(root):
-        if not name.startswith("pccl/") or matches(name, TORCH_ANYWHERE):
+        is_pccl = name.startswith("pccl/") and not matches(name, TORCH_ANYWHERE)
+        if not is_pccl and not matches(name, TORCH_NEVER):
             continue
         for package, line, lazily in imports(tree):
             if package == "torch" and not (lazily and matches(name, TORCH_LAZILY)):
@@ -307,20 +311,13 @@ def test_includes_that_look_down_are_fine(tmp_path: Path) -> None:
         "communicator.h",
     ):
         plant(tmp_path, f"csrc/{header}", "#pragma once\n#include <vector>\n")
-    plant(
-        tmp_path,
-        "csrc/collectives/b.cpp",
-        '#include "collectives/a.h"\n#include "topology/schedule.h"\n',
-    )
-    plant(
-        tmp_path, "csrc/communicator.cpp", '#include "communicator.h"\n#include "collectives/a.h"\n'
-    )
-    plant(tmp_path, "csrc/bindings/b.cpp", '#include "communicator.h"\n#include "bindings/a.h"\n')
-    plant(
-        tmp_path,
-        "csrc/base/b.cpp",
-        '// #include "bindings/a.h"\n/*\n#include "communicator.h"\n*/\n',
-    )
+    for name, text in (
+        ("collectives/b.cpp", '#include "collectives/a.h"\n#include "topology/schedule.h"\n'),
+        ("communicator.cpp", '#include "communicator.h"\n#include "collectives/a.h"\n'),
+        ("bindings/b.cpp", '#include "communicator.h"\n#include "bindings/a.h"\n'),
+        ("base/b.cpp", '// #include "bindings/a.h"\n/*\n#include "communicator.h"\n*/\n'),
+    ):
+        plant(tmp_path, f"csrc/{name}", text)
     assert find_wrong_includes(tmp_path) == []
 
 
@@ -391,6 +388,9 @@ def test_conditional_code_in_a_comment_is_fine(tmp_path: Path) -> None:
         ("pccl/cli.py", "try:\n    import torch\nexcept ImportError:\n    pass\n"),
         ("pccl/config.py", "import importlib\nimportlib.import_module('torch.distributed')\n"),
         ("pccl/_process_group.py", "import torch\n"),
+        ("asyncrl/broadcast/relay.py", "def f():\n    import torch\n"),
+        ("asyncrl/protocol/deep/keys.py", "from torch import Tensor\n"),
+        ("asyncrl/proof/a.py", "import torch\n"),
     ],
 )
 def test_a_torch_import_is_found(tmp_path: Path, name: str, text: str) -> None:
@@ -410,6 +410,7 @@ def test_torch_where_it_belongs_is_fine(tmp_path: Path) -> None:
     plant(tmp_path, "pccl/bench/measure.py", "import torch\n")
     plant(tmp_path, "pccl/config.py", "import torchless\nfrom .torch import a\n")
     plant(tmp_path, "diloco/__init__.py", "import torch\n")
+    plant(tmp_path, "asyncrl/trainer.py", "import torch\n")
     assert find_torch_imports(tmp_path) == []
 
 

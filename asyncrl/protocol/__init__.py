@@ -1,0 +1,1 @@
+"""Roles, signed requests, the ledger and the run's coordinator. No torch."""
