@@ -1,0 +1,129 @@
+"""Where honest rounding ends: the numbers by which proofs and sampled tokens are judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+
+from asyncrl.proof.proof import ProofErrors
+
+__all__ = ["DEFAULT_THRESHOLDS", "PUBLISHED", "Published", "Thresholds"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """Bounds for one model in one numeric type; `python -m asyncrl.proof.calibrate` measures them.
+
+    A file of rollouts is judged as a whole as well: weights of a slightly other precision make
+    errors in each proof that no single honest proof excludes, but their sum over a file does.
+    """
+
+    dtype: str = "fp32"
+    exponent_mismatches_max: int = 4
+    """Of one proof; their sum over a file this and `exponent_mismatches_mean_max` a proof."""
+
+    mantissa_mean_max: float = 0.5
+    """Of one proof, likewise."""
+
+    exponent_mismatches_mean_max: float = 0.05
+    mantissa_mean_mean_max: float = 0.01
+    gap_max: float = 1e-3
+    """Of one token, of logits / temperature + noise. A token can only differ from the validator's
+    where two scores are nearer than twice the rounding of the logits, so none may be beyond."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field.name}: expected a finite number from 0 on, got {value}")
+
+    def refuse_proofs(self, errors: Sequence[ProofErrors]) -> str | None:
+        """Why these proofs of one file are not honest; None if nothing speaks against them."""
+        for index, error in enumerate(errors):
+            if (
+                error.exponent_mismatches > self.exponent_mismatches_max
+                or error.mantissa_mean > self.mantissa_mean_max
+            ):
+                return (
+                    f"proof {index} of {len(errors)}: {error.exponent_mismatches} exponents and "
+                    f"{error.mantissa_mean:.3g} units of mantissa differ; at most "
+                    f"{self.exponent_mismatches_max} and {self.mantissa_mean_max:.3g} may"
+                )
+        exponents = sum(error.exponent_mismatches for error in errors)
+        mantissas = sum(error.mantissa_mean for error in errors)
+        exponents_max = (
+            self.exponent_mismatches_max + len(errors) * self.exponent_mismatches_mean_max
+        )
+        mantissas_max = self.mantissa_mean_max + len(errors) * self.mantissa_mean_mean_max
+        if exponents > exponents_max or mantissas > mantissas_max:
+            return (
+                f"{len(errors)} proofs together: {exponents} exponents and {mantissas:.3g} units "
+                f"of mantissa differ; at most {exponents_max:.3g} and {mantissas_max:.3g} may"
+            )
+        return None
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Thresholds:
+        """Raises ValueError where the file holds no thresholds."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"thresholds {path}: {error}") from None
+
+
+DEFAULT_THRESHOLDS = Thresholds()
+"""Of the default model on the CPUs it was calibrated on, with room; see docs/rollout_proofs.md."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The thresholds of the published experiments (1 to 70 billion parameters, bf16, many GPUs)."""
+
+    exponent_mismatches_max: int = 38
+    mantissa_mean_max: float = 10.0
+    mantissa_median_max: float = 8.0
+
+    def accepts(self, error: ProofErrors) -> bool:
+        return (
+            error.exponent_mismatches <= self.exponent_mismatches_max
+            and error.mantissa_mean <= self.mantissa_mean_max
+            and error.mantissa_median <= self.mantissa_median_max
+        )
+
+
+PUBLISHED = Published()
+
+
+def calibrated(
+    dtype: str, files: Sequence[Sequence[ProofErrors]], gaps: Sequence[float]
+) -> Thresholds:
+    """Bounds with room around what honest rollouts showed.
+
+    Twice the largest of one proof, ten times the mean of all, ten times the largest gap; and never
+    less than a floor, because some thousand proofs do not show the rarest.
+
+    Args:
+        files: the errors of all proofs, file by file, under other threads and batch shapes.
+        gaps: the largest of each rollout.
+    """
+    exponents = numpy.array([error.exponent_mismatches for file in files for error in file])
+    mantissas = numpy.array([error.mantissa_mean for file in files for error in file])
+    if not len(exponents) or not len(gaps):
+        raise ValueError("calibrated: no rollouts")
+    return Thresholds(
+        dtype=dtype,
+        exponent_mismatches_max=max(4, 2 * int(exponents.max())),
+        mantissa_mean_max=round(max(0.1, 2 * float(mantissas.max())), 4),
+        exponent_mismatches_mean_max=round(max(0.02, 10 * float(exponents.mean())), 4),
+        mantissa_mean_mean_max=round(max(0.002, 10 * float(mantissas.mean())), 4),
+        gap_max=float(f"{max(1e-4, 10 * max(gaps)):.2g}"),
+    )

@@ -1,0 +1,1 @@
+"""Validators: whether a file of rollouts came from the policy, prompts and noise of the run."""
