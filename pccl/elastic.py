@@ -13,6 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
 
+import numpy as np
+import numpy.typing as npt
+
 from pccl import _arrays, _core
 from pccl._core import Run, Work
 from pccl._gossip import Gossip
@@ -334,6 +337,30 @@ class ElasticCommunicator(Reductions, Moves, Gossip):
         """Return when every member has called it, or is lost. log2 P steps."""
         work = self._core.barrier(timeout_seconds, not async_op)
         return work if async_op else None
+
+    def gather_rows(self, row: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Everybody's row of bytes, by rank: shape [members, bytes], uint8.
+
+        Unlike all_gather it needs no world size beforehand, and goes on with those that are left
+        where members are lost.
+
+        Args:
+            row: shape [bytes], equally long on every member.
+
+        Raises:
+            PcclError: see the class.
+        """
+        while True:  # a lost member each time, or the run's own error
+            _, world_size, _ = self._core.pin()
+            try:
+                rows = np.zeros((world_size, row.size), np.uint8)
+                self.all_gather_into_tensor(rows, row)
+                return rows
+            except _core.MemberLost:
+                if self._core.error():
+                    raise
+            finally:
+                self._core.unpin()
 
     def sync_state(self, state: Mapping[str, Array], *, revision: int | None = None) -> int:
         """Give every member the same bytes of `state`; let newcomers in. Returns its revision.

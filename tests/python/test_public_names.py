@@ -1,6 +1,7 @@
 """`pccl.__all__` is sorted and says what is there, neither more nor less."""
 
 import ast
+import importlib
 import subprocess
 import sys
 import types
@@ -20,7 +21,7 @@ def bound_names(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.add(node.target.id)
         elif isinstance(node, ast.ImportFrom) and (
-            node.level > 0 or (node.module or "").split(".")[0] == "pccl"
+            node.level > 0 or (node.module or "").split(".")[0] in ("pccl", "diloco")
         ):
             names |= {alias.asname or alias.name for alias in node.names}
     return {name for name in names if not name.startswith("_")}
@@ -44,11 +45,11 @@ def find_faults(module: types.ModuleType) -> list[str]:
     return faults
 
 
-def test_all_is_sorted_and_equal_to_reality() -> None:
-    import pccl
-
-    assert pccl.__all__, "a library without public names"
-    assert find_faults(pccl) == []
+@pytest.mark.parametrize("package", ["pccl", "diloco"])
+def test_all_is_sorted_and_equal_to_reality(package: str) -> None:
+    module = importlib.import_module(package)
+    assert module.__all__, "a library without public names"
+    assert find_faults(module) == []
 
 
 @pytest.mark.parametrize("module", ["pccl", "pccl.communicator", "pccl.cli"])

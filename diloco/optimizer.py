@@ -1,0 +1,394 @@
+"""DiLoCo: hooks in the user's own optimizer, and an outer step every so many inner ones."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from diloco import agreement, rounds, warmup
+from diloco.compressor import Compressor
+from diloco.info import SyncInfo, make_info
+from diloco.members import adapt
+from diloco.merge import Contribution, Outcome, make_report, merge
+from diloco.outer import OuterFactory, OuterOptimizer, describe, make_factory, warn_if_unstable
+from diloco.outer_state import OuterState, digest_of, drop_bad_state
+from diloco.progress import Progress
+from diloco.settings import Settings
+
+__all__ = ["DiLoCo"]
+
+_logger = logging.getLogger("diloco")
+
+_COUNTERS = ("round", "step", "tokens", "samples")
+
+
+class DiLoCo:
+    """Trains one model with many members that talk once in `sync_every` steps.
+
+        with diloco.DiLoCo(comm, model, optimizer, sync_every=100) as run:
+            for batch in data:  # the loop as it was
+                loss(model, batch).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+    Each member trains on its own; after H optimizer steps the members average how far they came
+    (theta - local, the pseudo-gradient), and an outer optimizer moves theta by the average. theta
+    and the outer optimizer's state are the same bytes at all members after each round. A step is
+    one call of optimizer.step(): gradient accumulation needs nothing, and the optimizer may have
+    several groups of parameters.
+
+    Cost of a round: 2 (P - 1) / P * 4 N bytes sent a member for N parameters and P members, less
+    with a codec. Host memory: theta, the pseudo-gradient and the momentum, 12 N bytes.
+
+    Args:
+        comm: of pccl.join() (members come and die), of pccl.init(), a torch.distributed group
+            (gloo or pccl), or None for a run of one member. After the block leave the elastic run.
+        model: all trainable parameters are merged, and persistent floating point buffers averaged.
+            With FSDP2: the members' processes with the same shards are one group.
+        optimizer: the inner one. Its state stays with the member.
+        settings: None: those of synchronous DiLoCo. See `diloco.variants`.
+        outer_optimizer: takes a list of tensors, and makes any torch optimizer of them. None: SGD
+            of `settings.outer_lr` and `outer_momentum`, Nesterov.
+        on_sync: called with a SyncInfo after each merge.
+        changes: fields of Settings that replace those of `settings`.
+
+    Raises:
+        TypeError: an unknown setting, or no communicator.
+        ValueError: a setting out of range, or what the communicator can't do.
+        SettingsMismatch: on entry: settings or model are not those of the run; the fields and both
+            values are named. This member has left an elastic run, and the others go on.
+        PcclError: as of the communicator, on entry and from optimizer.step(). theta is that of the
+            last finished round, and the model's parameters are as the inner steps left them.
+
+    Source: Douillard et al., DiLoCo: Distributed Low-Communication Training of Language Models,
+    arXiv 2311.08105.
+    """
+
+    def __init__(
+        self,
+        comm: Any,
+        model: nn.Module,
+        optimizer: Optimizer,
+        settings: Settings | None = None,
+        *,
+        outer_optimizer: OuterFactory | None = None,
+        on_sync: Callable[[SyncInfo], None] | None = None,
+        **changes: Any,
+    ) -> None:
+        if outer_optimizer is not None:
+            changes["outer"] = describe(outer_optimizer)
+        self.settings = replace(settings or Settings(), **changes)
+        warn_if_unstable(self.settings)
+        self.members = adapt(comm)
+        agreement.check_members(self.members, self.settings)
+        warmup.check_optimizer(optimizer, self.settings.warmup_sync_steps)
+        self.model = model
+        self.optimizer = optimizer
+        self.on_sync: list[Callable[[SyncInfo], None]] = [on_sync] if on_sync else []
+        self.on_round: list[Callable[[DiLoCo], None]] = []  # called when a round is over
+        self.info: SyncInfo | None = None  # of the last merge
+        self.state = OuterState(model, self.settings.fragments, self.settings.fragment_pattern)
+        ends = [slice(f.start, min(f.stop, self.state.trained)) for f in self.state.fragments]
+        factory = outer_optimizer or make_factory(self.settings)
+        self.outer = OuterOptimizer(self.state.theta, ends, factory)
+        self.counters = torch.zeros(len(_COUNTERS), dtype=torch.int64)
+        self.compressor = Compressor(self.members, self.settings, self.state.elements)
+        self.progress = Progress(model, self.settings.fragments)
+        self.method = rounds.make(self)
+        self.roster: tuple[str, ...] = (self.members.name,)
+        self._mark = agreement.mark_of(self.settings, self.state.shapes())
+        self._is_restored = False
+        self._hooks: list[Any] = []
+        self._bytes_before = 0
+        self._hash = ""
+
+    # --- where the run is -------------------------------------------------------------------------
+
+    @property
+    def round(self) -> int:
+        """Rounds that are over, of the run."""
+        return int(self.counters[0])
+
+    @property
+    def step(self) -> int:
+        """Inner steps of the run so far: what a schedule of learning rates is a function of."""
+        return int(self.counters[1]) + self.round_step
+
+    @property
+    def round_step(self) -> int:
+        """Steps of this member in this round."""
+        return self.progress.round_steps
+
+    @property
+    def total_tokens(self) -> int:
+        """Of the run, all members, until the last round ended."""
+        return int(self.counters[2])
+
+    @property
+    def rank(self) -> int:
+        """This member's place among those that began this round together, `world_size` of them."""
+        return self.roster.index(self.members.name)
+
+    @property
+    def world_size(self) -> int:
+        return len(self.roster)
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether this round averages gradients in every step; see Settings.warmup_sync_steps."""
+        return int(self.counters[1]) < self.settings.warmup_sync_steps
+
+    @property
+    def round_length(self) -> int:
+        """Inner steps of this round."""
+        left = self.settings.warmup_sync_steps - int(self.counters[1])
+        return min(self.settings.sync_every, left) if left > 0 else self.settings.sync_every
+
+    @property
+    def own_round_length(self) -> int:
+        """Those of this member, which are fewer where it is slow and `dynamic_steps` is set."""
+        return self.round_length
+
+    # --- what the loop may tell -------------------------------------------------------------------
+
+    def count(self, *, tokens: int = 0, samples: int = 0) -> None:
+        """Say what the next step trains on, in place of what the model's inputs look like.
+
+        Without it the first tensor that the model gets is taken: whole numbers are tokens, one
+        each, and its first dimension are samples.
+        """
+        self.progress.count(tokens, samples)
+
+    def log(self, *, loss: float | Tensor) -> None:
+        """Have the mean of these in SyncInfo, of every member."""
+        self.progress.log(float(loss))
+
+    # --- the block --------------------------------------------------------------------------------
+
+    def __enter__(self) -> DiLoCo:
+        if not self._is_restored:
+            self.state.read(self.state.theta)
+        self._bytes_before = self.members.bytes_sent()
+        self._admit()
+        if not self._is_restored:
+            for fragment in range(len(self.state.fragments)):
+                self.state.install(fragment, self.state.theta)
+        self.progress.attach()
+        self._hooks = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self.progress.detach()
+        self.method.close()
+        if error is None and self.world_size > 1 and self.round == 0 and self.round_step > 0:
+            raise RuntimeError(
+                f"sync_every={self.settings.sync_every} is larger than the run: "
+                f"{self.round_step} steps were done and never merged; the model is this member's "
+                "alone. Set a smaller sync_every, or call sync() before the end of the block"
+            )
+
+    def sync(self) -> None:
+        """End the round now; every member calls it. The model's parameters are theta then."""
+        if self.round_step > 0:
+            with self.progress.standing_still():
+                self.method.finish_early()
+                self._end_round(self.round_step)
+
+    def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.is_warming_up and self.world_size > 1:
+            return warmup.averaging(self._average_gradients, args, kwargs)
+        return None
+
+    def _after_step(self, *_: Any) -> None:
+        self.progress.end_step()
+        with self.progress.standing_still():
+            if self.is_warming_up:
+                is_over = self.round_step >= self.round_length
+            else:
+                is_over = self.method.after_step(self.round_step)
+            if is_over:
+                self._end_round(self.round_length)
+
+    # --- a round ----------------------------------------------------------------------------------
+
+    def _average_gradients(self) -> None:
+        with self.progress.standing_still():
+            self.state.read_gradients(self.state.delta)
+            contribution = self.progress.step_so_far()
+            everything = slice(0, self.state.elements)
+            outcome = self._merge(self.state.delta, everything, contribution)
+            if outcome.verdict.total > 0:
+                self.state.write_gradients(self.state.delta)
+            else:  # nobody has a gradient that is one
+                self.optimizer.zero_grad()
+
+    def merge_and_apply(self, fragment: int) -> None:
+        """Merge a fragment now, and move theta and the model."""
+        contribution = self.measure(fragment, self.state.delta)
+        outcome = self.merge(fragment, self.state.delta, contribution)
+        self.apply(fragment, self.state.delta, outcome)
+
+    def measure(self, fragment: int, delta: Tensor) -> Contribution:
+        """Write this member's pseudo-gradient of a fragment, and say what is behind it."""
+        self.state.measure(fragment, delta)
+        contribution = self.progress.since_mark(fragment)
+        self.progress.mark(fragment)
+        return contribution
+
+    def merge(self, fragment: int, delta: Tensor, contribution: Contribution) -> Outcome:
+        """Average a fragment of `delta` over the members, in place."""
+        return self._merge(delta, self.state.fragments[fragment], contribution)
+
+    def _merge(self, delta: Tensor, where: slice, contribution: Contribution) -> Outcome:
+        report = make_report(self.members.name, contribution, self.round, self._hash)
+        outcome = merge(
+            self.members,
+            self.settings,
+            report,
+            delta[where],
+            lambda outcome: self.compressor.average(delta, where, outcome),
+        )
+        outcome.contribution = contribution
+        if not self.members.is_elastic:
+            agreement.check_digests(outcome)
+        return outcome
+
+    def apply(
+        self, fragment: int, delta: Tensor, outcome: Outcome, *, is_plain: bool = False
+    ) -> None:
+        """Move a fragment of theta by a merged pseudo-gradient, then the model.
+
+        Args:
+            is_plain: theta becomes the average; the outer optimizer takes no part.
+        """
+        where = self.state.fragments[fragment]
+        if outcome.verdict.total > 0:
+            averaged = (
+                where if is_plain else slice(max(where.start, self.state.trained), where.stop)
+            )
+            if not is_plain:
+                self.outer.step(fragment, delta)
+            if averaged.start < averaged.stop:
+                self.state.theta[averaged] -= delta[averaged]
+        self.state.install(fragment, self.state.theta, self.settings.keep_local)
+        if self.members.name in outcome.verdict.excluded:
+            drop_bad_state(self.optimizer)
+        if fragment == 0:
+            self.counters[2] += outcome.sum_of("tokens")
+            self.counters[3] += outcome.sum_of("samples")
+        self._tell(fragment, outcome)
+
+    def _average_parameters(self) -> None:
+        """The end of a round in which gradients were averaged: theta becomes the average."""
+        for fragment in range(len(self.state.fragments)):
+            contribution = self.measure(fragment, self.state.delta)
+            outcome = self.merge(fragment, self.state.delta, contribution)
+            self.apply(fragment, self.state.delta, outcome, is_plain=True)
+
+    def _end_round(self, steps: int) -> None:
+        if self.is_warming_up:
+            self._average_parameters()
+        self.counters[0] += 1
+        self.counters[1] += steps
+        self.progress.round_steps = 0
+        self._admit()
+        for callback in self.on_round:
+            callback(self)
+
+    def _admit(self) -> None:
+        """Where newcomers come in: everybody gets the same state, and a roll is called."""
+        agreement.agree(self.members, self.settings, self.state.shapes(), self.round, self._share)
+        name = np.frombuffer(self.members.name.encode().ljust(24), np.uint8)
+        self.roster = tuple(row.tobytes().decode().strip() for row in self.members.gather(name))
+        self.method.begin_round()
+
+    def _share(self) -> None:
+        self.members.share(self.shared_state(), self.round)
+
+    def shared_state(self) -> dict[str, Tensor]:
+        """What is the same at all members, and a newcomer gets: by name, on the host."""
+        state = {"counters": self.counters, "theta": self.state.theta, **self.outer.state}
+        return {f"{self._mark}.{name}": tensor for name, tensor in state.items()}
+
+    def _tell(self, fragment: int, outcome: Outcome) -> None:
+        where = self.state.fragments[fragment]
+        kept = [self.outer.state[name] for name in sorted(self.outer.state)]
+        same = [flat[where] if len(flat) == self.state.elements else flat for flat in kept]
+        self._hash = digest_of([self.state.theta[where], *same])
+        sent = self.members.bytes_sent()
+        self.info = make_info(
+            outcome,
+            round=self.round,
+            step=self.step,
+            fragment=fragment,
+            hash=self._hash,
+            total_tokens=self.total_tokens,
+            own_bytes_sent=sent - self._bytes_before,
+        )
+        self._bytes_before = sent
+        for name, reason in outcome.verdict.excluded.items():
+            _logger.warning("round %d: member %s is left out: %s", self.round, name, reason)
+        for callback in self.on_sync:
+            callback(self.info)
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that this object knows, for torch.save: tensors, numbers and text.
+
+        theta is not the model's parameters except where a round is just over: save both, and the
+        inner optimizer's state. What is under way is waited for.
+        """
+        return {
+            "settings": self.settings.as_json(),
+            "shapes": self.state.shapes(),
+            "counters": self.counters.clone(),
+            "theta": self.state.theta.detach().clone(),
+            "outer": {name: tensor.clone() for name, tensor in self.outer.state.items()},
+            "residual": self.compressor.state_dict(),
+            "progress": self.progress.state_dict(),
+            "method": self.method.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from state_dict(), before the block is entered; a changed world size is fine.
+
+        On entry members of an elastic run compare rounds, and those behind get the newest; a fixed
+        group takes rank 0's.
+
+        Raises:
+            SettingsMismatch: of other settings or another model; nothing has been changed.
+            RuntimeError: the block has been entered.
+        """
+        if self._hooks:
+            raise RuntimeError("load_state_dict: call it before the `with` block is entered")
+        saved = Settings.from_json(state["settings"])
+        agreement.check_restored(self.settings, saved, self.state.shapes(), state["shapes"])
+        self.counters.copy_(state["counters"])
+        with torch.no_grad():
+            self.state.theta.copy_(state["theta"])
+            for name, tensor in self.outer.state.items():
+                tensor.copy_(state["outer"][name])
+        self.compressor.load_state_dict(state["residual"])
+        self.progress.load_state_dict(state["progress"])
+        self.method.load_state_dict(state["method"])
+        self._is_restored = True
