@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from diloco import variants
     from diloco.info import SyncInfo
     from diloco.optimizer import DiLoCo
     from diloco.outer import StabilityWarning
     from diloco.settings import Settings, SettingsMismatch
 
-__all__ = ["DiLoCo", "Settings", "SettingsMismatch", "StabilityWarning", "SyncInfo"]
+__all__ = ["DiLoCo", "Settings", "SettingsMismatch", "StabilityWarning", "SyncInfo", "variants"]
 
 # Imported at first use: the command line needs no torch.
 _HOMES = {
@@ -20,6 +21,7 @@ _HOMES = {
     "SettingsMismatch": "diloco.settings",
     "StabilityWarning": "diloco.outer",
     "SyncInfo": "diloco.info",
+    "variants": "diloco",
 }
 
 
@@ -27,6 +29,8 @@ def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'diloco' has no attribute {name!r}")
+    if home == "diloco":  # a module
+        return importlib.import_module(f"diloco.{name}")
     value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from diloco import agreement, rounds, warmup
-from diloco.compressor import Compressor
+from diloco.compressor import make_compressor
 from diloco.info import SyncInfo, make_info
 from diloco.members import adapt
 from diloco.merge import Contribution, Outcome, make_report, merge
@@ -85,7 +85,7 @@ class DiLoCo:
     ) -> None:
         if outer_optimizer is not None:
             changes["outer"] = describe(outer_optimizer)
-        self.settings = replace(settings or Settings(), **changes)
+        self.settings = replace(settings, **changes) if settings else Settings(**changes)
         warn_if_unstable(self.settings)
         self.members = adapt(comm)
         agreement.check_members(self.members, self.settings)
@@ -96,13 +96,12 @@ class DiLoCo:
         self.on_round: list[Callable[[DiLoCo], None]] = []  # called when a round is over
         self.info: SyncInfo | None = None  # of the last merge
         self.state = OuterState(model, self.settings.fragments, self.settings.fragment_pattern)
-        ends = [slice(f.start, min(f.stop, self.state.trained)) for f in self.state.fragments]
-        factory = outer_optimizer or make_factory(self.settings)
-        self.outer = OuterOptimizer(self.state.theta, ends, factory)
+        self._factory = outer_optimizer or make_factory(self.settings)
+        self.outer = self.make_outer(self.state.theta)
         self.counters = torch.zeros(len(_COUNTERS), dtype=torch.int64)
-        self.compressor = Compressor(self.members, self.settings, self.state.elements)
+        self.compressor = make_compressor(self.members, self.settings, self.state.elements)
         self.progress = Progress(model, self.settings.fragments)
-        self.method = rounds.make(self)
+        self.method = rounds.make_method(self)
         self.roster: tuple[str, ...] = (self.members.name,)
         self._mark = agreement.mark_of(self.settings, self.state.shapes())
         self._is_restored = False
@@ -120,7 +119,12 @@ class DiLoCo:
     @property
     def step(self) -> int:
         """Inner steps of the run so far: what a schedule of learning rates is a function of."""
-        return int(self.counters[1]) + self.round_step
+        return self.base_step + self.round_step
+
+    @property
+    def base_step(self) -> int:
+        """Those of the rounds that are over."""
+        return int(self.counters[1])
 
     @property
     def round_step(self) -> int:
@@ -144,12 +148,12 @@ class DiLoCo:
     @property
     def is_warming_up(self) -> bool:
         """Whether this round averages gradients in every step; see Settings.warmup_sync_steps."""
-        return int(self.counters[1]) < self.settings.warmup_sync_steps
+        return self.base_step < self.settings.warmup_sync_steps
 
     @property
     def round_length(self) -> int:
         """Inner steps of this round."""
-        left = self.settings.warmup_sync_steps - int(self.counters[1])
+        left = self.settings.warmup_sync_steps - self.base_step
         return min(self.settings.sync_every, left) if left > 0 else self.settings.sync_every
 
     @property
@@ -181,6 +185,7 @@ class DiLoCo:
         if not self._is_restored:
             for fragment in range(len(self.state.fragments)):
                 self.state.install(fragment, self.state.theta)
+        self.method.begin_round()
         self.progress.attach()
         self._hooks = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -198,7 +203,7 @@ class DiLoCo:
             hook.remove()
         self._hooks = []
         self.progress.detach()
-        self.method.close()
+        self.method.close(waits=error is None)
         if error is None and self.world_size > 1 and self.round == 0 and self.round_step > 0:
             raise RuntimeError(
                 f"sync_every={self.settings.sync_every} is larger than the run: "
@@ -234,8 +239,7 @@ class DiLoCo:
         with self.progress.standing_still():
             self.state.read_gradients(self.state.delta)
             contribution = self.progress.step_so_far()
-            everything = slice(0, self.state.elements)
-            outcome = self._merge(self.state.delta, everything, contribution)
+            outcome = self.prepare_merge(None, self.state.delta, contribution)()
             if outcome.verdict.total > 0:
                 self.state.write_gradients(self.state.delta)
             else:  # nobody has a gradient that is one
@@ -247,6 +251,11 @@ class DiLoCo:
         outcome = self.merge(fragment, self.state.delta, contribution)
         self.apply(fragment, self.state.delta, outcome)
 
+    def make_outer(self, flat: Tensor) -> OuterOptimizer:
+        """The outer optimizer over a flat buffer."""
+        trained = [slice(f.start, min(f.stop, self.state.trained)) for f in self.state.fragments]
+        return OuterOptimizer(flat, trained, self._factory)
+
     def measure(self, fragment: int, delta: Tensor) -> Contribution:
         """Write this member's pseudo-gradient of a fragment, and say what is behind it."""
         self.state.measure(fragment, delta)
@@ -256,21 +265,30 @@ class DiLoCo:
 
     def merge(self, fragment: int, delta: Tensor, contribution: Contribution) -> Outcome:
         """Average a fragment of `delta` over the members, in place."""
-        return self._merge(delta, self.state.fragments[fragment], contribution)
+        return self.prepare_merge(fragment, delta, contribution)()
 
-    def _merge(self, delta: Tensor, where: slice, contribution: Contribution) -> Outcome:
+    def prepare_merge(
+        self, fragment: int | None, delta: Tensor, contribution: Contribution
+    ) -> Callable[[], Outcome]:
+        """merge() as a function for another thread; None: all fragments as one."""
+        everything = slice(0, self.state.elements)
+        where = everything if fragment is None else self.state.fragments[fragment]
         report = make_report(self.members.name, contribution, self.round, self._hash)
-        outcome = merge(
-            self.members,
-            self.settings,
-            report,
-            delta[where],
-            lambda outcome: self.compressor.average(delta, where, outcome),
-        )
-        outcome.contribution = contribution
-        if not self.members.is_elastic:
-            agreement.check_digests(outcome)
-        return outcome
+
+        def run() -> Outcome:
+            outcome = merge(
+                self.members,
+                self.settings,
+                report,
+                delta[where],
+                lambda outcome: self.compressor.average(delta, where, outcome),
+            )
+            outcome.contribution = contribution
+            if not self.members.is_elastic:
+                agreement.check_digests(outcome)
+            return outcome
+
+        return run
 
     def apply(
         self, fragment: int, delta: Tensor, outcome: Outcome, *, is_plain: bool = False
@@ -289,7 +307,8 @@ class DiLoCo:
                 self.outer.step(fragment, delta)
             if averaged.start < averaged.stop:
                 self.state.theta[averaged] -= delta[averaged]
-        self.state.install(fragment, self.state.theta, self.settings.keep_local)
+        keep_local = 0.0 if is_plain else self.settings.keep_local
+        self.state.install(fragment, self.state.start, keep_local)
         if self.members.name in outcome.verdict.excluded:
             drop_bad_state(self.optimizer)
         if fragment == 0:
@@ -313,13 +332,13 @@ class DiLoCo:
         self._admit()
         for callback in self.on_round:
             callback(self)
+        self.method.begin_round()
 
     def _admit(self) -> None:
         """Where newcomers come in: everybody gets the same state, and a roll is called."""
         agreement.agree(self.members, self.settings, self.state.shapes(), self.round, self._share)
         name = np.frombuffer(self.members.name.encode().ljust(24), np.uint8)
         self.roster = tuple(row.tobytes().decode().strip() for row in self.members.gather(name))
-        self.method.begin_round()
 
     def _share(self) -> None:
         self.members.share(self.shared_state(), self.round)

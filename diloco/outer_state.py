@@ -69,6 +69,8 @@ class OuterState:
         self._cuda = any(part.tensor.is_cuda for part in self.parts)
         self.theta = self.empty()
         self.delta = self.empty()
+        # What the model's values are measured from: theta, but for methods that train from a copy.
+        self.start = self.theta
         self.read(self.theta)
 
     def _append(self, name: str, tensor: Tensor, begin: int) -> int:
@@ -99,18 +101,18 @@ class OuterState:
 
     @torch.no_grad()
     def measure(self, fragment: int, delta: Tensor) -> None:
-        """delta = theta - local, of a fragment; exactly 0 where no step was done.
+        """delta = start - local, of a fragment; exactly 0 where no step was done.
 
-        A parameter of less than 32 bits is compared with what theta was rounded to.
+        A parameter of less than 32 bits is compared with what it was rounded to.
         """
         parts = list(self.parts_of(fragment))
         self._fetch(parts, delta)
         for part in parts:
-            theta = part.view(self.theta)
+            start = part.view(self.start)
             if part.tensor.dtype != torch.float32:
-                theta = theta.to(part.tensor.dtype).float()
+                start = start.to(part.tensor.dtype).float()
             own = part.view(delta)
-            torch.sub(theta, own, out=own)
+            torch.sub(start, own, out=own)
 
     @torch.no_grad()
     def install(self, fragment: int, values: Tensor, keep_local: float = 0.0) -> None:

@@ -143,6 +143,12 @@ def _complaints(settings: Settings) -> list[str]:
             "delay_steps: of method='delayed' and 'eager' it is sync_every",
         ),
     ]
+    checks += [
+        (
+            not s.codec.startswith("topk") or bool(s.error_feedback),
+            "codec: a sparse one needs error_feedback=True",
+        ),
+    ]
     found = [complaint for is_fine, complaint in checks if not is_fine]
     try:
         encoded_bytes(s.codec, 1)  # refuses an unknown one
