@@ -136,7 +136,7 @@ class _Growing:
 
     def finish(self) -> Completion:
         log_probabilities = numpy.array(self._log_probabilities, numpy.float32)
-        return Completion(self._tokens, log_probabilities, torch.cat(self._hidden).numpy())
+        return Completion(self._tokens, log_probabilities, torch.cat(self._hidden).float().numpy())
 
 
 def _pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

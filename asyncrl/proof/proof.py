@@ -28,8 +28,12 @@ __all__ = ["ProofErrors", "ProofFormat", "ProofMalformed", "build_proofs", "veri
 
 # Smaller ones would make most indices collide; an honest proof needs one just below PRIME.
 _MODULUS_MIN = 1 << 15
-# dtype -> (numpy's name of what holds it, bits of the mantissa).
-_DTYPES = {"fp32": ("float32", 7), "bf16": ("uint16", 7), "fp16": ("float16", 10)}
+# dtype -> (numpy's names of what may hold it, bits of the mantissa in a proof).
+_DTYPES = {
+    "fp32": (("float32",), 7),
+    "bf16": (("uint16", "float32"), 7),
+    "fp16": (("float16",), 10),
+}
 # Chunks that go through the field at once: 256 of them hold 20 MB.
 _BATCH_CHUNKS = 256
 
@@ -43,8 +47,8 @@ class ProofFormat:
     """What both sides have to agree on."""
 
     dtype: str = "fp32"
-    """Of the hidden states: "fp32" (float32 arrays, rounded to bf16 here), "bf16" (their bits, as
-    uint16 arrays) or "fp16" (float16 arrays)."""
+    """Of the hidden states: "fp32" (float32 arrays, rounded to bf16 here), "bf16" (their bits in
+    uint16 arrays, or their values in float32 arrays) or "fp16" (float16 arrays)."""
 
     point_count: int = 128
     rows_per_proof: int = 32
@@ -176,14 +180,15 @@ class _Chunk:
 
 
 def _chunks(states: NDArray[Any], proof_format: ProofFormat) -> list[_Chunk]:
-    holder = _DTYPES[proof_format.dtype][0]
-    if states.ndim != 2 or states.dtype.name != holder or not states.size:
+    holders = _DTYPES[proof_format.dtype][0]
+    if states.ndim != 2 or states.dtype.name not in holders or not states.size:
         raise ValueError(
-            f"hidden states: expected {holder} [rows, width] for {proof_format.dtype}, got "
-            f"{states.dtype.name} {list(states.shape)}"
+            f"hidden states: expected {' or '.join(holders)} [rows, width] for "
+            f"{proof_format.dtype}, got {states.dtype.name} {list(states.shape)}"
         )
     held = numpy.ascontiguousarray(states)
-    if proof_format.dtype == "fp32":
+    is_fp32 = held.dtype == numpy.float32
+    if is_fp32:
         patterns, infinity = held.view(numpy.uint32), 0x7F800000
     else:
         patterns = held.view(numpy.uint16)
@@ -196,7 +201,7 @@ def _chunks(states: NDArray[Any], proof_format: ProofFormat) -> list[_Chunk]:
         rows = slice(begin, begin + proof_format.rows_per_proof)
         indices = _largest(magnitudes[rows].reshape(-1), proof_format.point_count)
         bits = patterns[rows].reshape(-1)[indices].astype(numpy.int64)
-        if proof_format.dtype == "fp32":
+        if is_fp32:
             bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # the nearest bf16, ties to even
         chunks.append(_Chunk(indices, bits))
     return chunks

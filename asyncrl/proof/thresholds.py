@@ -13,7 +13,7 @@ import numpy
 
 from asyncrl.proof.proof import ProofErrors
 
-__all__ = ["DEFAULT_THRESHOLDS", "PUBLISHED", "Published", "Thresholds"]
+__all__ = ["DEFAULT_THRESHOLDS", "PUBLISHED", "Published", "Thresholds", "calibrated"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +46,8 @@ class Thresholds:
     def refuse_proofs(self, errors: Sequence[ProofErrors]) -> str | None:
         """Why these proofs of one file are not honest; None if nothing speaks against them."""
         for index, error in enumerate(errors):
-            if (
-                error.exponent_mismatches > self.exponent_mismatches_max
-                or error.mantissa_mean > self.mantissa_mean_max
-            ):
+            is_near = error.exponent_mismatches <= self.exponent_mismatches_max
+            if not (is_near and error.mantissa_mean <= self.mantissa_mean_max):
                 return (
                     f"proof {index} of {len(errors)}: {error.exponent_mismatches} exponents and "
                     f"{error.mantissa_mean:.3g} units of mantissa differ; at most "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -17,7 +18,7 @@ import numpy
 from asyncrl.protocol.keys import BadSignature, Key, address_of, verify
 from asyncrl.sampling import SubmissionScope
 
-__all__ = ["ClaimedRollout", "FileLimits", "FileRefused", "RolloutFile", "Signed"]
+__all__ = ["ClaimedRollout", "FileLimits", "FileRefused", "RolloutFile", "Signed", "sha256_of"]
 
 _PURPOSE = "rollouts"
 _FORMAT = 1
@@ -175,6 +176,15 @@ class Signed:
             weights_sha256=_expect(found, "weights_sha256", str),
             rollouts=tuple(_rollout(one, limits) for one in rollouts),
         )
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file of any length, in hex, without holding it."""
+    hashing = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            hashing.update(piece)
+    return hashing.hexdigest()
 
 
 def _rollout(found: object, limits: FileLimits) -> ClaimedRollout:
