@@ -23,6 +23,7 @@ __all__ = [
     "Request",
     "RequestRefused",
     "SignedHeader",
+    "audience",
     "sign_request",
 ]
 
@@ -46,6 +47,11 @@ class RequestRefused(ValueError):
         super().__init__(text)
         self.code = code
         self.status = status
+
+
+def audience(run: str, coordinator_address: str) -> str:
+    """Return what signed requests to this coordinator are for."""
+    return f"{run}@{coordinator_address}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Files of the coordinator's live page; page.css is that of pccl's coordinator."""
