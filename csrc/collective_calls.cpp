@@ -75,13 +75,17 @@ CollectiveCalls::WorkPtr CollectiveCalls::all_reduce(const std::byte* source, st
   const Place place = here();
   check_reducible(dtype, op, "all_reduce");
   check_codec(options.codec, dtype, op);
+  const Feedback feedback = options.feedback;
+  if (feedback.lost != nullptr && options.codec == Codec{})
+    throw std::invalid_argument("all_reduce: error feedback is for a codec, and none is given");
   const Signature signature{.collective = Collective::AllReduce,
                             .dtype = dtype,
                             .op = op,
                             .root = -1,
                             .count = count,
                             .codec = options.codec};
-  return start(place, signature, {{source, target, count}}, {}, factor, std::move(options));
+  return start(place, signature, {{source, target, count, feedback}}, {}, factor,
+               std::move(options));
 }
 
 CollectiveCalls::WorkPtr CollectiveCalls::reduce(const std::byte* source, std::byte* target,

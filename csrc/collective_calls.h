@@ -31,6 +31,7 @@ struct CallOptions {
   bool checks_finite =
       false;              // all_reduce of a run: a contribution with NaN or infinity is refused
   Codec codec = {};       // all_reduce by sum or avg of floating point: what travels
+  Feedback feedback;      // with a codec: as long as the tensor
   bool is_urgent = true;  // false: the caller wait()s at once, so no other thread is woken
   std::shared_ptr<void> keep;  // released when the operation has ended
 };

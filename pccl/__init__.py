@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pccl.config import Config
     from pccl.coordinator import Coordinator, CoordinatorOptions
     from pccl.elastic import ElasticCommunicator, join
+    from pccl.process_group import hooks
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "RemoteProtocolError",
     "Work",
     "__version__",
+    "hooks",
     "init",
     "join",
     "quantized",
@@ -71,6 +73,7 @@ _HOMES = {
     "PcclError": "pccl._core",
     "RemoteProtocolError": "pccl._core",
     "Work": "pccl._core",
+    "hooks": "pccl.process_group",
     "init": "pccl.communicator",
     "join": "pccl.elastic",
     "quantized": "pccl._quantized",

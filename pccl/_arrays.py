@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pccl import _core
 
@@ -85,6 +86,12 @@ def split(buffer: Buffer, counts: Sequence[int]) -> list[_core.Block]:
 def bytes_at(buffer: Buffer, offset: int, count: int) -> memoryview:
     """`count` bytes of the buffer, as they lie in memory; valid as long as `buffer` is."""
     return memoryview((ctypes.c_uint8 * count).from_address(buffer.pointer + offset)).cast("B")
+
+
+def floats(buffer: Buffer) -> npt.NDArray[np.float32]:
+    """The elements of a float32 buffer, in a row; valid as long as `buffer` is."""
+    memory = (ctypes.c_float * buffer.count).from_address(buffer.pointer)
+    return np.ctypeslib.as_array(memory)
 
 
 def empty_like(buffer: Buffer) -> Buffer:

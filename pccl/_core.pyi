@@ -98,7 +98,8 @@ class CollectiveCalls:
     def world_size(self) -> int: ...
     # `factor`: of this rank's contribution to "premul_sum", its weight in "weighted_avg", else 1.
     # Of a run: `is_uniform`, one set of contributors for the whole tensor; `checks_finite`: NaN and
-    # infinity are refused. `codec`: a name for pccl.codecs; "": none.
+    # infinity are refused. `codec`: a name for pccl.codecs; "": none. `residual`, `lost`: with a
+    # codec, pointers to a float for each element: what was lost before, and what is lost now.
     def all_reduce(
         self,
         source: int,
@@ -113,6 +114,8 @@ class CollectiveCalls:
         is_uniform: bool = False,
         checks_finite: bool = False,
         codec: str = "",
+        residual: int = 0,
+        lost: int = 0,
     ) -> Work: ...
     def reduce(
         self,

@@ -24,14 +24,25 @@ def quantized(codec: str) -> Iterator[None]:
         codec: "int8", "int4", ...: docs/codecs.md. "none" turns an outer one off.
 
     Raises:
-        ValueError: there is no such codec.
+        ValueError: there is no such codec, or it is not for sums.
     """
-    _core.encoded_bytes(codec, _core.DATA_TYPES["float32"], 1)  # refuses an unknown one
+    check_codec(codec)
     _codecs.append(codec)
     try:
         yield
     finally:
         _codecs.pop()
+
+
+def check_codec(name: str) -> None:
+    """Refuse what no all_reduce could travel in.
+
+    Raises:
+        ValueError: there is no such codec, or it is one that leaves most elements out.
+    """
+    full_name, _, _ = _core.parse_codec(name)
+    if full_name.startswith("topk"):
+        raise ValueError(f"codec {full_name!r} leaves most elements out: not for an all_reduce")
 
 
 def codec_in_force(default: str) -> str:

@@ -11,6 +11,7 @@ from pccl import _arrays, _core
 from pccl._arrays import Buffer
 from pccl._core import Work
 from pccl._group import Array, GroupBase
+from pccl.codecs import Difference, ErrorFeedback
 
 # A sum of weights must not overflow; the core's kWeightMax.
 _WEIGHT_MAX = 1e30
@@ -28,6 +29,7 @@ class Reductions(GroupBase):
         *,
         factor: float = 1.0,
         codec: str = "",
+        error_feedback: ErrorFeedback | Difference | None = None,
         async_op: bool = False,
         timeout_seconds: float = 0,
     ) -> Work | None:
@@ -46,6 +48,9 @@ class Reductions(GroupBase):
                 with a relative error of about 1 %, "int4" an eighth with 10 %; docs/codecs.md lists
                 all. Only sums and averages of floating point. Every rank still ends with the same
                 bytes.
+            error_feedback: with a codec: keeps what this rank's encodings lose, and adds it to what
+                it sends next time; each rank has its own, as long as the tensor. A Difference
+                (EF21) is for op="avg" of float32, and is done when the call returns.
 
         Raises:
             ValueError: not contiguous, read-only, or a dtype that `op` or `codec` cannot reduce.
@@ -54,6 +59,12 @@ class Reductions(GroupBase):
         """
         buffer = _arrays.target(tensor, "tensor")
         code = reduce_op(op, buffer, factor)
+        if isinstance(error_feedback, Difference):
+            if async_op:
+                raise ValueError("error_feedback: a Difference is not for async_op=True")
+            self._average_difference(buffer, code, codec, error_feedback, timeout_seconds)
+            return None
+        residual, lost = feedback_memory(error_feedback, codec, buffer.count)
         work = self._core.all_reduce(
             buffer.pointer,
             buffer.pointer,
@@ -63,10 +74,35 @@ class Reductions(GroupBase):
             factor,
             timeout_seconds,
             not async_op,
-            buffer,
+            (buffer, error_feedback),
             codec=codec,
+            residual=residual,
+            lost=lost,
         )
+        if error_feedback is not None:
+            error_feedback.end(work)
         return work if async_op else None
+
+    def _average_difference(
+        self,
+        buffer: Buffer,
+        code: int,
+        codec: str,
+        difference: Difference,
+        timeout_seconds: float,
+    ) -> None:
+        if code != _core.REDUCE_OPS["avg"] or buffer.dtype_name != "float32" or not codec:
+            raise ValueError(
+                "error_feedback: a Difference is for op='avg' of float32 in a codec, got "
+                f"{buffer} in codec={codec!r}"
+            )
+        values = _arrays.floats(buffer)
+        average, loss = difference.begin(values)
+        self.all_reduce(
+            average, "avg", codec=codec, error_feedback=loss, timeout_seconds=timeout_seconds
+        )
+        difference.end(values, average, loss)
+        values[...] = difference.mean
 
     def reduce(
         self,
@@ -186,6 +222,22 @@ class Reductions(GroupBase):
             blocks, result.block, result.dtype, code, factor, timeout_seconds, not async_op, keep
         )
         return work if async_op else None
+
+
+def feedback_memory(
+    error_feedback: ErrorFeedback | None, codec: str, count: int
+) -> tuple[int, int]:
+    """Where the core finds what was lost before, and writes what is lost now; 0: nowhere."""
+    if error_feedback is None:
+        return 0, 0
+    if not isinstance(error_feedback, ErrorFeedback):
+        raise TypeError(
+            "error_feedback: expected a pccl.codecs.ErrorFeedback (a Difference only where members "
+            f"don't change), got {error_feedback!r}"
+        )
+    if codec in ("", "none"):
+        raise ValueError("error_feedback: only with a codec, which loses something")
+    return error_feedback.begin(count)
 
 
 def reduce_op(op: str, buffer: Buffer, factor: float) -> int:

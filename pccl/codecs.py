@@ -8,7 +8,7 @@ Collectives encode by themselves; this is for exchanges of one's own, as of pseu
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ __all__ = [
     "encode",
     "encoded_bytes",
 ]
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -114,19 +116,46 @@ def decode(wire: bytes, target: object, codec: str | None = None, *, add: bool =
     _core.decode(codec, wire, into.block, into.dtype, adds=add)
 
 
-@dataclass
 class ErrorFeedback:
     """What a codec has lost so far, to be sent later; part of the caller's state.
 
-    Save and restore `residual` with the parameters; a newcomer begins with zeros. A member that
-    encodes both its own values and sums keeps one for each.
+    For encode() or for all_reduce(error_feedback=), one object for each tensor. Save and restore
+    `residual` with the parameters; a newcomer begins with zeros. In an all_reduce a member is the
+    source of some elements and the owner of others, so one residual serves both; it is in the units
+    of the sum, and what is in the result and in all residuals together is exactly what was
+    contributed. Memory: 4 bytes an element, and as much again once all_reduce() was called.
+
+    Source: Karimireddy et al., Error feedback fixes signSGD, ICML 2019, arXiv 1901.09847; of owners
+    as of sources: Tang et al., DoubleSqueeze, ICML 2019, arXiv 1905.05957.
     """
 
-    elements: int
-    residual: npt.NDArray[np.float32] = field(init=False)  # [elements]
+    def __init__(self, elements: int) -> None:
+        self.elements = elements
+        self._residual: Floats = np.zeros(elements, np.float32)
+        self._lost: Floats | None = None  # of the operation in `_work`
+        self._work: _core.Work | None = None
 
-    def __post_init__(self) -> None:
-        self.residual = np.zeros(self.elements, np.float32)
+    @property
+    def residual(self) -> Floats:
+        """float32 [elements]: what is to be sent; read it anew after each operation.
+
+        Raises:
+            RuntimeError: an all_reduce with it is under way; wait for that first.
+        """
+        if self._work is not None and self._lost is not None:
+            if not self._work.is_completed():
+                raise RuntimeError(
+                    f"error feedback of {self.elements} elements: its {self._work.operation} is "
+                    "still under way; wait for that first"
+                )
+            if self._work.exception() is None:
+                self._residual, self._lost = self._lost, self._residual
+            self._work = None
+        return self._residual
+
+    @residual.setter
+    def residual(self, values: npt.ArrayLike) -> None:
+        self.residual[...] = values
 
     def encode(self, array: object, codec: str = "int8", **options: Any) -> bytes:
         """As encode() of `array` and the residual together; the residual is then what was lost.
@@ -135,27 +164,56 @@ class ErrorFeedback:
         """
         return _encode_with(self.residual, "residual", array, codec, options)
 
+    def begin(self, count: int) -> tuple[int, int]:
+        """For all_reduce: pointers to what was lost before, and to what will have been."""
+        if count != self.elements:
+            raise ValueError(f"error_feedback: it is of {self.elements} elements, not of {count}")
+        residual = self.residual
+        if self._lost is None:
+            self._lost = np.empty_like(residual)
+        np.copyto(self._lost, residual)  # stays where nothing is encoded here
+        return residual.ctypes.data, self._lost.ctypes.data
 
-@dataclass
+    def end(self, work: _core.Work) -> None:
+        """For all_reduce: the operation that uses them, which may be done."""
+        self._work = work
+
+
 class Difference:
     """EF21: sends the difference from an estimate that sender and receivers keep alike.
 
-    A receiver calls `decode(wire, estimate, add=True)` on its own copy, zeros at first.
+    With encode(), a receiver calls `decode(wire, estimate, add=True)` on its own copy, zeros at
+    first. With all_reduce(error_feedback=), whose members don't change, `mean` is the average of
+    all estimates, the same bytes on every member, and the result. Both belong to the checkpoint.
+
+    Source: Richtarik, Sokolov, Fatkhullin, EF21, NeurIPS 2021, arXiv 2106.05203.
     """
 
-    elements: int
-    estimate: npt.NDArray[np.float32] = field(init=False)  # [elements]
-
-    def __post_init__(self) -> None:
-        self.estimate = np.zeros(self.elements, np.float32)
+    def __init__(self, elements: int) -> None:
+        self.elements = elements
+        self.estimate: Floats = np.zeros(elements, np.float32)
+        self.mean: Floats = np.zeros(elements, np.float32)
 
     def encode(self, array: object, codec: str = "int8", **options: Any) -> bytes:
         """Encode `array` less the estimate, and move the estimate as every receiver does."""
         return _encode_with(self.estimate, "estimate", array, codec, options)
 
+    def begin(self, values: Floats) -> tuple[Floats, ErrorFeedback]:
+        """For all_reduce: what is averaged instead of `values`, and what notes its loss."""
+        if values.size != self.elements:
+            raise ValueError(
+                f"error_feedback: it is of {self.elements} elements, not of {values.size}"
+            )
+        return values - self.estimate, ErrorFeedback(self.elements)
+
+    def end(self, values: Floats, average: Floats, loss: ErrorFeedback) -> None:
+        """For all_reduce: the average of the differences is there; sets `mean`."""
+        np.subtract(values, loss.residual, out=self.estimate)
+        self.mean += average
+
 
 def _encode_with(
-    memory: npt.NDArray[np.float32],
+    memory: Floats,
     name: str,
     array: object,
     codec: str,

@@ -104,6 +104,8 @@ class Config:
             raise ValueError(f"ports: expected 0 to 65535 each, got {self.ports}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.algorithm):
             raise ValueError(f"algorithm: expected a name like 'ring', got {self.algorithm!r}")
+        if self.codec:
+            _check_codec(self.codec)
         for name in ("timeout_seconds", "connect_timeout_seconds"):
             seconds = getattr(self, name)
             if not 0 < seconds < float("inf"):
@@ -290,6 +292,15 @@ def _parse_ports(text: str) -> tuple[int, ...]:
 
 def _parse_run(text: str) -> str:
     return str(RunAddress.parse(text))
+
+
+def _check_codec(name: str) -> None:
+    from pccl._quantized import check_codec  # the core, which most settings do without
+
+    try:
+        check_codec(name)
+    except ValueError as error:
+        raise ValueError(f"codec: {error}") from None
 
 
 def _parse_lower(text: str) -> str:

@@ -22,8 +22,9 @@ from pccl._gossip import Gossip
 from pccl._group import Array
 from pccl._logs import EventLog, set_log_level
 from pccl._moves import Moves
-from pccl._reductions import Reductions, reduce_op
+from pccl._reductions import Reductions, feedback_memory, reduce_op
 from pccl.address import RunAddress
+from pccl.codecs import ErrorFeedback
 from pccl.config import Config
 from pccl.coordinator import Coordinator, CoordinatorOptions
 from pccl.state import StateSync
@@ -272,7 +273,7 @@ class ElasticCommunicator(Reductions, Moves, Gossip):
 
     # --- operations -------------------------------------------------------------------------------
 
-    def all_reduce(
+    def all_reduce(  # type: ignore[override]  # a Difference is for members that don't change
         self,
         tensor: Array,
         op: str = "sum",
@@ -282,6 +283,7 @@ class ElasticCommunicator(Reductions, Moves, Gossip):
         uniform: bool = False,
         finite: bool = False,
         codec: str = "",
+        error_feedback: ErrorFeedback | None = None,
         async_op: bool = False,
         timeout_seconds: float = 0,
     ) -> Work | None:
@@ -300,10 +302,9 @@ class ElasticCommunicator(Reductions, Moves, Gossip):
 
             finite: look for NaN and infinity in this member's contribution first, one pass over S
                 bytes. Who has one is named on every member, and nothing is mixed in.
-            codec: what travels instead of the elements: "int8" sends a quarter of float32's bytes
-                with a relative error of about 1 %, "int4" an eighth with 10 %; docs/codecs.md lists
-                all. Only sums and averages of floating point. Every survivor still ends with the
-                same bytes. It looks for NaN and infinity, as `finite` does.
+            codec: as in Communicator.all_reduce. It looks for NaN and infinity, as `finite` does.
+            error_feedback: this member's own ErrorFeedback, zeros for a newcomer. What a member
+                that dies had not sent yet is lost with it.
 
         Raises:
             ValueError: not contiguous, read-only, or a dtype that `op` cannot reduce.
@@ -317,6 +318,7 @@ class ElasticCommunicator(Reductions, Moves, Gossip):
             op, factor = "weighted_avg", weight
         buffer = _arrays.target(tensor, "tensor")
         code = reduce_op(op, buffer, factor)
+        residual, lost = feedback_memory(error_feedback, codec, buffer.count)
         work = self._core.all_reduce(
             buffer.pointer,
             buffer.pointer,
@@ -326,11 +328,15 @@ class ElasticCommunicator(Reductions, Moves, Gossip):
             factor,
             timeout_seconds,
             not async_op,
-            buffer,
+            (buffer, error_feedback),
             uniform,
             finite,
             codec,
+            residual,
+            lost,
         )
+        if error_feedback is not None:
+            error_feedback.end(work)
         return work if async_op else None
 
     def barrier(self, *, async_op: bool = False, timeout_seconds: float = 0) -> Work | None:

@@ -147,19 +147,23 @@ void bind_reductions(CallsClass& calls) {
           "all_reduce",
           [](CollectiveCalls& self, uintptr_t source, uintptr_t target, uint64_t count, int dtype,
              int op, double factor, double timeout_seconds, bool sync, const py::object& keep,
-             bool is_uniform, bool checks_finite, const std::string& codec) {
+             bool is_uniform, bool checks_finite, const std::string& codec, uintptr_t residual,
+             uintptr_t lost) {
             const Codec parsed = codec.empty() ? Codec{} : quantization::parse_codec(codec);
             return launch(timeout_seconds, sync, keep, [&](CallOptions options) {
               options.is_uniform = is_uniform;
               options.checks_finite = checks_finite;
               options.codec = parsed;
+              options.feedback = {reinterpret_cast<const float*>(residual),
+                                  reinterpret_cast<float*>(lost)};
               return self.all_reduce(to_pointer(source), to_pointer(target), count, to_dtype(dtype),
                                      to_op(op), factor, std::move(options));
             });
           },
           py::arg("source"), py::arg("target"), py::arg("count"), py::arg("dtype"), py::arg("op"),
           py::arg("factor"), py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"),
-          py::arg("is_uniform") = false, py::arg("checks_finite") = false, py::arg("codec") = "")
+          py::arg("is_uniform") = false, py::arg("checks_finite") = false, py::arg("codec") = "",
+          py::arg("residual") = 0, py::arg("lost") = 0)
       .def(
           "reduce",
           [](CollectiveCalls& self, uintptr_t source, uintptr_t target, uint64_t count, int dtype,

@@ -2,12 +2,14 @@
 // in float32 and encoded again where they go on; the owner encodes a final once, and everybody, the
 // owner too, decodes those bytes: so all hold the same.
 #include <algorithm>
+#include <functional>
 #include <span>
 #include <utility>
 
 #include "collectives/collective_operation.h"
 #include "collectives/group.h"
 #include "quantization/codec.h"
+#include "quantization/error_feedback.h"
 
 namespace pccl {
 
@@ -35,7 +37,8 @@ std::optional<size_t> CollectiveOperation::encode_combined(const Part& part, uin
                                     .first_element = part.plan->offset + offset / element_bytes_};
   const bool is_weighted = call_.signature.op == ReduceOp::WeightedAvg;
   const bool is_scaled = call_.signature.op == ReduceOp::PremulSum || is_weighted;
-  if (part.up && part.children.empty() && !is_scaled)
+  const Feedback feedback = feedback_of(part, offset / element_bytes_);
+  if (part.up && part.children.empty() && !is_scaled && feedback.lost == nullptr)
     return quantization::encode(codec, dtype, own, count, key, wire);
   sums_.resize(count);
   if (is_weighted && call_.factor == 0) {
@@ -45,6 +48,9 @@ std::optional<size_t> CollectiveOperation::encode_combined(const Part& part, uin
     quantization::widen(dtype, own, count, sums_.data());
     const auto factor = static_cast<float>(call_.factor);
     if (is_scaled) std::for_each(sums_.begin(), sums_.end(), [factor](float& x) { x *= factor; });
+    if (feedback.residual != nullptr) {
+      std::transform(sums_.begin(), sums_.end(), feedback.residual, sums_.begin(), std::plus<>());
+    }
   }
   for (const Child& child : part.children) {
     const Payload& payload = child.waiting.at(part.combined);
@@ -59,7 +65,21 @@ std::optional<size_t> CollectiveOperation::encode_combined(const Part& part, uin
   double divisor = 1;
   if (!part.up && is_weighted) divisor = part.weight > 0 ? part.weight : 1;
   if (!part.up && call_.signature.op == ReduceOp::Avg) divisor = static_cast<double>(call_.divisor);
-  return quantization::encode_sums(codec, sums_.data(), count, divisor, key, wire);
+  const auto bad = quantization::encode_sums(codec, sums_.data(), count, divisor, key, wire);
+  if (!bad && feedback.lost != nullptr)
+    quantization::find_lost(codec, sums_.data(), count, divisor, wire, feedback.lost);
+  return bad;
+}
+
+// Of a segment, from its first element in the chunk on. A contribution that does not count leaves
+// what was lost before as it is.
+Feedback CollectiveOperation::feedback_of(const Part& part, uint64_t first) const {
+  const bool counts = call_.signature.op != ReduceOp::WeightedAvg || call_.factor != 0;
+  Feedback feedback = call_.blocks[part.plan->block].feedback;
+  if (!counts || feedback.lost == nullptr) return {};
+  feedback.lost += part.plan->offset + first;
+  if (feedback.residual != nullptr) feedback.residual += part.plan->offset + first;
+  return feedback;
 }
 
 void CollectiveOperation::combine_coded(Part& part, uint32_t length) {

@@ -24,11 +24,19 @@ namespace pccl {
 // Weights are at most this, so that no sum of them overflows.
 inline constexpr double kWeightMax = 1e30;
 
+// Error feedback, a float for each element, in the units of the sum. Both are the caller's, and
+// two, so that what is reduced again after a loss begins from the same `residual`.
+struct Feedback {
+  const float* residual = nullptr;  // lost before: added to the contribution; null: nothing
+  float* lost = nullptr;            // what is lost now, where this rank encodes; null: not wanted
+};
+
 // Where a block lies on this rank; null where this rank has none.
 struct BlockMemory {
   const std::byte* input = nullptr;
   std::byte* output = nullptr;
   uint64_t count = 0;
+  Feedback feedback;  // of a reduction in a codec
 };
 
 class CollectiveOperation;
@@ -122,6 +130,7 @@ class CollectiveOperation final : public Operation {
   uint32_t wire_length_of(const Part& part, uint32_t segment) const;
   void combine_coded(Part& part, uint32_t length);
   std::optional<size_t> encode_combined(const Part& part, uint32_t length, std::byte* wire);
+  Feedback feedback_of(const Part& part, uint64_t first) const;
   // False: these bytes are no such segment; the group is broken.
   bool take_coded_final(Part& part, uint32_t segment, transport::Payload payload);
   void advance_exchange(Part& part);

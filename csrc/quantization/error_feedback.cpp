@@ -80,6 +80,13 @@ std::optional<size_t> encode_with_feedback(Codec codec, DataType dtype, const vo
       });
 }
 
+void find_lost(Codec codec, const float* sums, size_t elements, double divisor,
+               const std::byte* wire, float* lost) {
+  decode_payload({codec, wire + kHeaderBytes, elements, DataType::Float32, lost, false});
+  const auto factor = static_cast<float>(divisor);
+  for (size_t i = 0; i < elements; ++i) lost[i] = sums[i] - factor * lost[i];
+}
+
 std::optional<size_t> encode_difference(Codec codec, DataType dtype, const void* values,
                                         size_t elements, const EncodeKey& key, float* estimate,
                                         std::byte* wire) {

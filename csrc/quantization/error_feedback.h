@@ -19,6 +19,11 @@ std::optional<size_t> encode_with_feedback(Codec codec, DataType dtype, const vo
                                            size_t elements, double divisor, const EncodeKey& key,
                                            float* residual, std::byte* wire);
 
+// lost = sums - divisor times what `wire` decodes to: what encode_sums() has lost of them.
+// Requires: `wire` is what it wrote of these.
+void find_lost(Codec codec, const float* sums, size_t elements, double divisor,
+               const std::byte* wire, float* lost);
+
 // EF21: wire = Q(values - estimate); estimate += the decoded difference, as at every receiver that
 // adds the wire to its own copy of the estimate. Requires: not None.
 // Source: Richtarik, Sokolov, Fatkhullin, EF21, NeurIPS 2021, arXiv 2106.05203.

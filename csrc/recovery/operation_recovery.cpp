@@ -226,7 +226,7 @@ void OperationLog::recover(Record& record, const std::vector<int32_t>& ranks) {
   call.signature = record.call.signature;
   call.plan = std::move(part);
   std::byte* const result = result_of(record);
-  call.blocks = {{input_of(record), result, request.element_count},
+  call.blocks = {{input_of(record), result, request.element_count, record.call.blocks[0].feedback},
                  {result, result, request.element_count}};
   call.factor = record.call.factor;
   call.divisor = record.call.signature.op == ReduceOp::Avg ? static_cast<int64_t>(ranks.size()) : 1;

@@ -5,6 +5,7 @@ Both the old and the new name of each operation are there, since versions of tor
 ones. This package is, beside the bench, the only place in pccl that imports torch.
 """
 
+from pccl.process_group import hooks
 from pccl.process_group.creation import create
 from pccl.process_group.elastic import ElasticProcessGroup
 from pccl.process_group.group import ProcessGroupPCCL
@@ -16,5 +17,6 @@ __all__ = [
     "create",
     "elastic_average",
     "elastic_ddp",
+    "hooks",
     "sync_state",
 ]

@@ -14,6 +14,8 @@ from torch.distributed import ReduceOp, Work
 
 from pccl._core import PcclError
 from pccl._quantized import codec_in_force
+from pccl._reductions import feedback_memory
+from pccl.codecs import ErrorFeedback
 from pccl.process_group.base import GroupBase
 from pccl.process_group.tensors import (
     DEFAULTS,
@@ -21,6 +23,7 @@ from pccl.process_group.tensors import (
     SUM,
     SUMMED_REAL,
     UNSET,
+    Options,
     Staging,
     block,
     call_options,
@@ -125,6 +128,41 @@ class Reductions(GroupBase):
         if not codec or not is_sum or not tensor.is_floating_point():
             return self._core.all_reduce
         return functools.partial(self._core.all_reduce, codec=codec)
+
+    def all_reduce_in(
+        self,
+        codec: str,
+        tensor: Tensor,
+        op: Any = ReduceOp.AVG,
+        *,
+        error_feedback: ErrorFeedback | None = None,
+        timeout: timedelta | None = None,
+    ) -> Work:
+        """Start an all_reduce of one tensor in a codec of its own; for DDP's communication hooks.
+
+        Args:
+            codec: goes before the codec in force.
+            tensor: dense floating point, in place.
+            op: a sum or an average.
+            error_feedback: of as many elements; used when the work is done, and not before.
+
+        Raises:
+            RuntimeError: arguments that do not fit. Errors of the network are in the work.
+        """
+        name = "all_reduce_in"
+        dtype, code, factor = reduce_codes(op, tensor, name)
+        staging = Staging(name)
+        staged = staging.both(tensor)
+        residual, lost = feedback_memory(error_feedback, codec, staged.numel())
+        pointer = staged.data_ptr()
+        arguments = (pointer, pointer, staged.numel(), dtype, code, factor)
+        launch = functools.partial(self._core.all_reduce, codec=codec, residual=residual, lost=lost)
+        options = Options(timeout=timeout)
+        keep = (staged, error_feedback)
+        work = self._launch("all_reduce", launch, arguments, options, [tensor], staging, keep)
+        if error_feedback is not None and isinstance(work, PcclWork):
+            error_feedback.end(work.core)
+        return work
 
     def _all_reduce_sparse(self, tensors: list[Tensor], opts: Any) -> Work:
         """Exchange indices and values, and sum in the order of the ranks. Done when it returns."""

@@ -40,6 +40,25 @@ TEST_CASE("with feedback nothing is lost in the end") {
   }
 }
 
+TEST_CASE("what was lost of sums is what their wire has not") {
+  const size_t count = 40000;
+  const Floats sums = random_floats(count, 12);
+  for (const Codec codec : lossy_codecs()) {
+    CAPTURE(codec_name(codec));
+    Bytes wire(encoded_bytes(codec, DataType::Float32, count));
+    REQUIRE_FALSE(encode_sums(codec, sums.data(), count, 3, kKey, wire.data()));
+    Floats lost(count, kInfinity);
+    find_lost(codec, sums.data(), count, 3, wire.data(), lost.data());
+    const Floats decoded = decode_all(codec, wire, count);
+    double wrong = 0;
+    for (size_t i = 0; i < count; ++i) {
+      const double whole = sums[i];
+      wrong = std::max(wrong, std::abs(3.0 * decoded[i] + lost[i] - whole) / (std::abs(whole) + 1));
+    }
+    CHECK(wrong < 1e-5);
+  }
+}
+
 TEST_CASE("EF21 brings the estimate to the values, the same at sender and receiver") {
   const size_t count = 20000;
   std::mt19937_64 random(3);

@@ -17,6 +17,7 @@ import numpy as np
 
 import pccl
 from pccl._core import Work
+from pccl.codecs import ErrorFeedback
 
 
 def say(**values: Any) -> None:
@@ -68,10 +69,12 @@ def reduce_random(
 ) -> None:
     """all_reduce of numbers that everybody can compute again."""
     tolerance = 0.3 if codec else 1e-5
+    feedback = ErrorFeedback(elements)
     for step in range(steps):
         [own] = seeds([comm.member_id], step)
         tensor = np.random.default_rng(own).standard_normal(elements, np.float32)
-        work = comm.all_reduce(tensor, codec=codec, async_op=True)
+        memory = feedback if codec and step % 2 else None
+        work = comm.all_reduce(tensor, codec=codec, error_feedback=memory, async_op=True)
         assert work is not None
         work.wait()
         counts = []
@@ -81,6 +84,7 @@ def reduce_random(
                 expected += np.random.default_rng(seed).standard_normal(elements, np.float32)
             assert np.abs(tensor - expected)[begin:end].max() < tolerance
             counts.append(len(members))
+        assert np.abs(feedback.residual).max() < tolerance
         say(step=step, counts=counts, digest=hashlib.sha256(tensor).hexdigest())
 
 

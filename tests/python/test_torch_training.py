@@ -1,4 +1,4 @@
-"""torch's own users of a backend: DDP, FSDP2, DTensor, checkpoints, functional collectives."""
+"""torch's own users of a backend: DDP and hooks, FSDP2, DTensor, checkpoints, functional ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from torch_ranks import TorchRanks, checks
 
-MODULE = "torch_checks_training"
+MODULES = ["torch_checks_training", "torch_checks_hooks"]
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,8 @@ def ranks() -> Iterator[TorchRanks]:
     ranks.close()
 
 
-@pytest.mark.parametrize("check", checks(MODULE))
-def test_on_four_ranks(ranks: TorchRanks, check: str) -> None:
-    ranks.run(MODULE, check)
+@pytest.mark.parametrize(
+    ("module", "check"), [(module, check) for module in MODULES for check in checks(module)]
+)
+def test_on_four_ranks(ranks: TorchRanks, module: str, check: str) -> None:
+    ranks.run(module, check)

@@ -95,6 +95,15 @@ def test_the_report_is_a_table_of_80_columns_and_a_picture(trained: Trained) -> 
     assert (trained.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_example_of_hooks_is_short_and_ends_with_the_same_bytes() -> None:
+    program = EXAMPLES / "ddp_hooks.py"
+    assert len(program.read_text().splitlines()) <= 60
+    command = [sys.executable, str(program), "--steps", "3", "--hook", "int4_error_feedback"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"int4_error_feedback: loss [0-9.]+, 1 digest", done.stdout), done.stdout
+
+
 def test_one_flipped_bit_is_found_and_is_exit_code_1(tmp_path: Path) -> None:
     done = train(tmp_path, "--compare", "none", "--steps", "2", "--flip-rank", "1")
     assert done.returncode == 1

@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 import torch.distributed.checkpoint as checkpoint
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -25,6 +25,8 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch_values import assert_close, assert_same, value, values
+
+import pccl
 
 STEPS = 3
 ROWS = 4  # of each rank in a batch
@@ -137,6 +139,7 @@ def ddp_hooks_compress_what_travels() -> list[Tensor]:
     results = []
     hooks = {
         "fp16": (default_hooks.fp16_compress_hook, 2e-3),
+        "bf16": (pccl.hooks.bf16, 2e-2),  # torch's own, by a name that DDP takes
         "all_reduce": (default_hooks.allreduce_hook, 1e-5),
     }
     for hook, tolerance in hooks.values():
@@ -146,31 +149,6 @@ def ddp_hooks_compress_what_travels() -> list[Tensor]:
         _assert_trained_like_one_process(parameters, tolerance)
         results += parameters
     return results
-
-
-def ddp_sends_bfloat16_with_a_hook_of_torch_or_our_own() -> list[Tensor]:
-    """torch's bf16 hook asks for NCCL in some versions; its body is this one."""
-
-    def compress(state, bucket):  # type: ignore[no-untyped-def]  # torch wants no strings here
-        buffer = bucket.buffer()
-        half = buffer.to(torch.bfloat16).div_(_size())
-        future = dist.all_reduce(half, async_op=True).get_future()
-        return future.then(lambda done: buffer.copy_(done.value()[0]))
-
-    model = DistributedDataParallel(_model())
-    model.register_comm_hook(None, compress)
-    parameters = _train(model)
-    _assert_trained_like_one_process(parameters, 2e-2)
-    return parameters
-
-
-def ddp_with_power_sgd_runs_its_nested_futures() -> list[Tensor]:
-    model = DistributedDataParallel(_model())
-    state = powerSGD_hook.PowerSGDState(
-        dist.group.WORLD, matrix_approximation_rank=8, start_powerSGD_iter=2
-    )
-    model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
-    return _train(model)
 
 
 def ddp_joins_ranks_with_uneven_inputs() -> list[Tensor]:
