@@ -35,7 +35,11 @@ class SyncInfo:
     own_wait_seconds: float = 0.0  # for the others
     own_reduce_seconds: float = 0.0
     own_sync_seconds: float = 0.0  # all of it, as long as the training stood still
-    disagreement: float = 0.0  # of gossip: own distance from the neighbours' mean, relative
+    # Of gossip: own distance from the neighbours' mean, relative to own norm; the graph's spectral
+    # gap (1: all agree after a period); neighbours that did not send.
+    own_disagreement: float = 0.0
+    spectral_gap: float = 1.0
+    own_missing: tuple[str, ...] = ()
 
     @property
     def utilization(self) -> float:

@@ -35,6 +35,7 @@ _REPORT = np.dtype(
         ("bad", "<i8"),  # elements that are NaN or infinite
         ("rate", "<f8"),  # steps a second
         ("loss", "<f8"),
+        ("flags", "<i8"),  # of asynchronous merges
         ("digest", "V16"),  # of theta and the outer optimizer's state before the merge
     ]
 )

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from diloco import agreement, rounds, warmup
+from diloco import agreement, warmup
 from diloco.compressor import make_compressor
 from diloco.info import SyncInfo, make_info
 from diloco.members import adapt
 from diloco.merge import Contribution, Outcome, make_report, merge
+from diloco.methods import make_method
 from diloco.outer import OuterFactory, OuterOptimizer, describe, make_factory, warn_if_unstable
 from diloco.outer_state import OuterState, digest_of, drop_bad_state
 from diloco.progress import Progress
@@ -101,8 +102,11 @@ class DiLoCo:
         self.counters = torch.zeros(len(_COUNTERS), dtype=torch.int64)
         self.compressor = make_compressor(self.members, self.settings, self.state.elements)
         self.progress = Progress(model, self.settings.fragments)
-        self.method = rounds.make_method(self)
+        self.method = make_method(self)
         self.roster: tuple[str, ...] = (self.members.name,)
+        self.newcomers: tuple[str, ...] = ()  # of the roster, that begin with this round
+        self._is_new = True
+        self._rates: dict[str, float] = {}  # steps a second, of those in the roster
         self._mark = agreement.mark_of(self.settings, self.state.shapes())
         self._is_restored = False
         self._hooks: list[Any] = []
@@ -158,8 +162,14 @@ class DiLoCo:
 
     @property
     def own_round_length(self) -> int:
-        """Those of this member, which are fewer where it is slow and `dynamic_steps` is set."""
-        return self.round_length
+        """Those of this member, which are fewer where it is slow and `dynamic_steps` is set.
+
+        Source: dynamic local updates, arXiv 2401.09135: floor(rate / highest rate * H).
+        """
+        if not self.settings.dynamic_steps or self.members.name not in self._rates:
+            return self.round_length
+        share = self._rates[self.members.name] / max(self._rates.values())
+        return max(1, int(share * self.round_length))
 
     # --- what the loop may tell -------------------------------------------------------------------
 
@@ -181,7 +191,7 @@ class DiLoCo:
         if not self._is_restored:
             self.state.read(self.state.theta)
         self._bytes_before = self.members.bytes_sent()
-        self._admit()
+        self.admit()
         if not self._is_restored:
             for fragment in range(len(self.state.fragments)):
                 self.state.install(fragment, self.state.theta)
@@ -215,8 +225,8 @@ class DiLoCo:
         """End the round now; every member calls it. The model's parameters are theta then."""
         if self.round_step > 0:
             with self.progress.standing_still():
-                self.method.finish_early()
-                self._end_round(self.round_step)
+                if self.is_warming_up or self.method.finish_early():
+                    self._end_round(self.round_step)
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.is_warming_up and self.world_size > 1:
@@ -284,7 +294,7 @@ class DiLoCo:
                 lambda outcome: self.compressor.average(delta, where, outcome),
             )
             outcome.contribution = contribution
-            if not self.members.is_elastic:
+            if not self.members.is_elastic and self.settings.method != "gossip":
                 agreement.check_digests(outcome)
             return outcome
 
@@ -309,12 +319,19 @@ class DiLoCo:
                 self.state.theta[averaged] -= delta[averaged]
         keep_local = 0.0 if is_plain else self.settings.keep_local
         self.state.install(fragment, self.state.start, keep_local)
+        self.finish_merge(fragment, outcome)
+
+    def finish_merge(self, fragment: int, outcome: Outcome, **values: Any) -> None:
+        """Count what came together, make the SyncInfo, and call back."""
         if self.members.name in outcome.verdict.excluded:
             drop_bad_state(self.optimizer)
+        rates = dict(zip(outcome.members, outcome.reports["rate"].tolist(), strict=True))
+        known = {**self._rates, **{name: rate for name, rate in rates.items() if rate > 0}}
+        self._rates = {name: known[name] for name in outcome.members if name in known}
         if fragment == 0:
             self.counters[2] += outcome.sum_of("tokens")
             self.counters[3] += outcome.sum_of("samples")
-        self._tell(fragment, outcome)
+        self._tell(fragment, outcome, values)
 
     def _average_parameters(self) -> None:
         """The end of a round in which gradients were averaged: theta becomes the average."""
@@ -329,26 +346,30 @@ class DiLoCo:
         self.counters[0] += 1
         self.counters[1] += steps
         self.progress.round_steps = 0
-        self._admit()
+        self.admit()
         for callback in self.on_round:
             callback(self)
         self.method.begin_round()
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
         """Where newcomers come in: everybody gets the same state, and a roll is called."""
         agreement.agree(self.members, self.settings, self.state.shapes(), self.round, self._share)
-        name = np.frombuffer(self.members.name.encode().ljust(24), np.uint8)
-        self.roster = tuple(row.tobytes().decode().strip() for row in self.members.gather(name))
+        own = f"{'new' if self._is_new else 'old'}{self.members.name}".encode().ljust(32)
+        rows = self.members.gather(np.frombuffer(own, np.uint8))
+        roll = [row.tobytes().decode().strip() for row in rows]
+        self.roster = tuple(entry[3:] for entry in roll)
+        self.newcomers = tuple(entry[3:] for entry in roll if entry.startswith("new"))
+        self._is_new = False
 
     def _share(self) -> None:
         self.members.share(self.shared_state(), self.round)
 
     def shared_state(self) -> dict[str, Tensor]:
         """What is the same at all members, and a newcomer gets: by name, on the host."""
-        state = {"counters": self.counters, "theta": self.state.theta, **self.outer.state}
+        state = {"counters": self.counters, **self.method.shared()}
         return {f"{self._mark}.{name}": tensor for name, tensor in state.items()}
 
-    def _tell(self, fragment: int, outcome: Outcome) -> None:
+    def _tell(self, fragment: int, outcome: Outcome, values: dict[str, Any]) -> None:
         where = self.state.fragments[fragment]
         kept = [self.outer.state[name] for name in sorted(self.outer.state)]
         same = [flat[where] if len(flat) == self.state.elements else flat for flat in kept]
@@ -362,6 +383,7 @@ class DiLoCo:
             hash=self._hash,
             total_tokens=self.total_tokens,
             own_bytes_sent=sent - self._bytes_before,
+            **values,
         )
         self._bytes_before = sent
         for name, reason in outcome.verdict.excluded.items():
@@ -377,16 +399,17 @@ class DiLoCo:
         theta is not the model's parameters except where a round is just over: save both, and the
         inner optimizer's state. What is under way is waited for.
         """
-        return {
-            "settings": self.settings.as_json(),
-            "shapes": self.state.shapes(),
-            "counters": self.counters.clone(),
-            "theta": self.state.theta.detach().clone(),
-            "outer": {name: tensor.clone() for name, tensor in self.outer.state.items()},
-            "residual": self.compressor.state_dict(),
-            "progress": self.progress.state_dict(),
-            "method": self.method.state_dict(),
-        }
+        with self.method.lock():
+            return {
+                "settings": self.settings.as_json(),
+                "shapes": self.state.shapes(),
+                "counters": self.counters.clone(),
+                "theta": self.state.theta.detach().clone(),
+                "outer": {name: tensor.clone() for name, tensor in self.outer.state.items()},
+                "residual": self.compressor.state_dict(),
+                "progress": self.progress.state_dict(),
+                "method": self.method.state_dict(),
+            }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from state_dict(), before the block is entered; a changed world size is fine.
@@ -410,4 +433,4 @@ class DiLoCo:
         self.compressor.load_state_dict(state["residual"])
         self.progress.load_state_dict(state["progress"])
         self.method.load_state_dict(state["method"])
-        self._is_restored = True
+        self._is_restored, self._is_new = True, False

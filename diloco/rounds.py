@@ -10,6 +10,7 @@ operations in the same order.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from diloco.merge import Contribution, Outcome
 if TYPE_CHECKING:
     from diloco.optimizer import DiLoCo
 
-__all__ = ["EagerRounds", "Rounds", "make_method"]
+__all__ = ["EagerRounds", "Method", "Rounds"]
 
 
 @dataclass
@@ -33,12 +34,47 @@ class _Flight:
     outcome: Future[Outcome]
 
 
-class Rounds:
+class Method:
+    """What happens after each inner step; one object a run."""
+
+    def __init__(self, run: DiLoCo) -> None:
+        self.run = run
+
+    def shared(self) -> dict[str, Tensor]:
+        """What a newcomer gets, beside the counters: the same bytes at all members."""
+        return {"theta": self.run.state.theta, **self.run.outer.state}
+
+    def begin_round(self) -> None:
+        """Called at the same point by all members, newcomers among them."""
+
+    def after_step(self, step: int) -> bool:
+        """Do what is due; whether the round is over."""
+        raise NotImplementedError
+
+    def finish_early(self) -> bool:
+        """Merge all that there is; whether that is the end of the round."""
+        raise NotImplementedError
+
+    def close(self, *, waits: bool) -> None:
+        """The block ends. `waits`: until what is under way has come to its end."""
+
+    def lock(self) -> AbstractContextManager[Any]:
+        """While it is held theta does not move."""
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Rounds(Method):
     """Synchronous DiLoCo, delayed updates and Streaming DiLoCo."""
 
     def __init__(self, run: DiLoCo) -> None:
+        super().__init__(run)
         settings = run.settings
-        self.run = run
         self._period = settings.sync_every // settings.fragments
         self._delay = settings.delay_steps
         self._flight: _Flight | None = None
@@ -49,7 +85,6 @@ class Rounds:
         self._thread = ThreadPoolExecutor(1, "diloco-merge") if self._delay else None
 
     def begin_round(self) -> None:
-        """Called at the same point by all members, newcomers among them; they weigh 0."""
         run = self.run
         if self._delay < self._period or run.base_step <= run.settings.warmup_sync_steps:
             return
@@ -64,7 +99,6 @@ class Rounds:
         self._send(0, delta, contribution)
 
     def after_step(self, step: int) -> bool:
-        """Do what is due; whether the round is over."""
         run, fragments = self.run, self.run.settings.fragments
         if self._delay == 0:
             period = run.own_round_length if fragments == 1 else self._period
@@ -78,8 +112,7 @@ class Rounds:
             self._send(due - 1, run.state.delta, run.measure(due - 1, run.state.delta))
         return step == run.settings.sync_every
 
-    def finish_early(self) -> None:
-        """Merge all that there is, before the end of the round."""
+    def finish_early(self) -> bool:
         if self._is_delayed:
             self._land(0)
             assert self._measured is not None
@@ -88,11 +121,12 @@ class Rounds:
             self._spare, self.run.state.delta = self.run.state.delta, delta
             outcome = self.run.merge(0, delta, contribution)
             self.run.apply(0, delta, outcome)
-            return
+            return True
         if self._flight is not None:
             self._land(self._flight.fragment)
         for fragment in range(self.run.settings.fragments):
             self.run.merge_and_apply(fragment)
+        return True
 
     def _send(self, fragment: int, delta: Tensor, contribution: Contribution) -> None:
         assert self._thread is not None
@@ -118,7 +152,6 @@ class Rounds:
         return outcome
 
     def close(self, *, waits: bool) -> None:
-        """`waits`: until what is under way has come to its end."""
         if self._thread is not None:
             self._thread.shutdown(wait=waits)
 
@@ -191,10 +224,11 @@ class EagerRounds(Rounds):
         state.install(fragment, state.start)
         return outcome
 
-    def finish_early(self) -> None:
+    def finish_early(self) -> bool:
         super().finish_early()
         self._reset()
         self.run.state.install(0, self.run.state.start)
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         outer = {name: tensor.clone() for name, tensor in self._outer.state.items()}
@@ -214,7 +248,3 @@ class EagerRounds(Rounds):
             self._outer.state[name].copy_(tensor)
         self._added.copy_(own.pop("added"))
         super().load_state_dict(own)
-
-
-def make_method(run: DiLoCo) -> Rounds:
-    return EagerRounds(run) if run.settings.method == "eager" else Rounds(run)

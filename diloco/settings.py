@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pccl.codecs import encoded_bytes
+from pccl.topology import GOSSIP_GRAPHS
 
 __all__ = ["CODECS_THAT_LOSE", "METHODS", "WEIGHTS", "Settings", "SettingsMismatch"]
 
@@ -51,7 +52,7 @@ class Settings:
     grace_seconds: float = 0.0  # and others may still come for so long
     momentum_every: int = 1  # N of delayed Nesterov: momentum moves at every N-th merge
     graph: str = "random_pairs"  # of "gossip", see pccl.topology.GOSSIP_GRAPHS
-    consensus_rate: float = 1.0  # gamma of gossip: how far towards the neighbours' mean
+    consensus_rate: float = 0.7  # gamma of gossip: how far towards the neighbours' mean
     inherit_inner_state: bool = False  # a newcomer gets a member's inner optimizer state
     seed: int = 0
 
@@ -114,6 +115,11 @@ def _complaints(settings: Settings) -> list[str]:
         (0 < s.residual_decay <= 1, f"residual_decay: expected 0 to 1, got {s.residual_decay}"),
         (s.outlier_ratio > 1, f"outlier_ratio: expected more than 1, got {s.outlier_ratio}"),
         (s.warmup_sync_steps >= 0, f"warmup_sync_steps: got {s.warmup_sync_steps}"),
+        (s.graph in GOSSIP_GRAPHS, f"graph: expected one of {GOSSIP_GRAPHS}, got {s.graph!r}"),
+        (
+            s.codec == "none" or s.method != "gossip",
+            "codec: gossip sends parameters, which no codec is for",
+        ),
         (s.quorum >= 1, f"quorum: expected 1 or more, got {s.quorum}"),
         (s.momentum_every >= 1, f"momentum_every: expected 1 or more, got {s.momentum_every}"),
         (s.grace_seconds >= 0, f"grace_seconds: expected 0 or more, got {s.grace_seconds}"),

@@ -7,9 +7,13 @@ from typing import Any
 from diloco.settings import Settings
 
 __all__ = [
+    "async_local_sgd",
+    "decoupled",
     "delayed",
     "eager",
+    "gossip",
     "local_sgd",
+    "noloco",
     "post_local_sgd",
     "sparse_loco",
     "streaming",
@@ -99,5 +103,69 @@ def sparse_loco(sync_every: int = 30, codec: str = "topk_2bit:64", **changes: An
         residual_decay=0.95,
         outer_lr=1.0,
         outer_momentum=0.0,
+        **changes,
+    )
+
+
+def async_local_sgd(sync_every: int = 50, momentum_every: int = 4, **changes: Any) -> Settings:
+    """Each member is merged when it is ready; delayed Nesterov and dynamic local updates.
+
+    `momentum_every` is best the number of members.
+
+    Source: Liu et al., Asynchronous Local-SGD training for language modeling, arXiv 2401.09135.
+    """
+    return Settings(
+        sync_every=sync_every,
+        method="asynchronous",
+        momentum_every=momentum_every,
+        dynamic_steps=True,
+        **changes,
+    )
+
+
+def decoupled(
+    sync_every: int = 24, quorum: int = 2, grace_seconds: float = 1.0, **changes: Any
+) -> Settings:
+    """A merge begins when a quorum is ready, and takes who comes within a grace window.
+
+    Contributions weigh tokens^2 / steps.
+
+    Source: Decoupled DiLoCo, arXiv 2604.21428 (H = 24). Here the members themselves hold theta and
+    do what the paper's syncer does; the model is merged as one fragment.
+    """
+    return Settings(
+        sync_every=sync_every,
+        method="asynchronous",
+        quorum=quorum,
+        grace_seconds=grace_seconds,
+        weights="tokens_by_rate",
+        **changes,
+    )
+
+
+def noloco(sync_every: int = 50, graph: str = "random_pairs", **changes: Any) -> Settings:
+    """NoLoCo: pairs of members, drawn anew each round, average; the others are not waited for.
+
+    Source: NoLoCo: No-all-reduce low communication training, arXiv 2506.10911.
+    """
+    return Settings(sync_every=sync_every, method="gossip", graph=graph, **changes)
+
+
+def gossip(sync_every: int = 10, graph: str = "one_peer_exponential", **changes: Any) -> Settings:
+    """The models of neighbours are averaged, without an outer optimizer.
+
+    `graph`: "ring", "exponential", "one_peer_exponential", "equi_static" (an expander),
+    "small_world" and more, see `pccl.topology.GOSSIP_GRAPHS`.
+
+    Source: Lian et al., Can decentralized algorithms outperform centralized algorithms?, NeurIPS
+    2017, arXiv 1705.09056; graphs: Ying et al., NeurIPS 2021; Song et al., NeurIPS 2022.
+    """
+    return Settings(
+        sync_every=sync_every,
+        method="gossip",
+        graph=graph,
+        outer_lr=1.0,
+        outer_momentum=0.0,
+        consensus_rate=1.0,
         **changes,
     )

@@ -15,6 +15,8 @@ from pccl._group import Array, GroupBase
 _TAG = 1 << 30
 _TAGS = 1 << 20
 
+_SMALL_WORLD_DEGREE = 4
+
 
 class Gossip(GroupBase):
     """The approximate averages of a Communicator."""
@@ -42,7 +44,8 @@ class Gossip(GroupBase):
         Args:
             tensor: float16, float32 or float64, contiguous; same shape and dtype on every rank.
             graph: who averages with whom: "ring", "exponential", "one_peer_exponential",
-                "base_2" to "base_5", "random_pairs", "equi_static" or "equi_dynamic".
+                "base_2" to "base_5", "random_pairs", "equi_static", "equi_dynamic" or
+                "small_world".
             round_index: the same on every rank, and one more each time.
             seed: of the graphs that are drawn; the same on every rank.
             timeout_seconds: for a neighbour's value.
@@ -56,7 +59,7 @@ class Gossip(GroupBase):
         if buffer.dtype_name not in ("float16", "float32", "float64"):
             raise ValueError(f"tensor: expected float16, float32 or float64, got {buffer}")
         rank, world_size = self.rank, self.world_size
-        weights = _core.gossip_round(graph, world_size, round_index, seed)
+        weights = gossip_weights(graph, world_size, round_index, seed)
         into = {s: weights[rank * world_size + s] for s in range(world_size) if s != rank}
         sources = {source: weight for source, weight in into.items() if weight > 0}
         targets = [t for t in range(world_size) if t != rank and weights[t * world_size + rank] > 0]
@@ -82,6 +85,26 @@ class Gossip(GroupBase):
         for work in goes:
             _ended(work)
         return missing
+
+
+def gossip_weights(graph: str, world_size: int, round_index: int, seed: int) -> list[float]:
+    """Weights of one round, [to * world_size + from]; rows and columns sum to 1.
+
+    "small_world" (Watts and Strogatz, Nature 1998, degree 4) has Metropolis weights: 1 / (1 + the
+    larger degree) for an edge, the rest for oneself.
+    """
+    if graph != "small_world":
+        return _core.gossip_round(graph, world_size, round_index, seed)
+    weights = np.zeros((world_size, world_size))
+    if world_size > _SMALL_WORLD_DEGREE:
+        edges = _core.graph(graph, world_size, _SMALL_WORLD_DEGREE, seed)
+    else:  # everybody knows everybody
+        edges = [(b, a) for a in range(world_size) for b in range(a)]
+    degrees = np.bincount(np.array(edges, int).ravel(), minlength=world_size)
+    for left, right in edges:
+        weights[left, right] = weights[right, left] = 1 / (1 + max(degrees[left], degrees[right]))
+    np.fill_diagonal(weights, 1 - weights.sum(axis=1))
+    return [float(weight) for weight in weights.ravel()]
 
 
 def _ended(work: Work) -> bool:

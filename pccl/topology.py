@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from pccl import _core
+from pccl._gossip import gossip_weights
 
 __all__ = [
     "ALGORITHMS",
@@ -46,7 +47,7 @@ ALGORITHMS = (
 GRAPHS = ("ring", "star", "exponential", "hypercube", "grid", "torus", "small_world", "regular")
 GOSSIP_GRAPHS = (
     *("ring", "exponential", "one_peer_exponential", "base_2", "base_3", "base_4", "base_5"),
-    *("random_pairs", "equi_static", "equi_dynamic"),
+    *("random_pairs", "equi_static", "equi_dynamic", "small_world"),
 )
 
 _ELEMENT_BYTES = 4  # plans are made for float32
@@ -283,7 +284,7 @@ def gossip_matrix(graph: str, world_size: int, round_index: int = 0, seed: int =
     Raises:
         ValueError: unknown graph.
     """
-    weights = _core.gossip_round(graph, world_size, round_index, seed)
+    weights = gossip_weights(graph, world_size, round_index, seed)
     return np.array(weights).reshape(world_size, world_size)
 
 
@@ -310,7 +311,7 @@ def report_gossip(
     Raises:
         ValueError: unknown graph.
     """
-    period = _core.gossip_period(graph, world_size)
+    period = 1 if graph == "small_world" else _core.gossip_period(graph, world_size)
     mean = np.full((world_size, world_size), 1 / world_size)
     rounds = [gossip_matrix(graph, world_size, index, seed) for index in range(period or 16)]
     partners = max(

@@ -14,14 +14,17 @@ FEATURES = 6
 BATCH = 4
 
 
+@torch.no_grad()
 def make_model(seed: int = 0) -> nn.Sequential:
-    """Small, with several layers, biases and a norm."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(FEATURES, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 8), nn.Tanh(),
-            nn.Linear(8, 3),
-        )  # fmt: skip
+    """Small, with several layers, biases and a norm; the same in any thread."""
+    model = nn.Sequential(
+        nn.Linear(FEATURES, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 8), nn.Tanh(),
+        nn.Linear(8, 3),
+    )  # fmt: skip
+    random = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.3)
+    return model
 
 
 def make_batch(member: int, step: int, batch: int = BATCH) -> tuple[Tensor, Tensor]:

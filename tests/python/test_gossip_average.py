@@ -22,7 +22,7 @@ def rounds(comm: pccl.Communicator, graph: str, count: int) -> "np.ndarray[Any, 
 @pytest.mark.parametrize(
     "graph",
     ["ring", "exponential", "one_peer_exponential", "base_2", "base_3", "random_pairs",
-     "equi_static", "equi_dynamic"],
+     "equi_static", "equi_dynamic", "small_world"],
 )  # fmt: skip
 def test_each_round_is_its_matrix(graph: str) -> None:
     found = np.array(run_ranks(5, lambda comm: rounds(comm, graph, 3)))
