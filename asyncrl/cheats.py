@@ -330,7 +330,9 @@ CHEATS: dict[str, Cheat] = {
     "replayed": Cheat(_replayed, ("replay",), "a file that was accepted before"),
     "stolen": Cheat(_stolen, ("replay",), "another worker's file, signed again"),
     "stolen_rollouts": Cheat(
-        _stolen_for_another_submission, ("prompts",), "another worker's rollouts in an own file"
+        _stolen_for_another_submission,
+        ("prompts", "replay"),
+        "another worker's rollouts in an own file",
     ),
     "skipped_submissions": Cheat(_skipped_submissions, ("replay",), "the best of many submissions"),
     "missing_proofs": Cheat(lambda i: i.changed(proof=b""), ("bounds",), "no proofs"),

@@ -214,9 +214,12 @@ def _largest(magnitudes: NDArray[Any], count: int) -> Integers:
         return numpy.arange(len(magnitudes))
     # Partitioning values and searching for them is several times faster than argpartition.
     smallest = numpy.partition(magnitudes, below)[below]
-    larger = numpy.flatnonzero(magnitudes > smallest)
-    equal = numpy.flatnonzero(magnitudes == smallest)
-    return numpy.concatenate([larger, equal[: count - len(larger)]])
+    found = numpy.flatnonzero(magnitudes >= smallest)
+    if len(found) > count:
+        is_equal = magnitudes[found] == smallest
+        larger, equal = found[~is_equal], found[is_equal]
+        found = numpy.concatenate([larger, equal[: count - len(larger)]])
+    return found
 
 
 def _injective_modulus(indices: Integers) -> int:
@@ -252,17 +255,18 @@ def _verify_batch(
         own = numpy.stack([chunks[place].bits for place in places])
         same = claimed >> mantissa_bits == own >> mantissa_bits  # sign and exponent
         mask = (1 << mantissa_bits) - 1
-        differences = abs((claimed & mask) - (own & mask))
-        for row, place in enumerate(places):
-            errors[place] = _summary(differences[row][same[row]], own.shape[1])
+        # Those that are not compared come last when sorted.
+        differences = numpy.where(same, abs((claimed & mask) - (own & mask)), mask + 1)
+        ordered = numpy.sort(differences, axis=1)
+        sums = (differences * same).sum(axis=1).tolist()
+        for row, (place, count) in enumerate(zip(places, same.sum(axis=1).tolist(), strict=True)):
+            mismatches = own.shape[1] - count
+            errors[place] = (
+                ProofErrors(mismatches, sums[row] / count, float(ordered[row, count // 2]))
+                if count
+                else ProofErrors(mismatches, float("inf"), float("inf"))
+            )
     return [error for error in errors if error is not None]
-
-
-def _summary(differences: Integers, point_count: int) -> ProofErrors:
-    if not len(differences):
-        return ProofErrors(point_count, float("inf"), float("inf"))
-    median = float(numpy.sort(differences)[len(differences) // 2])
-    return ProofErrors(point_count - len(differences), float(differences.mean()), median)
 
 
 def _by_point_count(chunks: Sequence[_Chunk]) -> dict[int, list[int]]:

@@ -37,7 +37,7 @@ class KeptPolicies:
         """
         self._dtype = dtype
         self._versions_max = versions_max
-        self._batch_rows = batch_rows
+        self.batch_rows = batch_rows
         self._paths: dict[int, Path] = {}
         self._weights: dict[int, str] = {}
         self._loaded: dict[int, Decoder] = {}
@@ -74,8 +74,8 @@ class KeptPolicies:
         model = self.decoder(version)
         pairs = [(list(p), list(r.tokens)) for p, r in zip(prompts, rollouts, strict=True)]
         found: list[Recomputed] = []
-        for begin in range(0, len(pairs), self._batch_rows):
-            found += prefill_rollouts(model, pairs[begin : begin + self._batch_rows], self._dtype)
+        for begin in range(0, len(pairs), self.batch_rows):
+            found += prefill_rollouts(model, pairs[begin : begin + self.batch_rows], self._dtype)
         return found
 
 
