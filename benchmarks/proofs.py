@@ -3,7 +3,9 @@
     python benchmarks/proofs.py          half a minute, one core
 
 Seconds are those of the thread's processor time, per proof of 32 rows of random hidden states; the
-least of the rounds, since other programs on the machine only ever add to it. Writes proofs.md and .json to benchmarks/results/.
+least of the rounds, since other programs on the machine only ever add to it.
+
+Writes proofs.md and .json to benchmarks/results/.
 """
 
 from __future__ import annotations

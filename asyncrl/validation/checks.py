@@ -30,6 +30,7 @@ __all__ = [
     "Task",
     "Upload",
     "before_the_model",
+    "check_replay",
     "with_the_model",
 ]
 
@@ -76,8 +77,8 @@ class Rules:
     """How many versions the weights may be behind the step that the rollouts are for."""
 
     copies_share_max: float = 0.5
-    """Of a file's completions that another address gave to the same prompts. 1 allows all, for
-    environments with so few prompts that honest rollouts coincide."""
+    """Of a file's rollouts that another address uploaded before, proofs and all. 1 allows all, for
+    environments with so few prompts that honest rollouts of one version coincide."""
 
     proof_format: ProofFormat = field(default_factory=ProofFormat)
     thresholds: Thresholds = DEFAULT_THRESHOLDS
@@ -117,7 +118,6 @@ class Upload:
     address: str
     """Who signed it."""
 
-    content_sha256: str
     file: RolloutFile
     submission_index: int
     """How many files of this address and step the coordinator took before."""
@@ -135,17 +135,20 @@ class Upload:
 # --- without a model: microseconds ---
 
 
-def check_replay(upload: Upload) -> Refusal | None:
-    """Against a file sent twice, a file of somebody else signed again, and a worker that makes
-    many submissions and sends the best of them."""
-    owner = upload.history.owner(upload.content_sha256)
+def check_replay(content_sha256: str, history: History) -> Refusal | None:
+    """Against a file sent twice, and a file of somebody else signed again."""
+    owner = history.owner(content_sha256)
     if owner is not None:
         return Refusal("replay", f"these rollouts came from {owner} before")
-    if upload.file.submission_index != upload.submission_index:
+    return None
+
+
+def check_order(upload: Upload) -> Refusal | None:
+    """Against a worker that makes many submissions and sends the best of them."""
+    found, expected = upload.file.submission_index, upload.submission_index
+    if found != expected:
         return Refusal(
-            "replay",
-            f"submission {upload.file.submission_index} of step {upload.file.step}, expected "
-            f"{upload.submission_index}",
+            "replay", f"submission {found} of step {upload.file.step}, expected {expected}"
         )
     return None
 
@@ -319,9 +322,9 @@ def check_duplicates(upload: Upload) -> Refusal | None:
 
 
 def before_the_model(upload: Upload, task: Task) -> Refusal | None:
-    """All checks that need no model, in order."""
+    """All checks of a parsed file that need no model, in order."""
     return (
-        check_replay(upload)
+        check_order(upload)
         or check_bounds(upload)
         or check_prompts(upload, task)
         or check_proof_form(upload, task)

@@ -47,7 +47,7 @@ class History:
         return self._address("files", content_sha256)
 
     def is_copy(self, address: str, rollout: ClaimedRollout) -> bool:
-        """Whether another address gave this completion to this prompt first."""
+        """Whether another address gave this completion, with this proof, to this prompt first."""
         return (self._address("rollouts", _key(rollout)) or address) != address
 
     def record(self, address: str, content_sha256: str, file: RolloutFile) -> None:
@@ -72,5 +72,7 @@ class History:
 
 
 def _key(rollout: ClaimedRollout) -> bytes:
-    text = f"{rollout.prompt_index} {rollout.tokens}"
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+    # With the proof: the same answer from other weights is no copy, and a good policy gives the
+    # same answer to a prompt whenever it comes up.
+    text = f"{rollout.prompt_index} {rollout.tokens} ".encode() + rollout.proof
+    return hashlib.blake2b(text, digest_size=16).digest()

@@ -17,6 +17,7 @@ from asyncrl.validation.checks import (
     Task,
     Upload,
     before_the_model,
+    check_replay,
     with_the_model,
 )
 from asyncrl.validation.history import History
@@ -125,18 +126,15 @@ class Validator:
         try:
             signed = Signed.from_bytes(data, self.rules.limits)
             verdict = verdict.of(address=signed.address)
-            owner = self.history.owner(signed.content_sha256)
-            if owner is not None:
-                return verdict.refused(
-                    Refusal("replay", f"these rollouts came from {owner} before")
-                )
+            copied = check_replay(signed.content_sha256, self.history)
+            if copied is not None:
+                return verdict.refused(copied)
             file = signed.parse(self.rules.limits)
         except FileRefused as error:
             return verdict.refused(Refusal(error.reason, str(error)))
         verdict = verdict.of(step=file.step, submission_index=file.submission_index)
         upload = Upload(
             address=signed.address,
-            content_sha256=signed.content_sha256,
             file=file,
             submission_index=request.submission_index,
             open_steps=request.open_steps,
@@ -146,20 +144,20 @@ class Validator:
         )
         refusal = before_the_model(upload, self._task)
         if refusal is None:
-            drawn = self._draw(upload)
+            drawn = self._draw(upload, signed.content_sha256)
             verdict = verdict.of(rollouts_checked=len(drawn))
             refusal = with_the_model(upload, self._task, drawn)
         if refusal is not None:
             return verdict.refused(refusal)
-        self.history.record(upload.address, upload.content_sha256, file)
+        self.history.record(signed.address, signed.content_sha256, file)
         token_count = sum(len(rollout.tokens) for rollout in file.rollouts)
         return verdict.of(accepted=True, token_count=token_count)
 
-    def _draw(self, upload: Upload) -> list[Drawn]:
+    def _draw(self, upload: Upload, content_sha256: str) -> list[Drawn]:
         rollouts = upload.file.rollouts
         places: Sequence[int] = range(len(rollouts))
         if self._rollouts_checked is not None and self._rollouts_checked < len(rollouts):
-            drawn = random.Random(self._secret + upload.content_sha256.encode())
+            drawn = random.Random(self._secret + content_sha256.encode())
             places = sorted(drawn.sample(places, self._rollouts_checked))
         chosen = [rollouts[place] for place in places]
         prompts = [self._task.prompt_tokens(rollout.prompt_index) for rollout in chosen]

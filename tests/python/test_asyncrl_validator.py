@@ -94,7 +94,6 @@ def test_copies_of_another_address_are_found_without_a_model() -> None:
         own = tuple(ClaimedRollout(100 + index, (6, EOS), b"", 0.0) for index in range(8 - copies))
         upload = Upload(
             address=address,
-            content_sha256="second",
             file=dataclasses.replace(file, rollouts=rollouts[:copies] + own),
             submission_index=0,
             open_steps=[STEP],
@@ -105,6 +104,8 @@ def test_copies_of_another_address_are_found_without_a_model() -> None:
         found = check_duplicates(upload)
         return found is not None and found.reason == "duplicates"
 
+    again = dataclasses.replace(rollouts[0], proof=b"of other weights")
+    assert not history.is_copy(WORKER.address, again)
     assert not refused(WORKER.address, 4)
     assert refused(WORKER.address, 5)
     assert not refused(OTHER.address, 8)  # its own
