@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diloco.merge import Contribution, Outcome, Reports, exchange, judge, make_report, measure_norm
+from diloco.merge import Contribution, Outcome, Reports, exchange, judge, make_report
 from diloco.rounds import Method
 
 if TYPE_CHECKING:
@@ -161,8 +161,6 @@ class Asynchronous(Method):
         with self._changed:
             ready, leaves = self._ready, self._leaves
         report = make_report(run.members.name, ready or Contribution(), run.round, "")
-        if ready is not None:
-            report["norm"], report["bad"] = measure_norm(run.state.delta)
         # Whose clock counts is agreed on: that of the first in the reports.
         is_over = time.monotonic() - self._quorum_since >= run.settings.grace_seconds
         flags = _READY * (ready is not None) | _LEAVES * leaves

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diloco.members import Members
+from diloco.members import Members, Travel
 from diloco.merge import Outcome
 from diloco.settings import Settings
-from pccl.codecs import decode, encode, encoded_bytes
+from pccl.codecs import ErrorFeedback, decode, encoded_bytes
 
 __all__ = ["Compressor", "make_compressor"]
 
@@ -17,40 +17,39 @@ _NAME_BYTES = 24  # of a member, before what it sends
 
 
 class Compressor:
-    """The average of a flat tensor, in the settings' codec.
+    """The average of a fragment, in the settings' codec.
 
-    With error feedback a contribution is encoded here first, together with the residual of earlier
-    rounds, and what the codec loses is the new residual: 4 bytes a parameter more. The residual is
-    this member's own: it belongs to its checkpoint, not to the shared state, and a newcomer's is 0.
+    With error feedback what a codec loses here is kept, and sent with the next round: 8 bytes a
+    parameter more. The residual is this member's own: it belongs to its checkpoint and not to the
+    shared state, and a newcomer's is 0.
 
-    Source: Karimireddy et al., Error feedback fixes SignSGD, ICML 2019, arXiv 1901.09847.
+    Source: see pccl.codecs.ErrorFeedback.
     """
 
-    def __init__(self, members: Members, settings: Settings, elements: int) -> None:
+    def __init__(self, members: Members, settings: Settings, fragments: list[slice]) -> None:
         self._members = members
         self._codec = settings.codec
         self._decay = settings.residual_decay
-        self.residual: Tensor | None = torch.zeros(elements) if settings.error_feedback else None
+        kept = fragments if settings.error_feedback and settings.codec != "none" else []
+        self._feedback = {f.start: ErrorFeedback(f.stop - f.start) for f in kept}
 
     def average(self, flat: Tensor, where: slice, outcome: Outcome) -> None:
-        """flat[where] = the weighted average over the members."""
-        part = flat[where]
-        if self.residual is not None and outcome.weight > 0:
-            self._keep_the_loss(part, self.residual[where])
-        self._members.average(part, outcome.weight, outcome.verdict.total, self._codec)
-
-    def _keep_the_loss(self, part: Tensor, residual: Tensor) -> None:
-        """part = decode(encode(part + beta residual)); residual = what that lost."""
-        residual.mul_(self._decay).add_(part)
-        decode(encode(residual.numpy(), self._codec), part.numpy())
-        residual.sub_(part)
+        """flat[where] = the weighted average over the members; `where` is a fragment."""
+        feedback = self._feedback.get(where.start)
+        if feedback is not None:
+            feedback.residual *= self._decay
+        travel = Travel(outcome.weight, outcome.verdict.total, self._codec, feedback)
+        self._members.average(flat[where], travel)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {} if self.residual is None else {"residual": self.residual.clone()}
+        return {
+            str(start): torch.from_numpy(feedback.residual.copy())
+            for start, feedback in self._feedback.items()
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if self.residual is not None:
-            self.residual.copy_(state["residual"])
+        for start, feedback in self._feedback.items():
+            feedback.residual = state[str(start)].numpy()
 
 
 class SparseCompressor(Compressor):
@@ -68,12 +67,9 @@ class SparseCompressor(Compressor):
         name = self._members.name.encode()
         row[: len(name)] = np.frombuffer(name, np.uint8)
         if outcome.weight > 0:
-            assert self.residual is not None
-            residual = self.residual[where]
-            residual.mul_(self._decay).add_(part)
-            wire = encode(residual.numpy(), self._codec)
-            decode(wire, part.numpy())
-            residual.sub_(part)
+            feedback = self._feedback[where.start]
+            feedback.residual *= self._decay
+            wire = feedback.encode(part.numpy(), self._codec)
             row[_NAME_BYTES:] = np.frombuffer(wire, np.uint8)
         weights = dict(zip(outcome.members, outcome.verdict.weights, strict=True))
         total = 0.0
@@ -90,6 +86,6 @@ class SparseCompressor(Compressor):
             part.div_(total)
 
 
-def make_compressor(members: Members, settings: Settings, elements: int) -> Compressor:
+def make_compressor(members: Members, settings: Settings, fragments: list[slice]) -> Compressor:
     kind = SparseCompressor if settings.codec.startswith("topk") else Compressor
-    return kind(members, settings, elements)
+    return kind(members, settings, fragments)

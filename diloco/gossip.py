@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from diloco.merge import Outcome, exchange, judge, make_report, measure_norm
+from diloco.members import Travel
+from diloco.merge import Outcome, exchange, judge, make_report
 from diloco.rounds import Method
 from pccl.topology import report_gossip
 
@@ -61,7 +62,7 @@ class GossipRounds(Method):
         if not gives:
             self._both.zero_()
         givers = 1 if everybody_new else run.world_size - len(run.newcomers)
-        run.members.average(self._both, float(gives), float(givers), "none")
+        run.members.average(self._both, Travel(float(gives), float(givers)))
         with torch.no_grad():
             run.state.theta.copy_(theta)
         self._momentum.copy_(momentum)
@@ -84,7 +85,6 @@ class GossipRounds(Method):
         theta.copy_(state.theta)
         contribution = run.measure(0, state.delta)
         report = make_report(run.members.name, contribution, run.round, "")
-        report["norm"], report["bad"] = measure_norm(state.delta)
         begin = time.monotonic()
         reports, own = exchange(run.members, report)
         outcome = Outcome(reports, judge(reports, settings), own, time.monotonic() - begin)

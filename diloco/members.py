@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,25 @@ import torch.distributed as dist
 from torch import Tensor
 
 import pccl
+from pccl.codecs import ErrorFeedback
 
-__all__ = ["Members", "adapt"]
+__all__ = ["Members", "Travel", "adapt"]
 
 Row = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Travel:
+    """How a contribution takes part in an average."""
+
+    weight: float
+    total: float  # of all weights, where nobody is lost
+    codec: str = "none"
+    feedback: ErrorFeedback | None = None
+
+    @property
+    def wire(self) -> str:
+        return "" if self.codec == "none" else self.codec
 
 
 class Members(abc.ABC):
@@ -40,11 +55,10 @@ class Members(abc.ABC):
         """
 
     @abc.abstractmethod
-    def average(self, flat: Tensor, weight: float, total: float, codec: str) -> None:
+    def average(self, flat: Tensor, travel: Travel) -> None:
         """flat = sum of weight * flat over the members / sum of weights, in place.
 
-        Elastic groups divide each element by the weights that are in it; `total` is what they sum
-        up to where nobody is lost.
+        Elastic groups divide each element by the weights that are in it.
         """
 
     @abc.abstractmethod
@@ -97,7 +111,7 @@ class Alone(Members):
     def gather(self, row: Row) -> npt.NDArray[np.uint8]:
         return np.array([row])
 
-    def average(self, flat: Tensor, weight: float, total: float, codec: str) -> None:
+    def average(self, flat: Tensor, travel: Travel) -> None:
         pass
 
     def share(self, state: Mapping[str, Tensor], revision: int) -> None:
@@ -122,8 +136,14 @@ class ElasticMembers(Members):
     def gather(self, row: Row) -> npt.NDArray[np.uint8]:
         return self.comm.gather_rows(row)
 
-    def average(self, flat: Tensor, weight: float, total: float, codec: str) -> None:
-        self.comm.all_reduce(flat.numpy(), "avg", weight=weight, codec=_wire(codec))
+    def average(self, flat: Tensor, travel: Travel) -> None:
+        self.comm.all_reduce(
+            flat.numpy(),
+            "avg",
+            weight=travel.weight,
+            codec=travel.wire,
+            error_feedback=travel.feedback,
+        )
 
     def share(self, state: Mapping[str, Tensor], revision: int) -> None:
         arrays = {name: tensor.detach().numpy() for name, tensor in state.items()}
@@ -155,8 +175,14 @@ class FixedMembers(Members):
         self.comm.all_gather_into_tensor(rows, row)
         return rows
 
-    def average(self, flat: Tensor, weight: float, total: float, codec: str) -> None:
-        self.comm.all_reduce(flat.numpy(), "weighted_avg", factor=weight, codec=_wire(codec))
+    def average(self, flat: Tensor, travel: Travel) -> None:
+        self.comm.all_reduce(
+            flat.numpy(),
+            "weighted_avg",
+            factor=travel.weight,
+            codec=travel.wire,
+            error_feedback=travel.feedback,
+        )
 
     def share(self, state: Mapping[str, Tensor], revision: int) -> None:
         if not self._is_shared:  # later they are the same by construction, and reports show it
@@ -192,11 +218,16 @@ class TorchMembers(Members):
         dist.all_gather(rows, torch.from_numpy(row), group=self.group)
         return np.stack([found.numpy() for found in rows])
 
-    def average(self, flat: Tensor, weight: float, total: float, codec: str) -> None:
-        flat.mul_(weight)
-        with pccl.quantized(codec) if _wire(codec) else nullcontext():
+    def average(self, flat: Tensor, travel: Travel) -> None:
+        flat.mul_(travel.weight)
+        if travel.wire:
+            pccl_group: Any = self.group
+            pccl_group.all_reduce_in(
+                travel.wire, flat, dist.ReduceOp.SUM, error_feedback=travel.feedback
+            ).wait()
+        else:
             dist.all_reduce(flat, group=self.group)
-        flat.div_(total)
+        flat.div_(travel.total)
 
     def share(self, state: Mapping[str, Tensor], revision: int) -> None:
         if not self._is_shared:
@@ -207,10 +238,6 @@ class TorchMembers(Members):
     def bytes_sent(self) -> int:
         statistics = getattr(self.group, "statistics", None)
         return _count(statistics()) if statistics is not None else 0
-
-
-def _wire(codec: str) -> str:
-    return "" if codec == "none" else codec
 
 
 def _count(statistics: dict[str, int]) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from diloco.members import Members
@@ -54,6 +53,8 @@ class Contribution:
     compute_seconds: float = 0.0
     sync_seconds: float = 0.0
     loss: float = math.nan
+    norm: float = 0.0  # of the pseudo-gradient
+    bad: int = 0  # elements of it that are NaN or infinite
 
     @property
     def rate(self) -> float:
@@ -159,7 +160,7 @@ def make_report(name: str, contribution: Contribution, round_index: int, digest:
     report["member"] = name.encode()
     report["round"] = round_index
     report["digest"] = np.void(bytes.fromhex(digest[:32]).ljust(16, b"\0"))
-    for key in ("tokens", "samples", "steps", "rate", "loss"):
+    for key in ("tokens", "samples", "steps", "norm", "bad", "rate", "loss"):
         report[key] = getattr(contribution, key)
     return report
 
@@ -171,13 +172,6 @@ def exchange(members: Members, report: Reports) -> tuple[Reports, int]:
     own = [index for index, other in enumerate(reports) if other["member"] == report["member"][0]]
     assert len(own) == 1, f"{report['member'][0]!r} reports {len(own)} times"
     return reports, own[0]
-
-
-def measure_norm(flat: Tensor) -> tuple[float, int]:
-    """The Euclidean norm, and how many elements are NaN or infinite."""
-    norm = float(torch.linalg.vector_norm(flat, dtype=torch.float64))
-    bad = 0 if math.isfinite(norm) else int((~torch.isfinite(flat)).sum())
-    return norm, bad
 
 
 def merge(
@@ -193,7 +187,6 @@ def merge(
     `flat` becomes zeros and nothing is sent but the reports.
     """
     begin = time.monotonic()
-    report["norm"], report["bad"] = measure_norm(flat)
     reports, own = exchange(members, report)
     verdict = judge(reports, settings)
     outcome = Outcome(reports, verdict, own, wait_seconds=time.monotonic() - begin)

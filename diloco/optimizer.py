@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from diloco import agreement, warmup
 from diloco.compressor import make_compressor
 from diloco.info import SyncInfo, make_info
-from diloco.members import adapt
+from diloco.inheritance import inherit
+from diloco.members import Travel, adapt
 from diloco.merge import Contribution, Outcome, make_report, merge
 from diloco.methods import make_method
 from diloco.outer import OuterFactory, OuterOptimizer, describe, make_factory, warn_if_unstable
@@ -100,7 +101,7 @@ class DiLoCo:
         self._factory = outer_optimizer or make_factory(self.settings)
         self.outer = self.make_outer(self.state.theta)
         self.counters = torch.zeros(len(_COUNTERS), dtype=torch.int64)
-        self.compressor = make_compressor(self.members, self.settings, self.state.elements)
+        self.compressor = make_compressor(self.members, self.settings, self.state.fragments)
         self.progress = Progress(model, self.settings.fragments)
         self.method = make_method(self)
         self.roster: tuple[str, ...] = (self.members.name,)
@@ -249,6 +250,7 @@ class DiLoCo:
         with self.progress.standing_still():
             self.state.read_gradients(self.state.delta)
             contribution = self.progress.step_so_far()
+            self.state.weigh(self.state.delta, contribution)
             outcome = self.prepare_merge(None, self.state.delta, contribution)()
             if outcome.verdict.total > 0:
                 self.state.write_gradients(self.state.delta)
@@ -271,6 +273,7 @@ class DiLoCo:
         self.state.measure(fragment, delta)
         contribution = self.progress.since_mark(fragment)
         self.progress.mark(fragment)
+        self.state.weigh(delta[self.state.fragments[fragment]], contribution)
         return contribution
 
     def merge(self, fragment: int, delta: Tensor, contribution: Contribution) -> Outcome:
@@ -280,19 +283,20 @@ class DiLoCo:
     def prepare_merge(
         self, fragment: int | None, delta: Tensor, contribution: Contribution
     ) -> Callable[[], Outcome]:
-        """merge() as a function for another thread; None: all fragments as one."""
+        """merge() as a function for another thread; None: all fragments as one, in no codec."""
         everything = slice(0, self.state.elements)
         where = everything if fragment is None else self.state.fragments[fragment]
         report = make_report(self.members.name, contribution, self.round, self._hash)
 
+        def average(outcome: Outcome) -> None:
+            if fragment is None:
+                plain = Travel(outcome.weight, outcome.verdict.total)
+                self.members.average(delta[where], plain)
+            else:
+                self.compressor.average(delta, where, outcome)
+
         def run() -> Outcome:
-            outcome = merge(
-                self.members,
-                self.settings,
-                report,
-                delta[where],
-                lambda outcome: self.compressor.average(delta, where, outcome),
-            )
+            outcome = merge(self.members, self.settings, report, delta[where], average)
             outcome.contribution = contribution
             if not self.members.is_elastic and self.settings.method != "gossip":
                 agreement.check_digests(outcome)
@@ -300,14 +304,13 @@ class DiLoCo:
 
         return run
 
-    def apply(
-        self, fragment: int, delta: Tensor, outcome: Outcome, *, is_plain: bool = False
-    ) -> None:
-        """Move a fragment of theta by a merged pseudo-gradient, then the model.
+    def apply(self, fragment: int, delta: Tensor, outcome: Outcome) -> None:
+        """Move a fragment of theta by a merged pseudo-gradient, then the model."""
+        self._move(fragment, delta, outcome, is_plain=False)
+        self.finish_merge(fragment, outcome)
 
-        Args:
-            is_plain: theta becomes the average; the outer optimizer takes no part.
-        """
+    def _move(self, fragment: int, delta: Tensor, outcome: Outcome, *, is_plain: bool) -> None:
+        """`is_plain`: theta becomes the average; the outer optimizer takes no part."""
         where = self.state.fragments[fragment]
         if outcome.verdict.total > 0:
             averaged = (
@@ -319,7 +322,6 @@ class DiLoCo:
                 self.state.theta[averaged] -= delta[averaged]
         keep_local = 0.0 if is_plain else self.settings.keep_local
         self.state.install(fragment, self.state.start, keep_local)
-        self.finish_merge(fragment, outcome)
 
     def finish_merge(self, fragment: int, outcome: Outcome, **values: Any) -> None:
         """Count what came together, make the SyncInfo, and call back."""
@@ -335,10 +337,16 @@ class DiLoCo:
 
     def _average_parameters(self) -> None:
         """The end of a round in which gradients were averaged: theta becomes the average."""
-        for fragment in range(len(self.state.fragments)):
-            contribution = self.measure(fragment, self.state.delta)
-            outcome = self.merge(fragment, self.state.delta, contribution)
-            self.apply(fragment, self.state.delta, outcome, is_plain=True)
+        delta, parts = self.state.delta, range(len(self.state.fragments))
+        contribution = self.progress.since_mark(0)
+        for fragment in parts:
+            self.state.measure(fragment, delta)
+            self.progress.mark(fragment)
+        self.state.weigh(delta, contribution)
+        outcome = self.prepare_merge(None, delta, contribution)()
+        for fragment in parts:
+            self._move(fragment, delta, outcome, is_plain=True)
+        self.finish_merge(0, outcome)
 
     def _end_round(self, steps: int) -> None:
         if self.is_warming_up:
@@ -359,6 +367,9 @@ class DiLoCo:
         roll = [row.tobytes().decode().strip() for row in rows]
         self.roster = tuple(entry[3:] for entry in roll)
         self.newcomers = tuple(entry[3:] for entry in roll if entry.startswith("new"))
+        givers = len(self.roster) - len(self.newcomers)
+        if self.settings.inherit_inner_state and self.newcomers and givers:
+            inherit(self.members, self.optimizer, is_new=self._is_new, givers=givers)
         self._is_new = False
 
     def _share(self) -> None:

@@ -43,30 +43,34 @@ class OuterOptimizer:
     """
 
     def __init__(self, theta: Tensor, fragments: list[slice], factory: OuterFactory) -> None:
-        self._optimizers: list[Optimizer] = []
+        self._optimizers: list[Optimizer | None] = []
         self._blocks: list[list[tuple[slice, Tensor]]] = []
         self.state: dict[str, Tensor] = {}
         for index, where in enumerate(fragments):
             starts = range(where.start, where.stop, _BLOCK_ELEMENTS)
             slices = [slice(at, min(at + _BLOCK_ELEMENTS, where.stop)) for at in starts]
             blocks = [(at, theta[at].requires_grad_()) for at in slices]
-            optimizer = factory([block for _, block in blocks])
+            # A process may hold nothing of a fragment that is sharded.
+            optimizer = factory([block for _, block in blocks]) if blocks else None
             self._optimizers.append(optimizer)
             self._blocks.append(blocks)
-            self._make_state(index, theta.numel())
+            if optimizer is not None:
+                self._make_state(optimizer, index, theta.numel())
 
     def step(self, fragment: int, delta: Tensor) -> None:
         """Move a fragment of theta by the merged pseudo-gradient, a flat buffer."""
+        optimizer = self._optimizers[fragment]
+        if optimizer is None:
+            return
         for where, block in self._blocks[fragment]:
             block.grad = delta[where]
-        self._optimizers[fragment].step()
+        optimizer.step()
         for _, block in self._blocks[fragment]:
             block.grad = None
 
     @torch.no_grad()
-    def _make_state(self, fragment: int, elements: int) -> None:
+    def _make_state(self, optimizer: Optimizer, fragment: int, elements: int) -> None:
         """Have the optimizer make its state, by a step of zeros that is undone; then flatten it."""
-        optimizer = self._optimizers[fragment]
         before = {block: set(optimizer.state.get(block, {})) for _, block in self._blocks[fragment]}
         values = [block.clone() for _, block in self._blocks[fragment]]
         for _, block in self._blocks[fragment]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from diloco.merge import Contribution
 
 __all__ = ["OuterState", "Part", "local_shard"]
 
@@ -67,6 +71,10 @@ class OuterState:
         self.elements = begin
         self.fragments[-1] = slice(self.fragments[-1].start, begin)
         self._cuda = any(part.tensor.is_cuda for part in self.parts)
+        meshes = [getattr(part.tensor, "device_mesh", None) for part in self.parts]
+        mesh: Any = next((mesh for mesh in meshes if mesh is not None), None)
+        # Those of this member that hold the other shards.
+        self._mesh = None if mesh is None else mesh.get_group()
         self.theta = self.empty()
         self.delta = self.empty()
         # What the model's values are measured from: theta, but for methods that train from a copy.
@@ -143,6 +151,22 @@ class OuterState:
             elif part.tensor.requires_grad and bool(average.any()):
                 part.tensor.grad = torch.zeros_like(part.tensor)
                 local_shard(part.tensor.grad).copy_(average)
+
+    def weigh(self, flat: Tensor, contribution: Contribution) -> None:
+        """Note the norm of `flat`, and how many elements are NaN or infinite.
+
+        With FSDP2 the processes of a member add theirs up, tokens and samples as well, so that all
+        of its shards get the same weight.
+        """
+        norm = float(torch.linalg.vector_norm(flat, dtype=torch.float64))
+        bad = 0 if math.isfinite(norm) else int((~torch.isfinite(flat)).sum())
+        sums = torch.tensor(
+            [norm**2, bad, contribution.tokens, contribution.samples], dtype=torch.float64
+        )
+        if self._mesh is not None:
+            dist.all_reduce(sums, group=self._mesh)
+        contribution.norm = math.sqrt(sums[0]) if sums[0] >= 0 else math.nan
+        contribution.bad, contribution.tokens, contribution.samples = sums[1:].long().tolist()
 
     def _fetch(self, parts: Sequence[Part], flat: Tensor) -> None:
         for part in parts:

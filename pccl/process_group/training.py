@@ -83,7 +83,7 @@ def sync_state(
         module = module.module
     state = {f"model.{name}": value.detach() for name, value in _tensors_of(module)}
     state |= {f"more.{name}": value.detach() for name, value in more.items()}
-    held = None if optimizer is None else _OptimizerState(optimizer)
+    held = None if optimizer is None else OptimizerState(optimizer)
     if held is not None:
         state |= held.tensors
     # The core reads and writes plain memory of the CPU.
@@ -112,7 +112,7 @@ class _Slot:
     value: Tensor
 
 
-class _OptimizerState:
+class OptimizerState:
     """An optimizer's state as tensors by name, the same names whether it has stepped or not."""
 
     def __init__(self, optimizer: Optimizer) -> None:

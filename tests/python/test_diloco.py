@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 from typing import Any
 
 import pytest
@@ -215,3 +217,118 @@ def test_settings_that_differ_are_named_at_every_member_of_a_fixed_group() -> No
     first, second = run_ranks(2, enter)
     assert "rank 1 differs from rank 0: sync_every: 15 here, 10 in the run" in first
     assert "refused: sync_every: 15 here, 10 in the run" in second
+
+
+def test_norms_are_averaged_without_the_outer_optimizer_and_half_precision_drifts_not() -> None:
+    def train_norm(comm: pccl.Communicator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4)).bfloat16()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(0.3)
+        inner = torch.optim.SGD(model.parameters(), lr=0.0)
+        with diloco.DiLoCo(comm, model, inner, sync_every=2, warmup_sync_steps=0) as run:
+            start = run.state.theta.clone()
+            own = []
+            for step in range(2):
+                inputs, _ = make_batch(comm.rank, step)
+                model(inputs.bfloat16()).sum().backward()
+                own.append(model[1].running_mean.clone())  # type: ignore[union-attr, operator]
+                inner.step()
+            moved = run.state.theta - start
+            # Nobody moved a parameter: the rounding of 0.3 is no step.
+            assert not moved[: run.state.trained].any()
+            return own[-1], model[1].running_mean.clone(), moved  # type: ignore[union-attr, operator]
+
+    (mine, merged, _), (other, merged_too, _) = run_ranks(2, train_norm)
+    assert torch.equal(merged, merged_too)
+    assert not torch.equal(mine, other)
+    torch.testing.assert_close(merged, ((mine.float() + other.float()) / 2).bfloat16())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"warmup_sync_steps": 4},
+        {"method": "delayed"},
+        {"method": "eager", "outer_lr": 0.3, "outer_momentum": 0.3},
+        {"method": "streaming", "fragments": 2, "delay_steps": 1, "keep_local": 0.5},
+        {"codec": "int4"},
+        {"method": "gossip"},
+    ],
+)
+def test_a_resumed_run_gives_the_bytes_of_one_that_was_not_interrupted(
+    options: dict[str, Any],
+) -> None:
+    settings = {"warmup_sync_steps": 0, "sync_every": 4, **options}
+
+    def train_from(comm: pccl.Communicator, saved: Any, rounds: int) -> tuple[Any, torch.Tensor]:
+        model = make_model()
+        inner = make_inner(model)
+        run = diloco.DiLoCo(comm, model, inner, **settings)
+        if saved is not None:
+            model.load_state_dict(saved["model"])
+            inner.load_state_dict(copy.deepcopy(saved["inner"]))
+            run.load_state_dict(saved["run"])
+        checkpoint: Any = None
+
+        def save(run: diloco.DiLoCo) -> None:
+            nonlocal checkpoint
+            if run.round == 2:
+                both = {"model": model.state_dict(), "inner": inner.state_dict()}
+                checkpoint = copy.deepcopy({**both, "run": run.state_dict()})
+
+        with run:
+            run.on_round.append(save)
+            while run.round < rounds:
+                train_step(model, inner, comm.rank, run.step)
+        return checkpoint, run.state.theta.detach().clone()
+
+    whole = run_ranks(2, lambda comm: train_from(comm, None, 4))
+    again = run_ranks(2, lambda comm: train_from(comm, whole[comm.rank][0], 4))
+    for (_, wanted), (_, found) in zip(whole, again, strict=True):
+        assert torch.equal(wanted, found)
+    buffer = io.BytesIO()
+    torch.save(whole[0][0]["run"], buffer)
+    buffer.seek(0)
+    assert torch.load(buffer, weights_only=True)["settings"]
+    if settings.get("method") != "gossip":  # three members go on from two
+        three = run_ranks(3, lambda comm: train_from(comm, whole[comm.rank % 2][0], 4))
+        assert torch.equal(three[0][1], three[2][1])
+
+
+def test_a_checkpoint_of_other_settings_or_another_model_is_refused_whole() -> None:
+    model = make_model()
+    run = diloco.DiLoCo(None, model, make_inner(model), sync_every=5)
+    saved = run.state_dict()
+    other = diloco.DiLoCo(None, model, make_inner(model), sync_every=6)
+    with pytest.raises(diloco.SettingsMismatch, match="sync_every: 6 here, 5 in the run"):
+        other.load_state_dict(saved)
+    wide = torch.nn.Linear(2, 2)
+    another = diloco.DiLoCo(None, wide, make_inner(wide), sync_every=5)
+    with pytest.raises(diloco.SettingsMismatch, match=r"parameter 0\.bias"):
+        another.load_state_dict(saved)
+    with run, pytest.raises(RuntimeError, match="before the `with` block"):
+        run.load_state_dict(saved)
+
+
+def test_a_newcomer_inherits_the_mean_of_the_inner_optimizers() -> None:
+    def enter(comm: pccl.Communicator) -> list[dict[str, torch.Tensor]]:
+        model = make_model()
+        inner = make_inner(model)
+        run = diloco.DiLoCo(comm, model, inner, inherit_inner_state=True)
+        if comm.rank < 2:  # these two go on, the third is new
+            for step in range(2 + comm.rank):
+                train_step(model, inner, comm.rank, step)
+            run.load_state_dict(run.state_dict())
+        with run:
+            assert run.newcomers == ("rank 2",)
+            return [
+                {key: value.clone() for key, value in inner.state[parameter].items()}
+                for parameter in model.parameters()
+            ]
+
+    first, second, third = run_ranks(3, enter)
+    for one, two, heir in zip(first, second, third, strict=True):
+        assert sorted(heir) == ["exp_avg", "exp_avg_sq", "step"]
+        for key, value in heir.items():
+            torch.testing.assert_close(value, (one[key] + two[key]) / 2)

@@ -144,7 +144,7 @@ def test_a_joiner_that_differs_is_refused_by_name_and_the_run_goes_on(
         {"method": "streaming", "fragments": 2, "delay_steps": 3},
         {"codec": "int4"},
         {"codec": "topk_2bit:64", "outer_lr": 1.0, "outer_momentum": 0.0},
-        {"warmup_sync_steps": 30},
+        {"warmup_sync_steps": 30, "inherit_inner_state": True},
     ],
 )
 def test_a_newcomer_comes_in_between_rounds(tmp_path: Path, settings: dict[str, Any]) -> None:

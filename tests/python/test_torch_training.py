@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from torch_ranks import TorchRanks, checks
 
-MODULES = ["torch_checks_training", "torch_checks_hooks"]
+MODULES = ["torch_checks_training", "torch_checks_hooks", "torch_checks_diloco"]
 
 
 @pytest.fixture(scope="module")
