@@ -29,7 +29,7 @@ class GuardOptions:
     entropy_min: float = 0.005
     """Trips below so many nats a token, where rewards are not almost all earned."""
 
-    score_share_min: float = 0.6
+    score_share_min: float = 0.5
     """Trips where the mean score is below this share of the median of the last good steps."""
 
     learning_rate_factor: float = 0.5
@@ -44,7 +44,7 @@ class StepSigns:
     """Nats a token, mean."""
 
     gradient_norm: float
-    """The largest of the step's minibatches, before clipping."""
+    """Of the step's minibatches before clipping, mean over tokens."""
 
     score: float
     """Mean of the rollouts."""

@@ -22,84 +22,22 @@ from torch import Tensor
 
 import pccl
 from asyncrl.flat_model import FlatModel
-from asyncrl.guard import Guard, GuardOptions, StepSigns
-from asyncrl.loss import LossOptions, policy_loss, token_log_probabilities
+from asyncrl.guard import Guard, StepSigns
+from asyncrl.loss import policy_loss, token_log_probabilities
 from asyncrl.model import Decoder
-from asyncrl.rewards import RewardOptions, group_advantages, is_instructive
+from asyncrl.rewards import group_advantages, is_instructive
 from asyncrl.rollouts import Group, PackedRows, pack
+from asyncrl.trainer_options import OuterOptions, StepReport, TrainerOptions
+from diloco.outer import OuterOptimizer, make_factory
+from diloco.settings import Settings
 
 __all__ = ["StepReport", "Trainer", "TrainerOptions"]
 
-_STATISTICS = 5  # tokens, loss, entropy, KL, clipped: LossSums.statistics
-ASYNC_LEVEL_MAX = 8
+# Summed over the members: LossSums.statistics (tokens, loss, entropy, KL, clipped), and the tokens
+# times the gradient's norm.
+_STATISTICS = 6
 # Until members agree who is in; each try costs two round trips.
 _AGREE_TRIES = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerOptions:
-    """The defaults learn `spell_backward`; other values that do, and that collapse: asyncrl.md."""
-
-    step_count: int = 70
-    """The learning rate falls linearly to 0 there."""
-
-    learning_rate: float = 1e-4
-    warm_up_steps: int = 5
-    minibatch_count: int = 4
-    shard_count: int = 2
-    """Parts of a minibatch that go to the members in turn. With as many members or fewer, sums are
-    taken in one order, and any number of members up to it gives the same bytes if it is 2."""
-
-    beta2: float = 0.99
-    weight_decay: float = 0.01
-    gradient_norm_max: float = 0.5
-    async_level: int = 2
-    """Rollouts of a policy at most so many versions old are taken; so many are kept."""
-
-    temperature: float = 1.0
-    row_tokens: int = 64
-    good_every: int = 5
-    """Steps between the weights that the guard may return to."""
-
-    loss: LossOptions = field(default_factory=LossOptions)
-    rewards: RewardOptions = field(default_factory=RewardOptions)
-    guard: GuardOptions = field(default_factory=GuardOptions)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.async_level <= ASYNC_LEVEL_MAX:
-            raise ValueError(
-                f"async_level: expected 0 to {ASYNC_LEVEL_MAX}, got {self.async_level}"
-            )
-        for name in ("step_count", "minibatch_count", "shard_count", "good_every", "row_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What a step was like; the same on every member."""
-
-    version: int
-    """Of the weights that it made."""
-
-    digest: str
-    """SHA-256 of those weights."""
-
-    score: float
-    """Mean over all rollouts."""
-
-    staleness: float
-    """Versions between the policy that sampled and the one that learned, mean."""
-
-    token_count: int
-    entropy: float
-    kl: float
-    clip_share: float
-    gradient_norm: float
-    learning_rate: float
-    members: int
-    returned: str
-    """Why the guard went back to the last good weights; "": it did not."""
 
 
 @dataclass
@@ -117,7 +55,6 @@ class _Sums:
     """Over the minibatches of a step."""
 
     statistics: Tensor = field(default_factory=lambda: torch.zeros(_STATISTICS))
-    gradient_norm: float = 0.0
 
 
 # Places in Trainer.progress.
@@ -151,6 +88,8 @@ class Trainer:
         self._moments = torch.zeros(2, count)
         self._kept = self._flat.weights.repeat(self.options.async_level + 1, 1)
         self._good = self._flat.weights.repeat(2, 1)  # the older one, the newer one
+        self._theta = self._flat.weights.clone()  # of the last merge
+        self._outer = _make_outer(self._theta, self.options.outer)
 
     @property
     def model(self) -> Decoder:
@@ -169,20 +108,25 @@ class Trainer:
 
     def state(self) -> dict[str, NDArray[numpy.generic]]:
         """Everything that the next step depends on, as arrays that share the trainer's memory."""
-        return {
+        shared = {
             "weights": self._flat.weights.numpy(),
             "reference": self._reference.numpy(),
-            "moments": self._moments.numpy(),
             "kept": self._kept.numpy(),
             "good": self._good.numpy(),
             "guard": self.guard.history,
             "progress": self.progress,
         }
+        if self._outer is None:
+            return {**shared, "moments": self._moments.numpy()}
+        # Moments stay with the member that made them.
+        outer = {f"outer.{name}": value.numpy() for name, value in self._outer.state.items()}
+        return {**shared, **outer}
 
     def sync(self) -> None:
         """Let newcomers in, with the state of the others; see ElasticCommunicator.sync_state()."""
         if self.comm is not None:
             self.comm.sync_state(self.state(), revision=self.version)
+        self._theta.data.copy_(self._flat.weights)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint; it has its final name only when it is whole."""
@@ -206,6 +150,7 @@ class Trainer:
             raise ValueError(f"checkpoint {path}: of another model or async_level")
         for name, array in own.items():
             array[...] = found[name]
+        self._theta.data.copy_(self._flat.weights)
 
     # --- a step -----------------------------------------------------------------------------------
 
@@ -241,13 +186,15 @@ class Trainer:
             try:
                 for parts in own:
                     self._minibatch(parts, learning_rate, sums)
+                if self._outer is not None:
+                    self._merge(self._outer, sums)
             except pccl.NonFiniteContribution as error:
                 trouble = f"not finite: {error}"
         self.progress[_VERSION] += 1
         tokens = max(1.0, float(sums.statistics[0]))
-        _, entropy, kl, clipped = (float(value) / tokens for value in sums.statistics[1:])
+        _, entropy, kl, clipped, norm = (float(value) / tokens for value in sums.statistics[1:])
         if taken and not trouble:
-            trouble = self.guard.judge(StepSigns(entropy, sums.gradient_norm, score))
+            trouble = self.guard.judge(StepSigns(entropy, norm, score))
         if trouble:
             self._return_to_good()
         elif self.version % options.good_every == 0:
@@ -265,7 +212,7 @@ class Trainer:
             entropy=entropy,
             kl=kl,
             clip_share=clipped,
-            gradient_norm=sums.gradient_norm,
+            gradient_norm=norm,
             learning_rate=learning_rate,
             members=world_size,
             returned=trouble,
@@ -364,15 +311,28 @@ class Trainer:
                 reference_N=part.reference,
             )
             found.loss.backward()
-            flat.extra += found.statistics
-        if self.comm is not None:
+            flat.extra[:-1] += found.statistics
+        if self.comm is not None and self._outer is None:
             self.comm.all_reduce(flat.sums.numpy(), uniform=True, finite=True)
-        flat.gradient /= flat.extra[0].clamp(min=1)
+        tokens = flat.extra[0].clamp(min=1)
+        flat.gradient /= tokens
         norm = float(flat.gradient.norm())
         flat.gradient *= min(1.0, self.options.gradient_norm_max / (norm + 1e-6))
+        flat.extra[-1] = norm * tokens
         sums.statistics += flat.extra
-        sums.gradient_norm = max(sums.gradient_norm, norm)
         self._adam(learning_rate)
+
+    def _merge(self, outer: OuterOptimizer, sums: _Sums) -> None:
+        """Average what the members moved by, weighted by their tokens, and move theta by it."""
+        flat = self._flat
+        torch.sub(self._theta.detach(), flat.weights, out=flat.gradient)
+        flat.gradient *= sums.statistics[0]
+        flat.extra.copy_(sums.statistics)
+        if self.comm is not None:
+            self.comm.all_reduce(flat.sums.numpy(), uniform=True, finite=True)
+        sums.statistics.copy_(flat.extra)
+        outer.step(0, flat.gradient / sums.statistics[0].clamp(min=1))
+        flat.weights.copy_(self._theta.detach())
 
     def _adam(self, learning_rate: float) -> None:
         """Adam with decoupled weight decay (Loshchilov and Hutter 2019), on the whole vector."""
@@ -389,11 +349,21 @@ class Trainer:
     def _return_to_good(self) -> None:
         """Go on from weights before the trouble; what policies since then sampled is left out."""
         self._flat.weights.copy_(self._good[0])
+        self._theta.data.copy_(self._good[0])
         self._good[1] = self._good[0]
         self._moments.zero_()
+        for value in self._outer.state.values() if self._outer else ():
+            value.zero_()
         self.progress[_ADAM_STEPS] = 0
         self.progress[_RETURNS] += 1
         self.progress[_WARM_FROM] = self.version
         self.progress[_BAD_FROM] = self.progress[_GOOD_OLD] + 1
         self.progress[_BAD_TO] = self.version - 1
         self.progress[_GOOD_NEW] = self.progress[_GOOD_OLD]
+
+
+def _make_outer(theta: Tensor, options: OuterOptions | None) -> OuterOptimizer | None:
+    if options is None:
+        return None
+    settings = Settings(outer_lr=options.learning_rate, outer_momentum=options.momentum)
+    return OuterOptimizer(theta, [slice(0, theta.numel())], make_factory(settings))

@@ -144,6 +144,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--async-level", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=0, help="0: that of the run")
     parser.add_argument("--no-guard", action="store_true")
     parser.add_argument("--shuffled", action="store_true", help="the control")
     parser.add_argument("--every", type=int, default=10, help="steps between evaluations")
@@ -155,9 +156,12 @@ def main() -> int:
             print(name, options)
         return 0
     torch.set_num_threads(1)
+    base = RUNS[chosen.run]
     options = dataclasses.replace(
-        RUNS[chosen.run],
+        base,
+        step_count=chosen.steps if base.step_count < 10_000 else base.step_count,
         async_level=chosen.async_level,
+        learning_rate=chosen.learning_rate or base.learning_rate,
         guard=GuardOptions(is_on=not chosen.no_guard),
     )
 

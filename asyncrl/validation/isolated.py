@@ -108,6 +108,11 @@ class IsolatedValidator:
             verdict = Verdict(file_sha256=sha256_of(path), run_id=self.run_id)
             return verdict.refused(Refusal("crash", text))
 
+    def start(self) -> None:
+        """Start the child now, not with the first file. Raises as judge_path()."""
+        if self._child is None:
+            self._start()
+
     def close(self) -> None:
         child, self._child = self._child, None
         if child is not None:

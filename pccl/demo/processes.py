@@ -18,7 +18,7 @@ import pccl
 from pccl.address import RunAddress
 from pccl.launch import die_with_parent
 
-__all__ = ["CoordinatorProcess", "MemberProcess", "Said", "find_member_program"]
+__all__ = ["CoordinatorProcess", "DemoProcess", "MemberProcess", "Said", "find_member_program"]
 
 # Of what a process writes to its standard error, for the one that fails.
 _ERROR_LINES_MAX = 30
@@ -46,7 +46,9 @@ class Said:
     what: dict[str, Any] | None
 
 
-class _Process:
+class DemoProcess:
+    """A command with its output read line by line, which dies with this process."""
+
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
             ["env", *(f"{name}={value}" for name, value in environment.items()), *command],
@@ -99,7 +101,7 @@ class _Process:
                 pipe.close()
 
 
-class MemberProcess(_Process):
+class MemberProcess(DemoProcess):
     """Trains; each of its lines goes to `said`."""
 
     def __init__(
@@ -128,7 +130,7 @@ class MemberProcess(_Process):
         self._said.put(Said(self, None))
 
 
-class CoordinatorProcess(_Process):
+class CoordinatorProcess(DemoProcess):
     """`pccl coordinator` on any port of this machine, or where the last one was."""
 
     def __init__(self, folder: Path, last: CoordinatorProcess | None = None) -> None:

@@ -3,6 +3,7 @@
 import random
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -13,10 +14,12 @@ from thread_ranks import run_threads
 
 import pccl
 from asyncrl.guard import GuardOptions
+from asyncrl.loss import policy_loss, token_log_probabilities
 from asyncrl.model import Decoder, ModelConfig
 from asyncrl.rewards import RewardOptions
 from asyncrl.rollouts import Group, Rollout
 from asyncrl.trainer import StepReport, Trainer, TrainerOptions
+from asyncrl.trainer_options import OuterOptions
 
 CONFIG = ModelConfig(width=24, layer_count=1, head_count=2, feed_forward_width=32, context_max=32)
 OPTIONS = TrainerOptions(learning_rate=1e-3, row_tokens=16, good_every=1)
@@ -60,14 +63,17 @@ def join(coordinator: CoordinatorProcess, run: str, members: int) -> pccl.Elasti
 
 
 def in_company(
-    coordinator: CoordinatorProcess, run: str, member: Callable[[Trainer, int], list[StepReport]]
+    coordinator: CoordinatorProcess,
+    run: str,
+    member: Callable[[Trainer, int], list[StepReport]],
+    options: TrainerOptions = OPTIONS,
 ) -> list[list[StepReport]]:
     """`member` on two members of a run."""
     torch.set_num_threads(1)
 
     def take_part(number: int) -> list[StepReport]:
         with join(coordinator, run, 2) as comm:
-            return member(Trainer(Decoder(CONFIG), OPTIONS, comm), number)
+            return member(Trainer(Decoder(CONFIG), options, comm), number)
 
     return run_threads(2, take_part)
 
@@ -89,6 +95,81 @@ def test_two_members_make_the_weights_that_one_makes_with_both_halves(
     assert len(set(digests)) == 4
     assert [one.digest for one in first] == [one.digest for one in second] == digests
     assert [one.token_count for one in first] == [one.token_count for one in wanted]
+
+
+def diloco_by_a_loop(steps: int, outer: OuterOptions) -> list[torch.Tensor]:
+    """Both members one after the other, with torch's own optimizers; theta after each step."""
+    models = [Decoder(CONFIG), Decoder(CONFIG)]
+    inner = [
+        torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=0.01)
+        for model in models
+    ]
+    theta = torch.nn.utils.parameters_to_vector(models[0].parameters()).detach().clone()
+    merged = torch.optim.SGD(
+        [theta], lr=outer.learning_rate, momentum=outer.momentum, nesterov=True
+    )
+    found = []
+    for step in range(steps):
+        rate = 1e-3 * min(1, (step + 1) / 5) * (1 - step / 150)
+        policy = Decoder(CONFIG)
+        torch.nn.utils.vector_to_parameters(theta.clone(), policy.parameters())
+        moves, weights = [], []
+        for number, (model, optimizer) in enumerate(zip(models, inner, strict=True)):
+            torch.nn.utils.vector_to_parameters(theta.clone(), model.parameters())
+            optimizer.param_groups[0]["lr"] = rate
+            tokens = 0
+            for at in range(4):
+                optimizer.zero_grad()
+                tokens += plain_minibatch(model, policy, groups_of(step, 0)[at::4][number::2])
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                optimizer.step()
+            local = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+            moves.append((theta - local) * tokens)
+            weights.append(tokens)
+        theta.grad = sum(moves) / sum(weights)
+        merged.step()
+        found.append(theta.clone())
+    return found
+
+
+def plain_minibatch(model: Decoder, policy: Decoder, groups: list[Group]) -> int:
+    """Backward of the mean over tokens, a sequence at a time; how many tokens."""
+    count = sum(len(one.tokens) for group in groups for one in group.rollouts)
+    for group in groups:
+        mean = sum(one.score for one in group.rollouts) / len(group.rollouts)
+        for one in group.rollouts:
+            row, targets = torch.tensor([one.prompt + one.tokens[:-1]]), torch.tensor(one.tokens)
+            logits = model(row)[0][0, len(one.prompt) - 1 :]
+            with torch.no_grad():
+                old = policy(row)[0][0, len(one.prompt) - 1 :]
+                behaviour = token_log_probabilities(old, targets)
+            advantages = torch.full(targets.shape, one.score - mean)
+            sums = policy_loss(logits, targets, behaviour, advantages, OPTIONS.loss)
+            (sums.loss / count).backward()
+    return count
+
+
+def test_with_diloco_members_go_alone_within_a_step_and_are_merged_at_its_end(
+    coordinator: CoordinatorProcess,
+) -> None:
+    options = replace(OPTIONS, outer=OuterOptions())
+    ends: list[numpy.ndarray] = []
+
+    def train(trainer: Trainer, _: int) -> list[StepReport]:
+        reports = []
+        for step in range(3):
+            trainer.sync()
+            reports.append(trainer.step(groups_of(step, 0)))
+        ends.append(trainer.state()["weights"].copy())
+        return reports
+
+    first, second = in_company(coordinator, "diloco", train, options)
+    assert [one.digest for one in first] == [one.digest for one in second]
+    wanted = diloco_by_a_loop(3, OuterOptions())[-1]
+    assert (ends[0] == ends[1]).all()
+    moved = ends[0] - Trainer(Decoder(CONFIG)).state()["weights"]
+    assert numpy.abs(moved).max() > 1e-4
+    numpy.testing.assert_allclose(ends[0], wanted.numpy(), atol=2e-5)
 
 
 def test_a_member_may_go_and_another_come_and_gets_all_state(

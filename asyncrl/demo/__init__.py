@@ -1,0 +1,1 @@
+"""`python -m asyncrl.demo`: a whole run on this machine, with a cheater and with kills."""
