@@ -32,6 +32,10 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, help=__doc__, no_args_is_help=True
 )
 
+# Of a relay to its origin. Its requests queue behind what it sends to its clients, so a connection
+# stands still for as long as that queue is; 8 chunks under way keep the line full.
+_RELAY_CONNECTIONS = 8
+
 _Folder = Annotated[Path, typer.Option(help="where versions are kept")]
 _Host = Annotated[str, typer.Option(help="local address to listen on")]
 _Port = Annotated[int, typer.Option(help="0: any; the address is printed")]
@@ -91,7 +95,10 @@ def relay(
     trust = _trust(signer, run)
 
     async def main() -> None:
-        async with WeightsClient(folder, origin, trust, backup_urls=sibling) as client:
+        options = DownloadOptions(connections=_RELAY_CONNECTIONS)
+        async with WeightsClient(
+            folder, origin, trust, backup_urls=sibling, options=options
+        ) as client:
             following = asyncio.create_task(follow(client, keep))
             serving = asyncio.create_task(_serve(client.store, host, port, connections))
             try:
@@ -113,7 +120,12 @@ def fetch(
     backup: Annotated[
         list[str], typer.Option(help="asked only while one of the others is down")
     ] = [],  # noqa: B006
-    timeout: Annotated[float, typer.Option(metavar="SECONDS")] = 3600.0,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="for a version to be announced")
+    ] = 0.0,
+    timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="for a version to come")
+    ] = 3600.0,
 ) -> None:
     """Bring a version here; print as JSON where it is and who sent what. Exit code 1: it failed."""
     trust = _trust(signer, run)
@@ -132,7 +144,7 @@ def fetch(
             async with WeightsClient(
                 folder, source, trust, backup_urls=backup, options=options
             ) as client:
-                done = await client.fetch(version if version >= 0 else None)
+                done = await client.fetch(version if version >= 0 else None, wait=wait)
             print(
                 json.dumps(
                     {

@@ -23,7 +23,7 @@ __all__ = ["Fetched", "WeightsClient", "fetch_weights"]
 # Given to a source that is asked for its versions; the others do not wait for a dead one longer.
 _ASK_SECONDS = 5.0
 # Given to the others when one has named a newer version: they may know a newer one still.
-_OTHERS_SECONDS = 0.3
+_OTHERS_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class WeightsClient:
     def path(self, version: int) -> Path:
         return self._folder / f"{version}.weights"
 
-    async def fetch(self, version: int | None = None) -> Fetched:
-        """Bring a version here; the newest one by default.
+    async def fetch(self, version: int | None = None, *, wait: float = 0.0) -> Fetched:
+        """Bring a version here; by default the newest one, for which it waits `wait` seconds.
 
         Its file appears under its name only when it is whole and its SHA-256 is the signed one.
         After a failure or a kill the next call goes on with the chunks that came.
@@ -128,18 +128,27 @@ class WeightsClient:
             BroadcastError: no source could give it; each is named with what it did.
             OSError: the disk is full; nothing is left under the file's name.
         """
-        begun = time.monotonic()
         if version is None:
-            version = await self.latest()
+            version = await self._newest(wait)
             if version is None:
                 told = "; ".join(f"{s.url}: {s.banned or s.error}" for s in self.sources)
                 raise BroadcastError(f"broadcast: no version is announced. {told}")
+        begun = time.monotonic()
         known = self.store.load(version, self._trust.signers, self._trust.run)
         if known is None or not known.is_final or not await _is_file(self.path(version), known):
             known = await self._fetch_chunks(version)
         self._remove_old()
         reports = [source.report() for source in self.sources]
         return Fetched(self.path(version), known, time.monotonic() - begun, reports)
+
+    async def _newest(self, wait: float) -> int | None:
+        deadline = time.monotonic() + wait
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            version = await self.latest(-1, min(left, 10.0))
+            if version is not None or left == 0.0:
+                return version
+            await asyncio.sleep(min(left, 0.2))  # also when nobody could be asked
 
     async def _fetch_chunks(self, version: int) -> Manifest:
         download = self.download(version)
@@ -168,9 +177,12 @@ class WeightsClient:
 
     async def _assemble(self, download: Download, version: int, path: Path) -> str:
         """Append chunks as they come, in order; return the SHA-256 of all."""
-        whole, index = hashlib.sha256(), 0
+        whole, index, restarts = hashlib.sha256(), 0, 0
         with open(path, "wb") as file:
             while not (download.is_done and download.manifest and index == download.manifest.count):
+                if restarts != download.restarts:
+                    whole, index, restarts = hashlib.sha256(), 0, download.restarts
+                    file.seek(0)
                 if not download.has(index):
                     await asyncio.sleep(0.02)
                     continue

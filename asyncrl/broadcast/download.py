@@ -78,12 +78,15 @@ class Download:
         self._options = options
         self._version = -1
         self.manifest: Manifest | None = None
+        self.restarts = 0
+        """How often the writer began anew: chunks from before are of other bytes."""
+
         self._missing: set[int] = set()
         self._under_way: dict[int, list[tuple[Source, float]]] = {}
         self._parts: dict[int, tuple[bytearray, set[str]]] = {}
         self._waiting: set[asyncio.Future[None]] = set()
         self._last_chunk_at = 0.0
-        self._offset = random.random()
+        self._lots: list[int] = []
 
     @property
     def held(self) -> int:
@@ -220,6 +223,10 @@ class Download:
         self.manifest = new
         self._store.put_manifest(self._version, data)
         if old is not None and not new.extends(old):
+            self.restarts += 1
+            for source in self._sources:
+                source.excluded.clear()
+                source.wrong.clear()
             self._missing -= await asyncio.to_thread(self._store.verify, new)
 
     # --- chunks ---
@@ -254,11 +261,16 @@ class Download:
         return min(late)[1] if late else None
 
     def _rank(self, index: int) -> tuple[int, int]:
-        """Rarest among the backups first; then in order, from a place of this client's own."""
+        """A relay: what fewest of its siblings have, by lot, since what they are just fetching is
+        not announced yet, and whoever goes in order follows them. A client: in order, so that it
+        puts the file together meanwhile."""
         assert self.manifest is not None
-        holders = sum(index in source.held for source in self._sources if source.is_backup)
-        count = self.manifest.count
-        return holders, (index - int(self._offset * count)) % count
+        siblings = [source for source in self._sources if source.is_backup]
+        if not siblings:
+            return 0, index
+        if len(self._lots) != self.manifest.count:
+            self._lots = random.sample(range(self.manifest.count), self.manifest.count)
+        return sum(index in source.held for source in siblings), self._lots[index]
 
     async def _take_chunks(self, source: Source) -> None:
         while not source.banned:
@@ -301,7 +313,7 @@ class Download:
             return  # the writer began anew
         if hashlib.sha256(part).hexdigest() != manifest.chunks[index]:
             if len(givers) == 1:
-                source.blame(index)
+                source.blame(index, manifest.is_final)
             return
         source.succeed(size - had, time.monotonic() - begun)
         if index in self._missing:

@@ -100,12 +100,13 @@ class Source:
         wait = min(0.1 * 2**self.failures, _BACKOFF_SECONDS_MAX)
         self.retry_at = time.monotonic() + wait * random.uniform(0.7, 1.3)
 
-    def blame(self, index: int) -> None:
-        """Note that it sent other bytes than were signed."""
+    def blame(self, index: int, is_final: bool) -> None:
+        """Note that it sent other bytes than were signed. Until the manifest is final that may be
+        the writer, which began anew; it is not asked for this chunk again either way."""
         self.wrong.append(index)
         self.excluded.add(index)
         self.error = f"sent wrong bytes for chunk {index}"
-        if len(self.wrong) >= _WRONG_MAX:
+        if is_final and len(self.wrong) >= _WRONG_MAX:
             self.banned = f"sent wrong bytes for chunks {self.wrong}"
 
     def succeed(self, size: int, seconds: float) -> None:

@@ -152,7 +152,10 @@ class Publisher:
 
     def begin(self, version: int, size: int, model: str = "") -> VersionWriter:
         """Begin a version of `size` bytes; its manifest is announced with the first chunk."""
-        newest = max(self._store.versions(), default=-1)
+        signers = (self._key.address,)
+        kept = (self._store.load(known, signers, self._run) for known in self._store.versions())
+        # One that a killed writer left unfinished may be written anew.
+        newest = max((known.version for known in kept if known and known.is_final), default=-1)
         if version <= newest:
             raise ValueError(f"publisher: version {version} is not newer than {newest}")
         manifest = Manifest(self._run, version, size, chunk_bytes_for(size), model, ())

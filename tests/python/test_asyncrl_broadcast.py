@@ -284,6 +284,26 @@ def test_chunks_travel_while_the_origin_still_writes(
     assert from_bitmap(have, 25) == set(range(25))
 
 
+def test_a_writer_that_died_begins_anew_and_its_first_bytes_are_not_kept(
+    tmp_path: Path, origin: tuple[ServingProcess, Path]
+) -> None:
+    """A client already has chunks of the first attempt; the second one has other bytes."""
+    process, folder = origin
+    other = random.Random(2).randbytes(len(WEIGHTS))
+    Publisher(folder, TRAINER, "run").begin(5, len(WEIGHTS)).write(WEIGHTS[: 12 * CHUNK_BYTES_MIN])
+
+    async def run() -> Fetched:
+        written = asyncio.Event()
+        options = DownloadOptions(progress=lambda held, _: written.set() if held > 2 else None)
+        async with WeightsClient(tmp_path, [process.url], TRUST, options=options) as client:
+            fetching = asyncio.create_task(client.fetch(5))
+            await asyncio.wait_for(written.wait(), PATIENCE_SECONDS)
+            Publisher(folder, TRAINER, "run").publish(other, 5)
+            return await asyncio.wait_for(fetching, PATIENCE_SECONDS)
+
+    assert asyncio.run(run()).path.read_bytes() == other
+
+
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="no nginx: apt-get install nginx-light")
 def test_nginx_is_a_relay_by_the_configuration_that_is_shipped(
     tmp_path: Path, origin: tuple[ServingProcess, Path]

@@ -8,14 +8,20 @@ import json
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asyncrl_processes import PATIENCE_SECONDS, ServingProcess
+from coordinator_processes import environment
+from typer.testing import CliRunner
 
+from asyncrl.protocol.__main__ import app
 from asyncrl.protocol.client import CoordinatorClient, CoordinatorError
 from asyncrl.protocol.coordinator import Coordinator
 from asyncrl.protocol.keys import BadSignature, Key
@@ -361,6 +367,66 @@ def test_a_full_disk_refuses_and_keeps_what_was_kept(tmp_path: Path) -> None:
     coordinator.database.execute(f"PRAGMA max_page_count = {pages + 1000}")
     assert say(coordinator, kept, A) == "pending"
     assert say(coordinator, kept, B) == "accepted"
+
+
+def test_a_file_system_that_is_full_refuses_until_there_is_room(tmp_path: Path) -> None:
+    """A real one, of 3 MB; everybody else goes on meanwhile."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system here (root can)")
+    try:
+        with closing(Run(folder)) as run:
+            honest, trainer = run.client(HONEST), run.client(TRAINER)
+            honest.register(100)
+            trainer.advance(1, {})
+            sent = []
+
+            def fill() -> None:
+                for index in range(4):
+                    sent.append(honest.upload(bytes([index]) * (1 << 20), 1, index)["sha256"])
+
+            refused("disk", fill)
+            assert 0 < len(sent) < 4
+            assert run.status()["files"]["pending"] == len(sent)
+            assert not list(folder.glob("files/*.part"))
+            assert run.client(A).file(sent[0])
+            more = ["mount", "-o", "remount,size=30m", str(folder)]
+            subprocess.run(more, check=True)
+            honest.upload(b"room", 1, len(sent))
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_coordinator_does_not_start_on_a_ledger_with_a_changed_row(tmp_path: Path) -> None:
+    made(tmp_path)
+    OWNER.save(tmp_path / "coordinator.pem")
+    (tmp_path / "run.json").write_text(json.dumps(vars(OPTIONS)))
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        database.executescript(
+            "DROP TRIGGER no_change; UPDATE entries SET amount = 900 WHERE number = 2"
+        )
+    database.close()
+    command = ["coordinator", str(tmp_path / "run.json"), "--folder", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, "-m", "asyncrl.protocol", *command],
+        env=environment(), capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "ledger: row 2: changed since it was written" in done.stderr
+    assert "Traceback" not in done.stderr
+    audit = ["ledger", str(tmp_path / "ledger.db"), "--key", OWNER.public_key.hex()]
+    told = CliRunner().invoke(app, audit)
+    assert told.exit_code == 1
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        database.executescript(
+            "DROP TRIGGER no_change; UPDATE entries SET amount = 100 WHERE number = 2"
+        )
+    database.close()
+    told = CliRunner().invoke(app, audit)
+    assert told.exit_code == 0
+    assert HONEST.address[:8] in told.output
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ function curve(steps, names) {
     const kind = index === 0 ? "first" : "second";
     made.append(drawn("polyline", { class: kind, points: found.map((p) => `${x(p[0])},${y(p[1])}`).join(" ") }));
     const label = `${names[index]} ${found[found.length - 1][1].toPrecision(3)}`;
-    made.append(drawn("text", { class: kind, x: WIDTH - MARGIN, y: 14 + 14 * index, "text-anchor": "end" }, label));
+    made.append(drawn("text", { class: kind, x: MARGIN + 6, y: 14 + 14 * index }, label));
   });
   return made;
 }
