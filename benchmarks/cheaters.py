@@ -230,7 +230,8 @@ def cheat(bench: Bench, name: str, file_count: int) -> Judged:
         request = JudgeRequest(submission_index=0, open_steps=[STEPS + 1])
         assert validator.judge(earlier, request).accepted, "the honest one"
         data = CHEATS[name].make(dataclasses.replace(inputs, earlier=earlier))
-        bench.judge(validator, data, 0, found)
+        # Of the worker whose file is sent again, the coordinator has counted one.
+        bench.judge(validator, data, int(name == "replayed"), found)
     return found
 
 

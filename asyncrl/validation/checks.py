@@ -135,16 +135,19 @@ class Upload:
 # --- without a model: microseconds ---
 
 
-def check_replay(content_sha256: str, history: History) -> Refusal | None:
-    """Against a file sent twice, and a file of somebody else signed again."""
-    owner = history.owner(content_sha256)
-    if owner is not None:
+def check_replay(address: str, content_sha256: str, history: History) -> Refusal | None:
+    """Against a file of somebody else, signed again."""
+    owner = history.owner(content_sha256) or address
+    if owner != address:
         return Refusal("replay", f"these rollouts came from {owner} before")
     return None
 
 
 def check_order(upload: Upload) -> Refusal | None:
-    """Against a worker that makes many submissions and sends the best of them."""
+    """Against a file sent twice, and a worker that makes many and sends the best of them.
+
+    Whoever asks twice about one upload, because the answer got lost, gets it twice.
+    """
     found, expected = upload.file.submission_index, upload.submission_index
     if found != expected:
         return Refusal(

@@ -1,7 +1,8 @@
 """A validator in a process of its own, with limits: whatever a file does to it, a verdict comes.
 
 The child is `python -m asyncrl.validation.isolated`; requests and verdicts are lines of JSON. A
-child that dies, takes too long, or takes too much memory is one verdict "crash" and a new child.
+child that dies, takes too long, or takes too much memory is replaced and its file judged again; a
+file that does it twice is refused as "crash". So what kills one process costs no honest worker.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from asyncrl.validation.verdict import Verdict
 __all__ = ["IsolatedValidator", "ProcessLimits", "ValidatorFactory"]
 
 _ANSWER_BYTES_MAX = 1 << 14
+# The first death may be somebody else's doing.
+_TRIES = 2
 
 
 class TakesWeights(Protocol):
@@ -48,7 +51,7 @@ class ProcessLimits:
     start_seconds: float = 60.0
     """To import torch and make the validator."""
 
-    file_seconds: float = 60.0
+    file_seconds: float = 120.0
     """For one file, new weights included."""
 
 
@@ -65,6 +68,8 @@ class IsolatedValidator:
     run_id: str
     limits: ProcessLimits = field(default_factory=ProcessLimits)
     crash_count: int = 0
+    """Processes that ended without a verdict."""
+
     _child: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> IsolatedValidator:
@@ -83,30 +88,32 @@ class IsolatedValidator:
         return None if self._child is None else self._child.pid
 
     def judge_path(self, path: Path, request: JudgeRequest, weights: Mapping[int, Path]) -> Verdict:
-        """The verdict on a file, at the latest after start_seconds + file_seconds.
+        """The verdict on a file, at the latest after 2 * (start_seconds + file_seconds).
 
         Args:
             weights: version -> its file, of all kept versions.
 
         Raises:
-            RuntimeError: the child could not be started; the file is not judged.
+            RuntimeError: a child could not be started; the file is not judged.
         """
-        child = self._child or self._start()
         line = {
             "path": str(path),
             "submission_index": request.submission_index,
             "open_steps": list(request.open_steps),
             "weights": {str(version): str(file) for version, file in weights.items()},
         }
-        try:
-            answer = self._ask(child, json.dumps(line), self.limits.file_seconds)
-            return Verdict(**json.loads(answer))
-        except (OSError, ValueError, TypeError) as error:
-            self.crash_count += 1
-            self.close()
-            text = f"the validator's process: {error}; exit code {child.returncode}"
-            verdict = Verdict(file_sha256=sha256_of(path), run_id=self.run_id)
-            return verdict.refused(Refusal("crash", text))
+        why = ""
+        for _ in range(_TRIES):
+            child = self._child or self._start()
+            try:
+                answer = self._ask(child, json.dumps(line), self.limits.file_seconds)
+                return Verdict(**json.loads(answer))
+            except (OSError, ValueError, TypeError) as error:
+                self.crash_count += 1
+                self.close()
+                why = f"the validator's process: {error}; exit code {child.returncode}"
+        verdict = Verdict(file_sha256=sha256_of(path), run_id=self.run_id)
+        return verdict.refused(Refusal("crash", why))
 
     def start(self) -> None:
         """Start the child now, not with the first file. Raises as judge_path()."""

@@ -126,7 +126,7 @@ class Validator:
         try:
             signed = Signed.from_bytes(data, self.rules.limits)
             verdict = verdict.of(address=signed.address)
-            copied = check_replay(signed.content_sha256, self.history)
+            copied = check_replay(signed.address, signed.content_sha256, self.history)
             if copied is not None:
                 return verdict.refused(copied)
             file = signed.parse(self.rules.limits)

@@ -26,23 +26,22 @@ class Weights:
 
 
 class Dying(Validator):
-    """Does what the file's run says, after it has remembered the file."""
+    """Does what the file's run says."""
 
     def judge(self, data: bytes, request: JudgeRequest) -> Verdict:
         print("noise on stdout")
         signed = Signed.from_bytes(data, FileLimits())
         file: RolloutFile = signed.parse(FileLimits())
-        kills = file.run_id in ("die", "hang", "eat", "raise")
-        if kills and self.history.owner(signed.content_sha256) is None:
-            self.history.record(signed.address, signed.content_sha256, file)
-            if file.run_id == "die":
-                os.abort()
-            if file.run_id == "hang":
-                time.sleep(600)
-            if file.run_id == "eat":
-                bytearray(8 << 30)
-            if file.run_id == "raise":
-                raise RuntimeError("a bug")
+        if file.run_id == "remember":
+            self.history.record("somebody", signed.content_sha256, file)
+        if file.run_id == "die":
+            os.abort()
+        if file.run_id == "hang":
+            time.sleep(600)
+        if file.run_id == "eat":
+            bytearray(8 << 30)
+        if file.run_id == "raise":
+            raise RuntimeError("a bug")
         return super().judge(data, request)
 
 

@@ -56,6 +56,16 @@ def test_a_refused_file_makes_no_thief_of_its_worker(run: SmallRun, honest: byte
     assert validator.judge(stolen, REQUEST).reason == "replay"
 
 
+def test_who_asks_again_about_an_upload_gets_the_same_answer(run: SmallRun, honest: bytes) -> None:
+    """A validator may die between its judgement and its answer."""
+    validator = run.validator()
+    first = validator.judge(honest, REQUEST)
+    assert first.accepted
+    assert validator.judge(honest, REQUEST) == first
+    again = dataclasses.replace(REQUEST, submission_index=1)
+    assert validator.judge(honest, again).reason == "replay"
+
+
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
