@@ -78,6 +78,10 @@ class Config:
     run: str = dataclasses.field(default="", repr=False)
     """PCCL_RUN: the address of an elastic run, "pccl://host:port/run#key.token", for join()."""
 
+    world_size_min: int = 1
+    """PCCL_WORLD_SIZE_MIN: of an elastic run: join() waits until so many members are in, unless it
+    is told another number."""
+
     key: str = ""
     """PCCL_KEY: the file with this member's own key, of `pccl keygen`, by which a run knows it when
     it comes again. Empty: a new key each time. For join()."""
@@ -98,6 +102,8 @@ class Config:
             raise ValueError(f"trace_dir: expected a folder that exists, got {self.trace_dir!r}")
         if self.run:
             _parse_run(self.run)
+        if self.world_size_min < 1:
+            raise ValueError(f"world_size_min: expected 1 or more, got {self.world_size_min}")
         if not 1 <= self.sockets <= _SOCKETS_MAX:
             raise ValueError(f"sockets: expected 1 to {_SOCKETS_MAX}, got {self.sockets}")
         if not self.ports or not all(0 <= port <= 65535 for port in self.ports):
@@ -325,4 +331,5 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_TRACE_DIR": ("trace_dir", str),
     "PCCL_TLS": ("tls", _parse_lower),
     "PCCL_TIMEOUT": ("timeout_seconds", _parse_seconds),
+    "PCCL_WORLD_SIZE_MIN": ("world_size_min", _parse_integer),
 }

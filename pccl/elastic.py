@@ -56,7 +56,7 @@ class Member:
 def join(
     address: str = "",
     *,
-    world_size_min: int = 1,
+    world_size_min: int | None = None,
     timeout_seconds: float | None = None,
     host_coordinator: bool = False,
     insecure: bool = False,
@@ -67,7 +67,7 @@ def join(
     Args:
         address: "pccl://host:port/run#key.token", as `pccl coordinator` prints it. What follows
             '#' may be missing on the coordinator's own machine (loopback). Empty: PCCL_RUN.
-        world_size_min: wait until so many members are in.
+        world_size_min: wait until so many members are in. None: what the configuration says (1).
         timeout_seconds: default of every operation. None: what the configuration says (1800).
         host_coordinator: if nobody listens at the address's port of this machine, run the
             coordinator in this process; it ends with it. Its key is the one that `pccl invite`
@@ -90,6 +90,7 @@ def join(
         config = replace(config, insecure=True)
     if not address and not config.run:
         raise ValueError("address: expected pccl://host:port/run#key.token, here or in PCCL_RUN")
+    world_size_min = world_size_min or config.world_size_min
     place = RunAddress.parse(address or config.run)
     if config.insecure and place.fingerprint:
         raise ValueError(f"insecure=True contradicts the key in the address of {place.shown}")

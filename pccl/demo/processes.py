@@ -18,7 +18,7 @@ import pccl
 from pccl.address import RunAddress
 from pccl.launch import die_with_parent
 
-__all__ = ["CoordinatorProcess", "DemoProcess", "MemberProcess", "Said", "find_member_program"]
+__all__ = ["CoordinatorProcess", "DemoProcess", "MemberProcess", "Said", "find_example"]
 
 # Of what a process writes to its standard error, for the one that fails.
 _ERROR_LINES_MAX = 30
@@ -28,14 +28,14 @@ _END_SECONDS = 5.0
 _START_SECONDS = 30.0
 
 
-def find_member_program() -> Path:
-    """examples/demo_member.py, of a checkout or of an installed wheel."""
+def find_example(name: str) -> Path:
+    """examples/`name`, of a checkout or of an installed wheel."""
     package = Path(pccl.__file__).resolve().parent
     for folder in (package / "examples", package.parent / "examples"):
-        program = folder / "demo_member.py"
+        program = folder / name
         if program.is_file():
             return program
-    raise FileNotFoundError(f"examples/demo_member.py is neither in nor beside {package}")
+    raise FileNotFoundError(f"examples/{name} is neither in nor beside {package}")
 
 
 @dataclass(frozen=True)
@@ -47,26 +47,34 @@ class Said:
 
 
 class DemoProcess:
-    """A command with its output read line by line, which dies with this process."""
+    """A process that ends with this one; the last lines that it writes are kept.
 
-    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+    Args:
+        shown: it writes to this terminal instead.
+    """
+
+    def __init__(
+        self, command: Sequence[str], environment: dict[str, str], *, shown: bool = False
+    ) -> None:
+        pipe = None if shown else subprocess.PIPE
         self.process = subprocess.Popen(
             ["env", *(f"{name}={value}" for name, value in environment.items()), *command],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=pipe,
+            stderr=pipe,
             text=True,
             preexec_fn=die_with_parent,
         )
         self.errors: deque[str] = deque(maxlen=_ERROR_LINES_MAX)
-        self._threads = [
-            threading.Thread(target=read, daemon=True) for read in (self._read, self._read_errors)
-        ]
+        readers = () if shown else (self._read, self._read_errors)
+        self._threads = [threading.Thread(target=read, daemon=True) for read in readers]
         for thread in self._threads:
             thread.start()
 
     def _read(self) -> None:
-        raise NotImplementedError
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.errors.append(line.rstrip())
 
     def _read_errors(self) -> None:
         assert self.process.stderr is not None
@@ -131,19 +139,28 @@ class MemberProcess(DemoProcess):
 
 
 class CoordinatorProcess(DemoProcess):
-    """`pccl coordinator` on any port of this machine, or where the last one was."""
+    """`pccl coordinator` on any port of this machine, or where the last one was.
 
-    def __init__(self, folder: Path, last: CoordinatorProcess | None = None) -> None:
-        place = ["--port", str(last.port if last else 0)]
-        place += ["--status-port", str(last.status_port if last else 0)]
-        command = [sys.executable, "-m", "pccl", "coordinator", "--bind", "127.0.0.1"]
+    Args:
+        place: options that say where it listens, and of which run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        last: CoordinatorProcess | None = None,
+        place: Sequence[str] = ("--bind", "127.0.0.1", "--name", "demo"),
+    ) -> None:
+        command = [sys.executable, "-m", "pccl", "coordinator", *place]
+        command += ["--port", str(last.port if last else 0)]
+        command += ["--status-port", str(last.status_port if last else 0)]
         # A machine that is busy with starting members is slow, and nobody stands still here.
-        command += ["--name", "demo", "--heartbeat", "0.2", "--silence", "5", "--listen", "0"]
+        command += ["--heartbeat", "0.2", "--silence", "5", "--listen", "0"]
         self.status_port: int = last.status_port if last else 0
         self.address = ""  # until it listens
         self._is_decided = threading.Event()
         self._has_page = threading.Event()
-        super().__init__([*command, "--database", str(folder / "coordinator.db"), *place], {})
+        super().__init__([*command, "--database", str(folder / "coordinator.db")], {})
 
     @property
     def is_ready(self) -> bool:

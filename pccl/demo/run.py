@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pccl.demo.processes import CoordinatorProcess, MemberProcess, Said, find_member_program
+from pccl.demo.processes import CoordinatorProcess, MemberProcess, Said, find_example
 from pccl.demo.verdict import Event, Record, Verdict, judge
 
 __all__ = ["Demo", "DemoOptions", "run_demo"]
@@ -186,7 +186,7 @@ class Demo:
         options = ["--members", str(begin_with), "--seed", str(self.options.seed)]
         options += ["--end", str(self._folder / "end")]
         number = len(self._members) + 1
-        program = self.options.program or find_member_program()
+        program = self.options.program or find_example("demo_member.py")
         self._members.append(MemberProcess(number, program, self._address, options, self._said))
 
     def _alive(self) -> list[MemberProcess]:

@@ -213,7 +213,8 @@ def join_group(address: str, options: Any, config: Config) -> ElasticProcessGrou
     Raises:
         ConnectError: not in, or not enough members, in time.
     """
-    communicator = join(address, world_size_min=options.group_size, config=config)
+    wanted = max(options.group_size, config.world_size_min)
+    communicator = join(address, world_size_min=wanted, config=config)
     try:
         group = ElasticProcessGroup(communicator, options)
         group._codec = config.codec

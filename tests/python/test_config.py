@@ -26,6 +26,7 @@ READ = {
     "PCCL_TRACE_DIR": ("/", "trace_dir", "/"),
     "PCCL_TLS": ("Always", "tls", "always"),
     "PCCL_TIMEOUT": ("60", "timeout_seconds", 60.0),
+    "PCCL_WORLD_SIZE_MIN": ("3", "world_size_min", 3),
 }
 
 
@@ -83,6 +84,7 @@ def test_unset_and_empty_variables_leave_the_defaults() -> None:
         ("PCCL_SOCKETS", "65"),
         ("PCCL_TIMEOUT", "-1"),
         ("PCCL_TIMEOUT", "nan"),
+        ("PCCL_WORLD_SIZE_MIN", "0"),
     ],
 )
 def test_a_variable_that_cannot_be_understood_is_named_and_quoted(name: str, text: str) -> None:
