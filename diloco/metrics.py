@@ -1,56 +1,41 @@
 """What a run shows while it goes on, and what it leaves for `diloco report`.
 
-Every member writes a file of its own, RUN/member-ID.jsonl, one JSON object a line:
+Every member writes a file of its own, RUN/member-NAME.jsonl, one JSON object a line:
 
-    start   at, member, parameters, settings
-    inner   at, step, loss, tokens, seconds, learning_rate       a step of this member
-    outer   at, round, step, members, contributors, tokens,      an outer step of all
-            loss, bytes_sent, sync_seconds, seconds, utilisation, hash
-    end     at, step                                             it left; no such line: it died
+    start   at, member, process, parameters, settings
+    inner   at, step, loss, tokens, seconds, learning_rate     a step of this member
+    outer   at, all fields of SyncInfo, seconds, utilization   a merge of all members
+    result  at, whatever was found at the end                  a loss on held-out data, say
+    end     at, step                                           it left; no such line: it died
 
 `at` is the machine's clock (seconds since 1970); a figure that is not finite is null.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-__all__ = ["Metrics", "OuterStep"]
+from torch import Tensor
+
+from diloco.info import SyncInfo
+from diloco.optimizer import DiLoCo
+
+__all__ = ["Metrics"]
 
 _logger = logging.getLogger("diloco")
 
 # Where the output is no terminal: a line instead of a bar, this often at most.
 _LINE_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class OuterStep:
-    """What one outer step was, at this member.
-
-    round: counts the run's outer steps, from 1. step: the run's inner steps after it.
-    members, contributors: ids of those that were in, and of those whose work is in the result.
-    tokens: of all contributors since the last outer step. bytes_sent: by this member.
-    sync_seconds: in which this member did not compute. hash: of the outer parameters, momentum.
-    """
-
-    round: int
-    step: int
-    members: Sequence[str]
-    contributors: Sequence[str]
-    tokens: float
-    bytes_sent: int
-    sync_seconds: float
-    hash: str = ""
-    excluded: Mapping[str, str] | None = None
 
 
 class _Sink(Protocol):
@@ -60,91 +45,92 @@ class _Sink(Protocol):
 
 
 class Metrics:
-    """Takes a member's figures, and shows and writes them.
+    """Watches a run, and shows and writes its figures.
+
+        with DiLoCo(comm, model, optimizer) as run, Metrics(run, "runs/mine") as metrics:
+            ...
+            metrics.log(loss=loss)  # before optimizer.step()
 
     Nothing here can end a run: where a file can't be written (a full disk, say) this is logged
     once, and that output ends.
 
     Args:
+        run: the DiLoCo to watch.
         folder: of the run; None writes no file.
-        member: this member's id.
         steps: of the whole run, for the bar.
         progress: a bar on a terminal, a line now and then elsewhere.
-        tensorboard: also write RUN/tensorboard/ID; needs the package.
+        tensorboard: also write FOLDER/tensorboard/NAME; needs the package.
         wandb: also to Weights & Biases, as a run of this project; needs the package.
     """
 
     def __init__(
         self,
+        run: DiLoCo,
         folder: Path | str | None,
         *,
-        member: str = "0",
         steps: int = 0,
         progress: bool = False,
         tensorboard: bool = False,
         wandb: str = "",
     ) -> None:
+        self._run = run
+        name = run.members.name.replace(" ", "-")
         self._sinks: list[_Sink] = []
         if folder is not None:
             place = Path(folder)
-            self._sinks.append(_JsonLines(place / f"member-{member}.jsonl"))
+            self._sinks.append(_JsonLines(place / f"member-{name}.jsonl"))
             if tensorboard:
-                self._sinks.append(_TensorBoard(place / "tensorboard" / member))
+                self._sinks.append(_TensorBoard(place / "tensorboard" / name))
         if wandb:
-            self._sinks.append(_Wandb(wandb, member))
+            self._sinks.append(_Wandb(wandb, name))
         if progress:
             self._sinks.append(_Progress(steps))
-        self._member = member
+        self._losses: list[float] = []
         self._began = self._last = time.perf_counter()
-        self._sync_seconds = 0.0
-        self._round_loss: list[float] = []
-        self._step = 0
+        self._compute_seconds = self._sync_seconds = 0.0
+        run.on_sync.append(self._synced)
+        self._hook = run.optimizer.register_step_pre_hook(self._stepping)
+        parameters = sum(parameter.numel() for parameter in run.model.parameters())
+        settings = dataclasses.asdict(run.settings)
+        start = {"member": run.members.name, "process": os.getpid()}
+        self._write("start", {**start, "parameters": parameters, "settings": settings})
 
-    def start(self, *, parameters: int, settings: Mapping[str, Any]) -> None:
-        """Say what the run is."""
-        self._began = self._last = time.perf_counter()
-        self._write(
-            "start", {"member": self._member, "parameters": parameters, "settings": dict(settings)}
-        )
+    def log(self, *, loss: float | Tensor) -> None:
+        """Take the loss of the step that is being made; of several, as with accumulated gradients,
+        the mean. It goes to the run as well: DiLoCo.log() need not be called."""
+        self._losses.append(float(loss.detach() if isinstance(loss, Tensor) else loss))
+        self._run.log(loss=self._losses[-1])
 
-    def inner(self, step: int, *, loss: float, tokens: int, learning_rate: float = 0.0) -> None:
-        """A step of this member is done; its seconds are those since the last call of any kind.
+    def result(self, **figures: float) -> None:
+        """Take what was found at the end; the same names on all members."""
+        self._write("result", figures)
 
-        Args:
-            step: of the run, after it.
-            tokens: that this member trained on in it.
-        """
-        self._step = step
-        self._round_loss.append(loss)
+    def _stepping(self, *_: Any) -> None:
+        now = time.perf_counter()
         row = {
-            "step": step,
-            "loss": loss,
-            "tokens": tokens,
-            "seconds": self._lap(),
-            "learning_rate": learning_rate,
+            "step": self._run.step + 1,
+            "loss": sum(self._losses) / len(self._losses) if self._losses else math.nan,
+            "tokens": self._run.progress.step_so_far().tokens,
+            "seconds": now - self._last,
+            "learning_rate": float(self._run.optimizer.param_groups[0]["lr"]),
         }
+        self._losses, self._last = [], now
         self._write("inner", row)
 
-    def outer(self, done: OuterStep) -> None:
-        """An outer step is done."""
-        self._lap()
-        self._sync_seconds += done.sync_seconds
-        seconds = self._last - self._began
-        losses = [loss for loss in self._round_loss if math.isfinite(loss)]
-        self._round_loss = []
-        row = asdict(done) | {
-            "members": list(done.members),
-            "contributors": list(done.contributors),
-            "loss": sum(losses) / len(losses) if losses else math.nan,
-            "seconds": seconds,
-            "utilisation": 1 - self._sync_seconds / max(seconds, self._sync_seconds, 1e-9),
+    def _synced(self, info: SyncInfo) -> None:
+        self._compute_seconds += info.own_compute_seconds
+        self._sync_seconds += info.own_sync_seconds
+        whole = self._compute_seconds + self._sync_seconds
+        row = dataclasses.asdict(info) | {
+            "seconds": time.perf_counter() - self._began,
+            "utilization": self._compute_seconds / whole if whole else 1.0,
         }
         self._write("outer", row)
 
     def close(self) -> None:
         """This member leaves; idempotent."""
         if self._sinks:
-            self._write("end", {"step": self._step})
+            self._write("end", {"step": self._run.step})
         self._close()
 
     def __enter__(self) -> Metrics:
@@ -159,11 +145,6 @@ class Metrics:
         # Whoever ends by an error has not left politely.
         self.close() if error is None else self._close()
 
-    def _lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
-
     def _write(self, kind: str, row: Mapping[str, Any]) -> None:
         whole = {"kind": kind, "at": time.time(), **row}
         for sink in list(self._sinks):
@@ -175,6 +156,9 @@ class Metrics:
                 _close(sink)
 
     def _close(self) -> None:
+        self._hook.remove()
+        with suppress(ValueError):
+            self._run.on_sync.remove(self._synced)
         sinks, self._sinks = self._sinks, []
         for sink in sinks:
             _close(sink)
@@ -229,7 +213,7 @@ class _Wandb:
 
 
 class _Progress:
-    """loss, tokens/s, utilisation and bytes of an outer step, at a glance."""
+    """loss, tokens/s, utilization and bytes of an outer step, at a glance."""
 
     def __init__(self, steps: int) -> None:
         from rich.console import Console
@@ -250,17 +234,16 @@ class _Progress:
         self._task = self._bar.add_task("", total=steps or None, state="")
         self._bar.start()
         self._loss, self._outer = math.nan, ""
-        self._tokens, self._began, self._said_at = 0.0, time.perf_counter(), 0.0
+        self._began, self._said_at = time.perf_counter(), 0.0
 
     def write(self, kind: str, row: Mapping[str, Any]) -> None:
         if kind == "inner":
             self._loss = row["loss"]
         elif kind == "outer":
-            self._tokens += row["tokens"]
-            speed = self._tokens / max(time.perf_counter() - self._began, 1e-9)
+            speed = row["total_tokens"] / max(time.perf_counter() - self._began, 1e-9)
             self._outer = (
-                f"  {speed:,.0f} tokens/s  {row['utilisation']:.0%} computing  "
-                f"{row['bytes_sent'] / 1e6:.2f} MB an outer step  {len(row['members'])} members"
+                f"  {speed:,.0f} tokens/s  {row['utilization']:.0%} computing  "
+                f"{row['own_bytes_sent'] / 1e6:.2f} MB an outer step  {len(row['members'])} members"
             )
         if "step" not in row:
             return

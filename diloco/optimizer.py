@@ -23,6 +23,7 @@ from diloco.methods import make_method
 from diloco.outer import OuterFactory, OuterOptimizer, describe, make_factory, warn_if_unstable
 from diloco.outer_state import OuterState, digest_of, drop_bad_state
 from diloco.progress import Progress
+from diloco.sampler import RoundSampler, shared_data
 from diloco.settings import Settings
 
 __all__ = ["DiLoCo"]
@@ -60,6 +61,7 @@ class DiLoCo:
         outer_optimizer: takes a list of tensors, and makes any torch optimizer of them. None: SGD
             of `settings.outer_lr` and `outer_momentum`, Nesterov.
         on_sync: called with a SyncInfo after each merge.
+        sampler: hands out the run's data; its place is a part of the shared state.
         changes: fields of Settings that replace those of `settings`.
 
     Raises:
@@ -83,6 +85,7 @@ class DiLoCo:
         *,
         outer_optimizer: OuterFactory | None = None,
         on_sync: Callable[[SyncInfo], None] | None = None,
+        sampler: RoundSampler | None = None,
         **changes: Any,
     ) -> None:
         if outer_optimizer is not None:
@@ -106,13 +109,13 @@ class DiLoCo:
         self.method = make_method(self)
         self.roster: tuple[str, ...] = (self.members.name,)
         self.newcomers: tuple[str, ...] = ()  # of the roster, that begin with this round
-        self._is_new = True
+        self._is_new, self._is_restored = True, False
         self._rates: dict[str, float] = {}  # steps a second, of those in the roster
-        self._mark = agreement.mark_of(self.settings, self.state.shapes())
-        self._is_restored = False
+        self.sampler, self._data = sampler, shared_data(sampler, self.settings)
+        self._shapes = self.state.shapes() | (sampler.shape() if sampler is not None else {})
+        self._mark = agreement.mark_of(self.settings, self._shapes)
         self._hooks: list[Any] = []
-        self._bytes_before = 0
-        self._hash = ""
+        self._bytes_before, self._hash = 0, ""
 
     # --- where the run is -------------------------------------------------------------------------
 
@@ -192,8 +195,9 @@ class DiLoCo:
         if not self._is_restored:
             self.state.read(self.state.theta)
         self._bytes_before = self.members.bytes_sent()
+        before = self.round if self._is_restored else -1
         self.admit()
-        if not self._is_restored:
+        if self.round != before:  # what was restored is older than the run
             for fragment in range(len(self.state.fragments)):
                 self.state.install(fragment, self.state.theta)
         self.method.begin_round()
@@ -351,6 +355,8 @@ class DiLoCo:
     def _end_round(self, steps: int) -> None:
         if self.is_warming_up:
             self._average_parameters()
+        if self.sampler is not None:
+            self.sampler.end_round(self, steps)
         self.counters[0] += 1
         self.counters[1] += steps
         self.progress.round_steps = 0
@@ -361,7 +367,10 @@ class DiLoCo:
 
     def admit(self) -> None:
         """Where newcomers come in: everybody gets the same state, and a roll is called."""
-        agreement.agree(self.members, self.settings, self.state.shapes(), self.round, self._share)
+        before = self.round
+        agreement.agree(self.members, self.settings, self._shapes, self.round, self._share)
+        if self.round != before:
+            self.progress.round_steps = 0
         own = f"{'new' if self._is_new else 'old'}{self.members.name}".encode().ljust(32)
         rows = self.members.gather(np.frombuffer(own, np.uint8))
         roll = [row.tobytes().decode().strip() for row in rows]
@@ -371,13 +380,15 @@ class DiLoCo:
         if self.settings.inherit_inner_state and self.newcomers and givers:
             inherit(self.members, self.optimizer, is_new=self._is_new, givers=givers)
         self._is_new = False
+        if self.sampler is not None:
+            self.sampler.begin(self.rank, self.world_size, self.round_length, self.round_step)
 
     def _share(self) -> None:
         self.members.share(self.shared_state(), self.round)
 
     def shared_state(self) -> dict[str, Tensor]:
         """What is the same at all members, and a newcomer gets: by name, on the host."""
-        state = {"counters": self.counters, **self.method.shared()}
+        state = {"counters": self.counters, **self._data, **self.method.shared()}
         return {f"{self._mark}.{name}": tensor for name, tensor in state.items()}
 
     def _tell(self, fragment: int, outcome: Outcome, values: dict[str, Any]) -> None:
@@ -413,7 +424,8 @@ class DiLoCo:
         with self.method.lock():
             return {
                 "settings": self.settings.as_json(),
-                "shapes": self.state.shapes(),
+                "shapes": self._shapes,
+                "data": {name: tensor.clone() for name, tensor in self._data.items()},
                 "counters": self.counters.clone(),
                 "theta": self.state.theta.detach().clone(),
                 "outer": {name: tensor.clone() for name, tensor in self.outer.state.items()},
@@ -435,7 +447,9 @@ class DiLoCo:
         if self._hooks:
             raise RuntimeError("load_state_dict: call it before the `with` block is entered")
         saved = Settings.from_json(state["settings"])
-        agreement.check_restored(self.settings, saved, self.state.shapes(), state["shapes"])
+        agreement.check_restored(self.settings, saved, self._shapes, state["shapes"])
+        for name, tensor in self._data.items():
+            tensor.copy_(state["data"][name])
         self.counters.copy_(state["counters"])
         with torch.no_grad():
             self.state.theta.copy_(state["theta"])

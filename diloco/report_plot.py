@@ -24,7 +24,7 @@ _MARKS = {
 
 
 def plot_report(report: Report, path: Path) -> None:
-    """Draw `report` into a PNG. Needs at least one round."""
+    """Draw `report` into a PNG. Needs at least one merge."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -33,12 +33,12 @@ def plot_report(report: Report, path: Path) -> None:
     figure, axes = plt.subplots(
         2, 3, figsize=(13, 6.6), height_ratios=[2.1, 1], layout="constrained"
     )
-    rounds = report.rounds
-    steps = [float(found.step) for found in rounds]
-    seconds = [found.seconds for found in rounds]
-    megabytes = [total / 1e6 for total in accumulate(found.bytes_sent for found in rounds)]
+    merges = report.merges
+    steps = [float(found.step) for found in merges]
+    seconds = [found.seconds for found in merges]
+    megabytes = [total / 1e6 for total in accumulate(found.bytes_sent for found in merges)]
     figure.suptitle(_title(report), x=0.01, ha="left", fontsize=13, fontweight="bold")
-    losses = [found.loss for found in rounds]
+    losses = [found.loss for found in merges]
     smooth = _smoothed(losses)
     names = ("inner steps of the run", "MB sent by a member", "seconds")
     for index, (x, name) in enumerate(zip((steps, megabytes, seconds), names, strict=True)):
@@ -65,10 +65,10 @@ def plot_report(report: Report, path: Path) -> None:
 
 
 def _title(report: Report) -> str:
-    rounds = report.rounds
+    merges = report.merges
     end = "FAILED" if report.faults else "the same bytes everywhere after each"
     return (
-        f"{rounds[-1].step:,} steps in {len(rounds)} outer steps, {len(report.deaths)} deaths, "
+        f"{merges[-1].step:,} steps in {len(merges)} outer steps, {len(report.deaths)} deaths, "
         f"{len(report.joins)} joins: {end}"
     )
 
@@ -92,10 +92,10 @@ def _draw_marks(axis: Any, report: Report, curve: Sequence[Sequence[float]]) -> 
 
 
 def _draw_members(axis: Any, report: Report, steps: Sequence[float]) -> None:
-    members = [found.members for found in report.rounds]
-    axis.step(steps, members, where="post", color=_GREY, linewidth=1.2, label="in")
-    contributors = [found.contributors for found in report.rounds]
-    axis.step(steps, contributors, where="post", color=_LINE, linewidth=1.6, label="contributed")
+    members = [found.members for found in report.merges]
+    axis.step(steps, members, where="pre", color=_GREY, linewidth=1.2, label="in")
+    contributors = [found.contributors for found in report.merges]
+    axis.step(steps, contributors, where="pre", color=_LINE, linewidth=1.6, label="contributed")
     axis.set_ylabel("members")
     axis.set_xlabel("inner steps of the run")
     axis.set_ylim(0, max(members) + 0.5)
@@ -106,8 +106,8 @@ def _draw_members(axis: Any, report: Report, steps: Sequence[float]) -> None:
 
 def _draw_bytes(axis: Any, report: Report, steps: Sequence[float]) -> None:
     axis.step(
-        steps, [found.bytes_sent / 1e6 for found in report.rounds],
-        where="post", color=_LINE, linewidth=1.4,
+        steps, [found.bytes_sent / 1e6 for found in report.merges],
+        where="pre", color=_LINE, linewidth=1.4,
     )  # fmt: skip
     axis.set_ylabel("MB sent by a member\nin an outer step")
     axis.set_xlabel("inner steps of the run")
@@ -116,12 +116,7 @@ def _draw_bytes(axis: Any, report: Report, steps: Sequence[float]) -> None:
 
 
 def _draw_time(axis: Any, report: Report, seconds: Sequence[float]) -> None:
-    spans = [after - before for before, after in zip([0.0, *seconds], seconds, strict=False)]
-    sync = [found.sync_seconds for found in report.rounds]
-    shares = [
-        100 * max(0.0, 1 - part / max(span, part, 1e-9))
-        for part, span in zip(sync, spans, strict=True)
-    ]
+    shares = [100 * found.utilization for found in report.merges]
     axis.step(seconds, shares, where="pre", color=_LINE, linewidth=1.4)
     axis.set_ylabel("% of a round\nspent computing")
     axis.set_xlabel("seconds")
@@ -131,7 +126,7 @@ def _draw_time(axis: Any, report: Report, seconds: Sequence[float]) -> None:
 
 def _smoothed(values: Sequence[float]) -> list[float]:
     """The mean around each value, over a fiftieth of all, symmetric at the ends too."""
-    reach = max(1, len(values) // 100)
+    reach = len(values) // 100
     found = []
     for index in range(len(values)):
         near = min(reach, index, len(values) - 1 - index)

@@ -7,8 +7,9 @@ state, and from it, the world size and its own rank a member computes what is it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-__all__ = ["Place", "RoundSampler", "permute"]
+from diloco.settings import Settings
+
+if TYPE_CHECKING:
+    from diloco.optimizer import DiLoCo
+
+__all__ = ["Place", "RoundSampler", "permute", "rounds"]
 
 Interval = tuple[int, int]  # positions [first, last)
+_Batch = TypeVar("_Batch")
 _Words = npt.NDArray[np.uint64]
 
 # A member that dies leaves one gap or a few, and gaps are filled first, so that more than a handful
@@ -145,13 +152,26 @@ class RoundSampler(Sampler[list[int]]):
         """Passes over the data, with the part of the one that runs."""
         return self.place.next / self.length
 
-    def begin(self, rank: int, world_size: int, steps: int) -> None:
-        """A round of `steps` steps begins; a pure function of `state` and these three."""
+    def begin(self, rank: int, world_size: int, steps: int, taken: int = 0) -> None:
+        """A round of `steps` steps begins; a pure function of `state` and these four.
+
+        Args:
+            taken: so many were done before a checkpoint in the middle of the round.
+        """
         if not 0 <= rank < world_size:
             raise ValueError(f"begin: rank {rank} of {world_size}")
-        self.world_size, self.steps, self._taken = world_size, steps, 0
+        self.world_size, self.steps, self._taken = world_size, steps, taken
         share = self.place.shares(world_size, steps * self.batch)[rank]
         self._own = [position for first, last in share for position in range(first, last)]
+
+    def end_round(self, run: DiLoCo, steps: int) -> None:
+        """For DiLoCo: the round is over after `steps` steps of those that contributed."""
+        done = run.info.contributors if run.info is not None else ()
+        self.end([steps if name in done else 0 for name in run.roster])
+
+    def shape(self) -> dict[str, list[int]]:
+        """What members must have in common, for messages and checkpoints."""
+        return {"data: samples, batch, seed": [self.length, self.batch, self.seed]}
 
     def end(self, done_steps: Sequence[int]) -> None:
         """The round is over.
@@ -174,6 +194,34 @@ class RoundSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return self.steps - self._taken
+
+
+def shared_data(sampler: RoundSampler | None, settings: Settings) -> dict[str, Tensor]:
+    """What a sampler adds to the shared state.
+
+    Raises:
+        ValueError: the method has no rounds that all members begin together.
+    """
+    if sampler is None:
+        return {}
+    if settings.method in ("asynchronous", "decoupled", "gossip"):
+        raise ValueError(f"sampler: method={settings.method!r} has no rounds that all begin alike")
+    return {"data": sampler.state}
+
+
+def rounds(loader: Iterable[_Batch]) -> Iterator[_Batch]:
+    """Repeat a loader of a RoundSampler for ever: round after round, pass after pass.
+
+    Raises:
+        RuntimeError: it has nothing to give: no DiLoCo(sampler=...) has begun a round.
+    """
+    while True:
+        is_empty = True
+        for batch in loader:
+            is_empty = False
+            yield batch
+        if is_empty:
+            raise RuntimeError("rounds: the sampler has no round; give it to DiLoCo(sampler=...)")
 
 
 def _take(pool: Sequence[Interval], count: int) -> tuple[list[Interval], list[Interval]]:
