@@ -16,6 +16,7 @@ def positions(place: Place) -> set[int]:
     return {position for first, last in place.gaps for position in range(first, last)}
 
 
+@settings(deadline=None)
 @given(rounds=st.lists(st.tuples(ROUND, st.integers(0, 5)), max_size=12), batch=st.integers(1, 4))
 def test_each_position_is_trained_on_once_or_comes_again(
     rounds: list[tuple[list[int], int]], batch: int
@@ -37,6 +38,7 @@ def test_each_position_is_trained_on_once_or_comes_again(
         assert trained | positions(place) == set(range(place.next))
 
 
+@settings(deadline=None)
 @given(length=st.integers(1, 300), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 3))
 def test_each_pass_over_the_data_is_a_permutation(length: int, seed: int, epoch: int) -> None:
     found = permute(range(epoch * length, (epoch + 1) * length), length, seed)
@@ -64,7 +66,7 @@ FIXED = [977, 476, 228, 608, 462]
     worlds=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 63)), min_size=1, max_size=20),
     length=st.integers(1, 200),
 )
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_members_that_only_share_the_state_never_meet(
     worlds: list[tuple[int, int]], length: int
 ) -> None:
