@@ -14,7 +14,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.text import Text
 
-from pccl.demo.processes import ChildProcess, CoordinatorProcess
+from pccl.demo.processes import CoordinatorProcess, DemoProcess
 
 __all__ = ["LaunchOptions", "LocalRun", "MemberProcess", "launch"]
 
@@ -51,7 +51,7 @@ class LaunchOptions:
             raise ValueError("expected a program to launch")
 
 
-class MemberProcess(ChildProcess):
+class MemberProcess(DemoProcess):
     """One member; the first one has the terminal, of the others the last lines are kept."""
 
     def __init__(

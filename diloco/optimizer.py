@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from diloco import agreement, warmup
+from diloco import agreement, saved_state, warmup
 from diloco.compressor import make_compressor
 from diloco.info import SyncInfo, make_info
 from diloco.inheritance import inherit
@@ -111,9 +111,9 @@ class DiLoCo:
         self.newcomers: tuple[str, ...] = ()  # of the roster, that begin with this round
         self._is_new, self._is_restored = True, False
         self._rates: dict[str, float] = {}  # steps a second, of those in the roster
-        self.sampler, self._data = sampler, shared_data(sampler, self.settings)
-        self._shapes = self.state.shapes() | (sampler.shape() if sampler is not None else {})
-        self._mark = agreement.mark_of(self.settings, self._shapes)
+        self.sampler, self.data = sampler, shared_data(sampler, self.settings)
+        self.shapes = self.state.shapes() | (sampler.shape() if sampler is not None else {})
+        self._mark = agreement.mark_of(self.settings, self.shapes)
         self._hooks: list[Any] = []
         self._bytes_before, self._hash = 0, ""
 
@@ -368,7 +368,7 @@ class DiLoCo:
     def admit(self) -> None:
         """Where newcomers come in: everybody gets the same state, and a roll is called."""
         before = self.round
-        agreement.agree(self.members, self.settings, self._shapes, self.round, self._share)
+        agreement.agree(self.members, self.settings, self.shapes, self.round, self._share)
         if self.round != before:
             self.progress.round_steps = 0
         own = f"{'new' if self._is_new else 'old'}{self.members.name}".encode().ljust(32)
@@ -388,7 +388,7 @@ class DiLoCo:
 
     def shared_state(self) -> dict[str, Tensor]:
         """What is the same at all members, and a newcomer gets: by name, on the host."""
-        state = {"counters": self.counters, **self._data, **self.method.shared()}
+        state = {"counters": self.counters, **self.data, **self.method.shared()}
         return {f"{self._mark}.{name}": tensor for name, tensor in state.items()}
 
     def _tell(self, fragment: int, outcome: Outcome, values: dict[str, Any]) -> None:
@@ -421,18 +421,7 @@ class DiLoCo:
         theta is not the model's parameters except where a round is just over: save both, and the
         inner optimizer's state. What is under way is waited for.
         """
-        with self.method.lock():
-            return {
-                "settings": self.settings.as_json(),
-                "shapes": self._shapes,
-                "data": {name: tensor.clone() for name, tensor in self._data.items()},
-                "counters": self.counters.clone(),
-                "theta": self.state.theta.detach().clone(),
-                "outer": {name: tensor.clone() for name, tensor in self.outer.state.items()},
-                "residual": self.compressor.state_dict(),
-                "progress": self.progress.state_dict(),
-                "method": self.method.state_dict(),
-            }
+        return saved_state.collect(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from state_dict(), before the block is entered; a changed world size is fine.
@@ -446,16 +435,5 @@ class DiLoCo:
         """
         if self._hooks:
             raise RuntimeError("load_state_dict: call it before the `with` block is entered")
-        saved = Settings.from_json(state["settings"])
-        agreement.check_restored(self.settings, saved, self._shapes, state["shapes"])
-        for name, tensor in self._data.items():
-            tensor.copy_(state["data"][name])
-        self.counters.copy_(state["counters"])
-        with torch.no_grad():
-            self.state.theta.copy_(state["theta"])
-            for name, tensor in self.outer.state.items():
-                tensor.copy_(state["outer"][name])
-        self.compressor.load_state_dict(state["residual"])
-        self.progress.load_state_dict(state["progress"])
-        self.method.load_state_dict(state["method"])
+        saved_state.install(self, state)
         self._is_restored, self._is_new = True, False
