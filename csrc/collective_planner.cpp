@@ -107,8 +107,10 @@ topology::Schedule schedule_of(const Signature& signature, std::span<const uint6
       if (signature.codec != Codec{})
         return topology::choose_coded_all_reduce(links, signature.count, algorithm, routes);
       return all_reduce_of(signature, links, routes, algorithm);
-    case Collective::Barrier:
-      return topology::plan_all_reduce_doubling(n, 1);
+    case Collective::Barrier: {
+      topology::Schedule quickest = topology::choose_all_reduce(links, 1, 1, "auto", routes);
+      return quickest.algorithm == "exchange" ? quickest : topology::plan_all_reduce_doubling(n, 1);
+    }
     case Collective::Broadcast:
       return topology::choose_broadcast(links, signature.root, signature.count, bytes,
                                         named({"binomial", "double_binary_tree"}));
@@ -167,7 +169,7 @@ bool is_one_machine(std::span<const transport::MemberAddress> members) {
 }
 
 CollectivePlanner::CollectivePlanner(PlannerOptions options, LinkExchange::TrafficSource traffic)
-    : unknown_(topology::host_links(options.hosts)),
+    : unknown_(topology::host_links(options.hosts, options.is_one_machine)),
       is_one_host_(std::set<int32_t>(options.hosts.begin(), options.hosts.end()).size() == 1),
       rank_(options.rank),
       algorithm_(std::move(options.algorithm)),

@@ -37,6 +37,7 @@ ALGORITHMS = (
     "ring",
     "halving_doubling",
     "doubling",
+    "exchange",
     "double_binary_tree",
     "packed_trees",
     "rings",
@@ -63,7 +64,7 @@ class Plan:
     bytes_count: int  # of the reduced vector
     seconds: float
     steps: int  # messages on the longest path
-    # Of each: offset and count in elements of 4 bytes, core, up and down (pairs of ranks).
+    # Of each: offset and count in elements of 4 bytes, core, at_once, up, down (pairs of ranks).
     chunks: list[dict[str, Any]] = field(repr=False)
     # Seconds for which each resource carries bytes: ("link", from, to), ("send", rank),
     # ("receive", rank); the fullest one is what the plan waits for.
@@ -188,7 +189,7 @@ class Network:
                 plan = self.plan(bytes_count, algorithm)
             except ValueError:  # needs links that do not exist, or has no sites
                 continue
-            # "doubling" is another name for halving_doubling where the vector is long.
+            # Where the vector is long "doubling" and "exchange" are other names of others.
             if plan.algorithm == algorithm and algorithm != plans[0].algorithm:
                 plans.append(plan)
         return sorted(plans, key=lambda plan: plan.seconds)
@@ -247,7 +248,7 @@ class Network:
         carried = np.zeros(self.rates.shape)
         for chunk in chunks:
             size = chunk["count"] * _ELEMENT_BYTES
-            for sender, receiver in (*chunk["up"], *chunk["down"], *_exchanges(chunk["core"])):
+            for sender, receiver in (*chunk["up"], *chunk["down"], *_exchanges(chunk)):
                 carried[sender, receiver] += size
         busy: dict[tuple[str, int] | tuple[str, int, int], float] = {}
         for rank in range(self.world_size):
@@ -266,8 +267,11 @@ def _figures(values: Any, shape: tuple[int, ...], default: float, what: str) -> 
     return figures
 
 
-def _exchanges(core: list[int]) -> list[Edge]:
-    """Recursive doubling among the ranks of a core."""
+def _exchanges(chunk: dict[str, Any]) -> list[Edge]:
+    """Among the ranks of a core: at once, or by recursive doubling."""
+    core: list[int] = chunk["core"]
+    if chunk["at_once"]:
+        return [(a, b) for a in core for b in core if a != b]
     return [
         (core[place], core[place ^ (1 << bit)])
         for bit in range((len(core) - 1).bit_length())

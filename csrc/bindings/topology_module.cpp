@@ -65,6 +65,7 @@ py::dict schedule_as_data(const Schedule& schedule) {
     data["offset"] = chunk.offset;
     data["count"] = chunk.count;
     data["core"] = chunk.core;
+    data["at_once"] = chunk.exchanges_at_once;
     data["up"] = pairs_of(chunk.up);
     data["down"] = pairs_of(chunk.down);
     chunks.append(data);
@@ -96,6 +97,7 @@ std::string fault_of(const Network& network, const py::dict& data, uint64_t coun
     chunk.count = values["count"].cast<uint64_t>();
     chunk.reduces = true;
     chunk.core = values["core"].cast<std::vector<int32_t>>();
+    chunk.exchanges_at_once = values["at_once"].cast<bool>();
     chunk.up = edges_of(values["up"].cast<Pairs>());
     chunk.down = edges_of(values["down"].cast<Pairs>());
     schedule.chunks.push_back(std::move(chunk));

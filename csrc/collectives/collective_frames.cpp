@@ -41,8 +41,12 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
                               [from](const Child& child) { return child.rank == from; });
   } else if (part != nullptr && header.stage == kStageDown) {
     is_expected = part->plan->down_parent == from;
-  } else if (part != nullptr && size_t{header.stage} - kStageExchange < part->plan->rounds.size()) {
-    is_expected = part->plan->rounds[header.stage - kStageExchange].partner == from;
+  } else if (part != nullptr) {
+    const auto number = static_cast<uint16_t>(header.stage - kStageExchange);
+    is_expected = std::any_of(part->plan->rounds.begin(), part->plan->rounds.end(),
+                              [from, number](const ChunkPlan::Round& round) {
+                                return round.partner == from && round.arrives_as == number;
+                              });
   }
   if (!is_expected) {
     return rank + " sent a part that this rank does not expect (chunk " +
@@ -155,8 +159,10 @@ bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload
   }
   if (header.stage >= kStageExchange) {
     const auto round = static_cast<uint16_t>(header.stage - kStageExchange);
+    const bool is_over =
+        part.plan->exchanges_at_once ? part.round == part.plan->rounds.size() : round < part.round;
     part.partner_weights[round] = header.weight;
-    return round >= part.round && part.partner_values.emplace(round, std::move(payload)).second;
+    return !is_over && part.partner_values.emplace(round, std::move(payload)).second;
   }
   for (Child& child : part.children) {
     if (child.rank != header.source_rank) continue;
@@ -179,10 +185,12 @@ void CollectiveOperation::on_grant(Part& part, const FrameHeader& header) {
     }
   }
   if (header.stage >= kStageExchange) {
-    const auto round = static_cast<uint16_t>(header.stage - kStageExchange);
-    const bool is_partner =
-        round < part.plan->rounds.size() && part.plan->rounds[round].partner == header.source_rank;
-    if (is_partner) part.granted_rounds.insert(round);
+    const int sent_as = header.stage - kStageExchange;
+    for (size_t i = 0; i < part.plan->rounds.size(); ++i) {
+      const ChunkPlan::Round& round = part.plan->rounds[i];
+      if (round.partner == header.source_rank && round.sent_as == sent_as)
+        part.granted_rounds.insert(i);
+    }
   }
   advance(part);
 }
@@ -192,9 +200,10 @@ void CollectiveOperation::grant_all() {
     if (part.is_done) continue;
     for (Child& child : part.children)
       send_grant(child.rank, kStageUp, part.plan->chunk, child.granted);
-    for (size_t round = part.round; round < part.plan->rounds.size(); ++round) {
-      const auto stage = static_cast<uint16_t>(kStageExchange + round);
-      send_grant(part.plan->rounds[round].partner, stage, part.plan->chunk, 1);
+    for (size_t i = part.round; i < part.plan->rounds.size(); ++i) {
+      const ChunkPlan::Round& round = part.plan->rounds[i];
+      const auto stage = static_cast<uint16_t>(kStageExchange + round.arrives_as);
+      send_grant(round.partner, stage, part.plan->chunk, 1);
     }
     if (part.plan->down_parent >= 0)
       send_grant(part.plan->down_parent, kStageDown, part.plan->chunk, part.segments);

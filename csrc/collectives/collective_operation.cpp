@@ -20,7 +20,6 @@ using transport::Collective;
 using transport::FrameHeader;
 using transport::FrameType;
 using transport::kStageDown;
-using transport::kStageExchange;
 using transport::kStageUp;
 using transport::Payload;
 
@@ -213,51 +212,6 @@ void CollectiveOperation::reduce_into(std::byte* target, std::vector<const void*
     kernels::scale(target, target, count, call_.signature.dtype, weight > 0 ? 1 / weight : 0);
 }
 
-void CollectiveOperation::advance_exchange(Part& part) {
-  if (part.combined < part.segments) return;
-  const auto length = static_cast<uint32_t>(part.bytes);
-  while (part.round < part.plan->rounds.size()) {
-    const ChunkPlan::Round& round = part.plan->rounds[part.round];
-    if (part.rounds_sent == part.round) {
-      OutStream stream{.rank = round.partner,
-                       .stage = static_cast<uint16_t>(kStageExchange + part.round)};
-      stream.is_granted = part.granted_rounds.contains(static_cast<uint16_t>(part.round));
-      if (!can_send(stream, length)) return;
-      FrameHeader header = data_header(part, length);
-      if (std::byte* room = reserve_segment(stream, length)) {
-        std::memcpy(room, part.value.data(), length);
-        commit_segment(stream, header);
-      } else {
-        header.stage = stream.stage;
-        if (!stream.is_granted) {
-          header.flags |= transport::kFlagUngranted;
-          group_.to(round.partner).note_ungranted_sent(length);
-        }
-        transport::OutFrame frame;
-        frame.header = header;
-        frame.buffer = group_.pool().take(length);
-        std::memcpy(frame.buffer.bytes.get(), part.value.data(), length);
-        group_.send(round.partner, std::move(frame));
-      }
-      part.rounds_sent += 1;
-    }
-    const auto found = part.partner_values.find(static_cast<uint16_t>(part.round));
-    if (found == part.partner_values.end()) return;
-    const bool is_last = part.round + 1 == part.plan->rounds.size();
-    std::byte* target = is_last ? part.output : part.value.data();
-    std::vector<const void*> sources{part.value.data(), found->second.data()};
-    if (round.partner_first) std::swap(sources[0], sources[1]);
-    part.weight += part.partner_weights[static_cast<uint16_t>(part.round)];
-    reduce_into(target, sources, length, is_last, part.weight);
-    part.partner_values.erase(found);
-    part.round += 1;
-    if (is_last) {
-      part.finals = part.segments;
-      part.final_weight = part.weight;
-    }
-  }
-}
-
 void CollectiveOperation::pump_down(Part& part) {
   const std::byte* source = part.plan->is_core && !part.plan->reduces ? part.input : part.output;
   for (OutStream& stream : part.down) {
@@ -330,7 +284,9 @@ bool CollectiveOperation::needs(int32_t rank) const {
       if (child.rank == rank && arrived < part.segments) return true;
     }
     for (size_t i = part.round; i < part.plan->rounds.size(); ++i) {
-      if (part.plan->rounds[i].partner == rank) return true;
+      const ChunkPlan::Round& round = part.plan->rounds[i];
+      const bool is_over = i < part.rounds_sent && part.partner_values.contains(round.arrives_as);
+      if (round.partner == rank && !is_over) return true;
     }
     for (const OutStream& stream : part.down) {
       if (stream.rank == rank && (stream.next < part.segments || stream.in_flight > 0)) return true;
@@ -354,7 +310,11 @@ std::string CollectiveOperation::progress() const {
         waits_for_child = true;
       }
     }
-    if (part.round < part.plan->rounds.size()) silent.insert(part.plan->rounds[part.round].partner);
+    for (size_t i = part.round; i < part.plan->rounds.size(); ++i) {
+      const ChunkPlan::Round& round = part.plan->rounds[i];
+      if (!part.partner_values.contains(round.arrives_as)) silent.insert(round.partner);
+      if (!part.plan->exchanges_at_once) break;
+    }
     if (waits_for_child) continue;
     if (part.up && part.up->next < part.segments) silent.insert(part.up->rank);
     for (const OutStream& stream : part.down) {

@@ -111,12 +111,12 @@ class CollectiveOperation final : public Operation {
     std::vector<std::byte> value;  // exchange: the partial result
     uint32_t round = 0;
     uint32_t rounds_sent = 0;
-    std::map<uint16_t, transport::Payload> partner_values;
+    std::map<uint16_t, transport::Payload> partner_values;  // by `arrives_as`
     std::map<uint16_t, double> partner_weights;
-    double weight = 0;                  // of the partial result that was combined last
-    double final_weight = 0;            // of the final value
-    std::set<uint16_t> granted_rounds;  // whose value may be sent without credit
-    uint32_t finals = 0;                // final segments, without gaps from the start
+    double weight = 0;                // of the partial result that was combined last
+    double final_weight = 0;          // of the final value
+    std::set<size_t> granted_rounds;  // whose value may be sent without credit
+    uint32_t finals = 0;              // final segments, without gaps from the start
     std::vector<bool> have;
     std::vector<bool> placed;  // segments that arrive, or did, right where they belong
     std::vector<OutStream> down;
@@ -126,6 +126,10 @@ class CollectiveOperation final : public Operation {
   void advance(Part& part);
   void advance_up(Part& part);
   void combine(Part& part, uint32_t length);
+  void pump_down(Part& part);
+  void check_done(Part& part);
+  void maybe_finish();
+  void copy_own(Part& part);
   // --- coded_segments.cpp ---
   uint32_t wire_length_of(const Part& part, uint32_t segment) const;
   void combine_coded(Part& part, uint32_t length);
@@ -133,12 +137,11 @@ class CollectiveOperation final : public Operation {
   Feedback feedback_of(const Part& part, uint64_t first) const;
   // False: these bytes are no such segment; the group is broken.
   bool take_coded_final(Part& part, uint32_t segment, transport::Payload payload);
+  // --- exchange.cpp ---
   void advance_exchange(Part& part);
-  void pump_down(Part& part);
-  void check_done(Part& part);
-  void maybe_finish();
-  void copy_own(Part& part);
-
+  void exchange_at_once(Part& part);
+  bool send_value(Part& part);
+  // --- collective_frames.cpp ---
   bool on_data(Part& part, const transport::FrameHeader& header, transport::Payload payload);
   void on_grant(Part& part, const transport::FrameHeader& header);
   std::optional<std::string> find_mismatch(const transport::FrameHeader& header,

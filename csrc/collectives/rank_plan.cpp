@@ -6,6 +6,24 @@
 namespace pccl {
 namespace {
 
+// Of the rank at `position` of the core.
+std::vector<ChunkPlan::Round> rounds_of(const topology::Chunk& chunk, size_t position) {
+  std::vector<ChunkPlan::Round> rounds;
+  if (chunk.exchanges_at_once) {
+    for (size_t other = 0; other < chunk.core.size(); ++other) {
+      if (other == position) continue;
+      rounds.push_back({chunk.core[other], other < position, static_cast<uint16_t>(position),
+                        static_cast<uint16_t>(other)});
+    }
+    return rounds;
+  }
+  uint16_t round = 0;
+  for (size_t bit = 1; bit < chunk.core.size(); bit <<= 1, ++round) {
+    rounds.push_back({chunk.core[position ^ bit], (position & bit) != 0, round, round});
+  }
+  return rounds;
+}
+
 ChunkPlan plan_chunk(const topology::Chunk& chunk, uint32_t index, int32_t rank) {
   ChunkPlan plan;
   plan.chunk = index;
@@ -24,12 +42,8 @@ ChunkPlan plan_chunk(const topology::Chunk& chunk, uint32_t index, int32_t rank)
   plan.is_exchanged = chunk.core.size() > 1;
   const auto found = std::find(chunk.core.begin(), chunk.core.end(), rank);
   plan.is_core = found != chunk.core.end();
-  if (plan.is_core) {
-    const auto position = static_cast<size_t>(found - chunk.core.begin());
-    for (size_t bit = 1; bit < chunk.core.size(); bit <<= 1) {
-      plan.rounds.push_back({chunk.core[position ^ bit], (position & bit) != 0});
-    }
-  }
+  if (plan.is_core) plan.rounds = rounds_of(chunk, static_cast<size_t>(found - chunk.core.begin()));
+  plan.exchanges_at_once = chunk.exchanges_at_once;
   return plan;
 }
 

@@ -19,12 +19,18 @@ struct ChunkPlan {
   bool is_exchanged = false;         // the core has several ranks; true on every rank of the chunk
   std::vector<int32_t> up_children;  // in the order of combination
   int32_t up_parent = -1;
-  // Partner in each exchange round, and whether its value comes first when the two are combined.
+  // A value that is sent to a partner of the exchange, as that of round `sent_as`, and its own,
+  // which arrives as that of round `arrives_as`; whether the partner's comes first when the two are
+  // combined. In rounds one follows the other, and both are the same number; at once the rounds are
+  // the senders' places in the core, and all go out together.
   struct Round {
     int32_t partner;
     bool partner_first;
+    uint16_t sent_as;
+    uint16_t arrives_as;
   };
   std::vector<Round> rounds;
+  bool exchanges_at_once = false;
   int32_t down_parent = -1;
   std::vector<int32_t> down_children;
 };

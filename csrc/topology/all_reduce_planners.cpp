@@ -57,6 +57,17 @@ Schedule plan_all_reduce_doubling(int32_t world_size, uint64_t count) {
   return schedule;
 }
 
+Schedule plan_all_reduce_exchange(int32_t world_size, uint64_t count) {
+  require_world_size(world_size, "plan_all_reduce_exchange");
+  Schedule schedule{.algorithm = "exchange", .world_size = world_size, .chunks = {}};
+  if (count == 0) return schedule;
+  Chunk chunk = whole_block(0, count, true, {});
+  for (int32_t rank = 0; rank < world_size; ++rank) chunk.core.push_back(rank);
+  chunk.exchanges_at_once = world_size > 1;
+  schedule.chunks.push_back(std::move(chunk));
+  return schedule;
+}
+
 Schedule plan_all_reduce_halving_doubling(int32_t world_size, uint64_t count) {
   require_world_size(world_size, "plan_all_reduce_halving_doubling");
   Schedule schedule{.algorithm = "halving_doubling", .world_size = world_size, .chunks = {}};

@@ -62,14 +62,17 @@ class Contributors {
     return -1;
   }
 
+  // `right` gets the set of `left`.
+  void copy(int32_t left, int32_t right) {
+    const auto source = bits_.begin() + static_cast<std::ptrdiff_t>(left) * stride();
+    std::copy(source, source + stride(),
+              bits_.begin() + static_cast<std::ptrdiff_t>(right) * stride());
+  }
+
   // Two ranks that exchange their sets; returns a rank that is in both, or -1.
   int32_t exchange(int32_t left, int32_t right) {
     const int32_t twice = merge(left, right);
-    if (twice < 0) {
-      const auto source = bits_.begin() + static_cast<std::ptrdiff_t>(right) * stride();
-      std::copy(source, source + stride(),
-                bits_.begin() + static_cast<std::ptrdiff_t>(left) * stride());
-    }
+    if (twice < 0) copy(right, left);
     return twice;
   }
 
@@ -175,8 +178,10 @@ class Checker {
       return chunk.reduces ? "reduces, but the collective moves"
                            : "moves, but the collective reduces";
     }
-    if (!std::has_single_bit(chunk.core.size())) {
-      return "core: " + std::to_string(chunk.core.size()) + " ranks, not a power of two";
+    if (chunk.exchanges_at_once ? chunk.core.size() < 2 || !chunk.reduces
+                                : !std::has_single_bit(chunk.core.size())) {
+      return "core: " + std::to_string(chunk.core.size()) + " ranks, not " +
+             (chunk.exchanges_at_once ? "several that reduce" : "a power of two");
     }
     std::vector<bool> seen(static_cast<size_t>(schedule_.world_size));
     for (const int32_t rank : chunk.core) {
@@ -261,25 +266,49 @@ class Checker {
   }
 
   Fault run_exchange(const Chunk& chunk) {
-    for (size_t bit = 1; bit < chunk.core.size(); bit *= 2) {
-      for (size_t position = 0; position < chunk.core.size(); ++position) {
-        if ((position & bit) != 0) continue;
-        const int32_t left = chunk.core[position];
-        const int32_t right = chunk.core[position ^ bit];
-        if (!is_allowed(left, right) || !is_allowed(right, left)) {
-          return "exchange: " + rank_name(left) + " and " + rank_name(right) +
-                 " use a forbidden link";
-        }
-        const int32_t twice = contributors_.exchange(left, right);
-        if (twice >= 0) return "exchange: contribution of " + rank_name(twice) + " counts twice";
-      }
-    }
+    if (Fault fault = chunk.exchanges_at_once ? exchange_at_once(chunk) : exchange_in_rounds(chunk))
+      return fault;
     for (const int32_t rank : chunk.core) {
       const int32_t missing = contributors_.missing(rank);
       if (missing < 0) continue;
       return "contribution of " + rank_name(missing) + " is missing at core " + rank_name(rank);
     }
     return std::nullopt;
+  }
+
+  Fault exchange_in_rounds(const Chunk& chunk) {
+    for (size_t bit = 1; bit < chunk.core.size(); bit *= 2) {
+      for (size_t position = 0; position < chunk.core.size(); ++position) {
+        if ((position & bit) != 0) continue;
+        const int32_t left = chunk.core[position];
+        const int32_t right = chunk.core[position ^ bit];
+        if (Fault fault = check_pair(left, right)) return fault;
+        if (Fault fault = counts_twice(contributors_.exchange(left, right))) return fault;
+      }
+    }
+    return std::nullopt;
+  }
+
+  Fault exchange_at_once(const Chunk& chunk) {
+    const int32_t first = chunk.core.front();
+    for (size_t right = 1; right < chunk.core.size(); ++right) {
+      for (size_t left = 0; left < right; ++left) {
+        if (Fault fault = check_pair(chunk.core[left], chunk.core[right])) return fault;
+      }
+      if (Fault fault = counts_twice(contributors_.merge(chunk.core[right], first))) return fault;
+    }
+    for (const int32_t rank : chunk.core) contributors_.copy(first, rank);
+    return std::nullopt;
+  }
+
+  Fault check_pair(int32_t left, int32_t right) const {
+    if (is_allowed(left, right) && is_allowed(right, left)) return std::nullopt;
+    return "exchange: " + rank_name(left) + " and " + rank_name(right) + " use a forbidden link";
+  }
+
+  static Fault counts_twice(int32_t rank) {
+    if (rank < 0) return std::nullopt;
+    return "exchange: contribution of " + rank_name(rank) + " counts twice";
   }
 
   Fault run_down(const Chunk& chunk) {

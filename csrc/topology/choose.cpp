@@ -32,9 +32,8 @@ std::optional<Edge> missing_link(const Schedule& schedule, const Links& links) {
         if (!links.connects(edge.from, edge.to)) return edge;
       }
     }
-    for (size_t bit = 1; bit < chunk.core.size(); bit *= 2) {
-      for (size_t position = 0; position < chunk.core.size(); ++position) {
-        const Edge edge{chunk.core[position], chunk.core[position ^ bit]};
+    for (const std::vector<Edge>& round : exchange_rounds(chunk)) {
+      for (const Edge& edge : round) {
         if (!links.connects(edge.from, edge.to)) return edge;
       }
     }
@@ -85,6 +84,14 @@ Schedule choose(const std::vector<Candidate>& candidates, std::string_view algor
 bool needs_routes(std::string_view algorithm) {
   return std::find(kTreeAlgorithms.begin(), kTreeAlgorithms.end(), algorithm) !=
          kTreeAlgorithms.end();
+}
+
+// Whether latency outweighs what a few messages more cost a rank. Within a machine ranks share its
+// cores, which the cost model does not know.
+bool has_long_links(const Links& links) {
+  constexpr double kLongSeconds = 50e-6;
+  return std::any_of(links.cost.begin(), links.cost.end(),
+                     [](const LinkCost& cost) { return cost.latency_seconds >= kLongSeconds; });
 }
 
 void require_blocks(const Links& links, std::span<const uint64_t> block_counts,
@@ -151,6 +158,9 @@ Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_
       {"ring", ring},
       {"halving_doubling", halving_doubling},
       {"doubling", doubling, is_small},
+      {"exchange",
+       [=] { return is_small ? plan_all_reduce_exchange(world_size, count) : direct(); },
+       is_small && has_long_links(links)},
       {"double_binary_tree",
        [=] { return plan_all_reduce_double_binary_tree(world_size, count); }}};
   if (is_measured && !routes->stars.empty()) candidates[0] = trees("direct", &Routes::stars);
@@ -166,6 +176,7 @@ Schedule choose_coded_all_reduce(const Links& links, uint64_t count, std::string
   // A codec of one byte, about.
   constexpr uint64_t kElementBytes = 1;
   if (algorithm == "doubling") algorithm = "halving_doubling";
+  if (algorithm == "exchange") algorithm = "direct";
   if (algorithm != "auto") return choose_all_reduce(links, count, kElementBytes, algorithm, routes);
   std::vector<const char*> names = {"direct", "halving_doubling", "double_binary_tree"};
   if (routes != nullptr && !routes->trees.empty()) names.push_back("packed_trees");

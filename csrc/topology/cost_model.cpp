@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <queue>
 #include <stdexcept>
 #include <string>
@@ -64,7 +65,7 @@ class GraphBuilder {
 
   void add(const Chunk& chunk, uint64_t bytes) {
     for (const Edge& edge : chunk.up) connect(edge, value(edge.from), value(edge.to), bytes, true);
-    for (size_t bit = 1; bit < chunk.core.size(); bit *= 2) add_round(chunk, bit, bytes);
+    for (const std::vector<Edge>& round : exchange_rounds(chunk)) add_round(chunk, round, bytes);
     // A rank that sent up gets a new value: the final one.
     for (const Edge& edge : chunk.up) value_of_[static_cast<size_t>(edge.from)] = kNone;
     for (const Edge& edge : chunk.down) {
@@ -77,16 +78,13 @@ class GraphBuilder {
   Graph take() { return std::move(graph_); }
 
  private:
-  void add_round(const Chunk& chunk, size_t bit, uint64_t bytes) {
-    std::vector<int32_t> before;
-    for (const int32_t rank : chunk.core) before.push_back(value(rank));
+  void add_round(const Chunk& chunk, const std::vector<Edge>& round, uint64_t bytes) {
+    std::map<int32_t, int32_t> before;
+    for (const int32_t rank : chunk.core) before[rank] = value(rank);
     for (const int32_t rank : chunk.core) value_of_[static_cast<size_t>(rank)] = kNone;
-    for (size_t position = 0; position < chunk.core.size(); ++position) {
-      const int32_t rank = chunk.core[position];
-      const int32_t partner = chunk.core[position ^ bit];
-      connect({rank, rank}, before[position], value(rank), 0, false);
-      connect({rank, partner}, before[position], value(partner), bytes, true);
-    }
+    for (const int32_t rank : chunk.core)
+      connect({rank, rank}, before[rank], value(rank), 0, false);
+    for (const Edge& edge : round) connect(edge, before[edge.from], value(edge.to), bytes, true);
   }
 
   int32_t value(int32_t rank) {

@@ -54,7 +54,7 @@ struct Links {
 Links uniform_links(int32_t world_size, LinkCost cost);
 // Ranks with the same host number reach each other by memory, the others by TCP; costs are the
 // measured defaults.
-Links host_links(const std::vector<int32_t>& host_of_rank);
+Links host_links(const std::vector<int32_t>& host_of_rank, bool is_one_machine = true);
 
 // Figures of a network, in bytes a second and seconds. [from * world_size + to]: what a pair gets
 // alone, 0 where it may carry nothing; its diagonal is not read. [rank]: what a rank sends and

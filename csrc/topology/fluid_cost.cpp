@@ -29,11 +29,9 @@ class FluidCost {
   void add(const Chunk& chunk, uint64_t bytes) {
     std::vector<Arrival> arrivals(ranks_);
     for (const Edge& edge : chunk.up) pass(edge, bytes, arrivals, arrivals);
-    for (size_t bit = 1; bit < chunk.core.size(); bit *= 2) {
+    for (const std::vector<Edge>& round : exchange_rounds(chunk)) {
       const std::vector<Arrival> before = arrivals;
-      for (size_t position = 0; position < chunk.core.size(); ++position) {
-        pass({chunk.core[position ^ bit], chunk.core[position]}, bytes, before, arrivals);
-      }
+      for (const Edge& edge : round) pass(edge, bytes, before, arrivals);
     }
     // What went up says nothing about when the final comes down.
     std::vector<Arrival> finals(ranks_);

@@ -65,14 +65,18 @@ Links uniform_links(int32_t world_size, LinkCost cost) {
   return links;
 }
 
-Links host_links(const std::vector<int32_t>& host_of_rank) {
+Links host_links(const std::vector<int32_t>& host_of_rank, bool is_one_machine) {
   constexpr LinkCost kMemory{.latency_seconds = 12e-6, .seconds_per_byte = 1 / 8e9};
-  constexpr LinkCost kTcp{.latency_seconds = 18e-6, .seconds_per_byte = 1 / 2.5e9};
+  constexpr LinkCost kLoopback{.latency_seconds = 18e-6, .seconds_per_byte = 1 / 2.5e9};
+  // Of a fast network: slower ones are measured once there is something to gain.
+  constexpr LinkCost kNetwork{.latency_seconds = 100e-6, .seconds_per_byte = 1 / 2.5e9};
+  const LinkCost between = is_one_machine ? kLoopback : kNetwork;
   const size_t world_size = host_of_rank.size();
   Links links = alike_links(static_cast<int32_t>(world_size));
   for (size_t from = 0; from < world_size; ++from) {
     for (size_t to = 0; to < world_size; ++to) {
-      links.cost[from * world_size + to] = host_of_rank[from] == host_of_rank[to] ? kMemory : kTcp;
+      links.cost[from * world_size + to] =
+          host_of_rank[from] == host_of_rank[to] ? kMemory : between;
     }
   }
   return links;

@@ -26,6 +26,27 @@ std::vector<Piece> split(uint64_t count, int32_t parts) {
   return pieces;
 }
 
+std::vector<std::vector<Edge>> exchange_rounds(const Chunk& chunk) {
+  std::vector<std::vector<Edge>> rounds;
+  const size_t size = chunk.core.size();
+  if (chunk.exchanges_at_once) {
+    std::vector<Edge>& all = rounds.emplace_back();
+    for (const int32_t from : chunk.core) {
+      for (const int32_t to : chunk.core) {
+        if (from != to) all.push_back({from, to});
+      }
+    }
+    return rounds;
+  }
+  for (size_t bit = 1; bit < size; bit *= 2) {
+    std::vector<Edge>& round = rounds.emplace_back();
+    for (size_t position = 0; position < size; ++position) {
+      round.push_back({chunk.core[position], chunk.core[position ^ bit]});
+    }
+  }
+  return rounds;
+}
+
 Chunk whole_block(uint32_t block, uint64_t count, bool reduces, std::vector<int32_t> core) {
   Chunk chunk;
   chunk.block = block;

@@ -24,6 +24,8 @@ namespace pccl::topology {
 // steps log2 P (+ 2 where P is no power of two); bytes S log2 P. Recursive doubling: small
 // messages.
 Schedule plan_all_reduce_doubling(int32_t world_size, uint64_t count);
+// steps 1; bytes S (P-1). Everybody tells everybody: smallest messages over long links.
+Schedule plan_all_reduce_exchange(int32_t world_size, uint64_t count);
 // steps 2 ceil(log2 P); bytes 2 S (P-1)/P where P is a power of two, else up to 3 S: 2^k ranks
 // work, the surplus ones send them everything first and get everything last.
 Schedule plan_all_reduce_halving_doubling(int32_t world_size, uint64_t count);
@@ -110,21 +112,21 @@ Schedule plan_all_to_all_pairwise(int32_t world_size);
 // ones the first in the list of names wins, so the same arguments give the same schedule on every
 // rank. Throws std::invalid_argument on an unknown algorithm, with the list of names.
 
-// Above it doubling, whose ranks send the whole block in every round, is not chosen.
+// Above it doubling and exchange, whose ranks send the whole block every time, are not chosen.
 inline constexpr uint64_t kExchangeBytesMax = 256 << 10;
 // The segment length that the choice reckons with, on every road alike: it lies between those that
 // the communicator takes through memory and over TCP.
 inline constexpr uint64_t kSegmentBytesAssumed = 256 << 10;
 
-// direct, ring, halving_doubling, doubling, double_binary_tree; and where links are measured
-// packed_trees, rings, hierarchical, quickest_tree, and direct has weights. "doubling" means
-// halving_doubling above kExchangeBytesMax. `routes`: find_routes(links), if there are any; else
-// they are found here where links are measured. Throws std::invalid_argument too if links that the
-// algorithm needs do not exist.
+// direct, ring, halving_doubling, doubling, exchange, double_binary_tree; and where links are
+// measured packed_trees, rings, hierarchical, quickest_tree, and direct has weights. Above
+// kExchangeBytesMax "doubling" means halving_doubling, and "exchange" direct. `routes`:
+// find_routes(links), if there are any; else they are found here where links are measured. Throws
+// std::invalid_argument too if links that the algorithm needs do not exist.
 Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_bytes,
                            std::string_view algorithm = "auto", const Routes* routes = nullptr);
-// Where values travel in a codec: those of the above but rings and doubling, in which they are
-// encoded again a few times at most, so "doubling" means halving_doubling; a ring, where they are
+// Where values travel in a codec: those of the above in which they are encoded again a few times at
+// most, so "doubling" means halving_doubling, "exchange" direct; a ring, where they are
 // at every rank, only by name.
 Schedule choose_coded_all_reduce(const Links& links, uint64_t count,
                                  std::string_view algorithm = "auto",

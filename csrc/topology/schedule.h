@@ -7,9 +7,10 @@
 // each may be empty:
 //
 //   1. up:       contributions are combined along `up` edges, child to parent, towards the core;
-//   2. exchange: if the core has more than one rank, core ranks exchange whole partial results in
+//   2. exchange: if the core has more than one rank, core ranks exchange whole partial results. In
 //                rounds (recursive doubling): in round k, core position p pairs with p XOR 2^k and
-//                both combine;
+//                both combine. Or at once: each sends to all others, and each combines what they
+//                all have in the order of the core;
 //   3. down:     final values travel along `down` edges from the core to every rank that needs
 //                them.
 //
@@ -41,8 +42,9 @@ struct Chunk {
   // (broadcast, gather, ...).
   bool reduces = false;
 
-  // Where the value is made final: one rank, or a power of two of ranks that exchange.
+  // Where the value is made final: one rank, or several that exchange; in rounds a power of two.
   std::vector<int32_t> core;
+  bool exchanges_at_once = false;
 
   // Each rank sends at most once (tree edges towards the core), behind all edges into it. A parent
   // combines its own contribution first, then its children in the order in which their edges stand
@@ -56,9 +58,12 @@ struct Chunk {
   bool operator==(const Chunk&) const = default;
 };
 
+// Who sends to whom when the core of `chunk` exchanges: the edges of each round.
+std::vector<std::vector<Edge>> exchange_rounds(const Chunk& chunk);
+
 struct Schedule {
-  // "ring", "doubling", "halving_doubling", "halving", "double_binary_tree", "binomial", "direct",
-  // "packed_trees" or "pairwise".
+  // "ring", "doubling", "exchange", "halving_doubling", "halving", "double_binary_tree",
+  // "binomial", "direct", "packed_trees" or "pairwise".
   std::string algorithm;
   int32_t world_size = 0;
   std::vector<Chunk> chunks;

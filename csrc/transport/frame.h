@@ -12,7 +12,7 @@
 
 namespace pccl::transport {
 
-inline constexpr uint16_t kProtocolVersion = 5;
+inline constexpr uint16_t kProtocolVersion = 6;
 inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 
 // Largest payload of one frame. A segment is at most this long; anything longer is a broken or
@@ -54,7 +54,8 @@ enum class Collective : uint8_t {
 };
 const char* collective_name(Collective collective);
 
-// Stages of a chunk (topology/schedule.h). Exchange round k is kStageExchange + k.
+// Stages of a chunk (topology/schedule.h). Exchange round k is kStageExchange + k;
+// at once, k is the sender's place in the core.
 inline constexpr uint16_t kStageUp = 0;
 inline constexpr uint16_t kStageDown = 1;
 inline constexpr uint16_t kStageExchange = 2;

@@ -213,7 +213,7 @@ TEST_CASE("every collective gives what the reference gives, for every size, worl
 
 TEST_CASE("every algorithm of all_reduce gives the same bytes, twice") {
   for (const char* algorithm :
-       {"ring", "direct", "doubling", "halving_doubling", "double_binary_tree"}) {
+       {"ring", "direct", "doubling", "exchange", "halving_doubling", "double_binary_tree"}) {
     for (const int32_t world_size : {2, 3, 4, 7}) {
       run_well({.size = world_size, .way = kWays[2], .algorithm = algorithm}, [](Rank& rank) {
         for (const uint64_t count : counts_for(rank.world.way)) {

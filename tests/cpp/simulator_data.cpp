@@ -206,7 +206,7 @@ void DataPlane::try_recovery(uint64_t number) {
 void DataPlane::run(uint64_t number) {
   Operation& operation = operations_.at(number);
   operation.is_running = true;
-  fill_parts(number, operation);
+  fill_parts(operation);
   for (uint32_t chunk = 0; chunk < operation.parts.size(); ++chunk) {
     const size_t segments = operation.parts[chunk].segments.size();
     for (uint32_t segment = 0; segment < segments; ++segment) advance(number, chunk, segment);
@@ -215,7 +215,7 @@ void DataPlane::run(uint64_t number) {
   finish(number);
 }
 
-void DataPlane::fill_parts(uint64_t number, Operation& operation) {
+void DataPlane::fill_parts(Operation& operation) {
   const int32_t self = quorum_at(operation.quorum_id).rank_of(self_);
   const std::vector<Part> before = std::exchange(operation.parts, {});
   for (const topology::Chunk& chunk : operation.schedule->chunks) {
@@ -251,7 +251,6 @@ void DataPlane::fill_parts(uint64_t number, Operation& operation) {
     }
     operation.parts.push_back(std::move(part));
   }
-  (void)number;
 }
 
 void DataPlane::advance(uint64_t number, uint32_t chunk_index, uint32_t index) {
@@ -264,7 +263,18 @@ void DataPlane::advance(uint64_t number, uint32_t chunk_index, uint32_t index) {
     if (part.parent < 0 || std::exchange(segment.is_sent, true)) return;
     return send(operation, number, part.parent, chunk_index, index, kUp, segment.partial);
   }
-  const auto rounds = static_cast<int32_t>(std::bit_width(chunk.core.size()) - 1);
+  const bool at_once = chunk.exchanges_at_once;
+  for (size_t place = 0; at_once && !segment.is_sent && place < chunk.core.size(); ++place) {
+    const auto stage = static_cast<uint16_t>(kExchange + part.core_position);
+    if (place == static_cast<size_t>(part.core_position)) continue;
+    send(operation, number, chunk.core[place], chunk_index, index, stage, segment.partial);
+  }
+  segment.is_sent |= at_once;
+  if (at_once && segment.early.size() + 1 < chunk.core.size()) return;
+  for (const auto& [place, early] : segment.early) {
+    for (size_t i = 0; at_once && i < early.size(); ++i) segment.partial[i] += early[i];
+  }
+  const int32_t rounds = at_once ? 0 : std::bit_width(chunk.core.size()) - 1;
   while (segment.round < rounds) {
     const auto other = static_cast<size_t>(part.core_position ^ (1 << segment.round));
     const auto stage = static_cast<uint16_t>(kExchange + segment.round);
@@ -277,8 +287,7 @@ void DataPlane::advance(uint64_t number, uint32_t chunk_index, uint32_t index) {
     ++segment.round;
     segment.is_sent = false;
   }
-  const std::vector<uint64_t> values = segment.partial;
-  make_final(number, chunk_index, index, values);
+  make_final(number, chunk_index, index, std::vector(segment.partial));
 }
 
 void DataPlane::make_final(uint64_t number, uint32_t chunk_index, uint32_t index,

@@ -109,7 +109,7 @@ class DataPlane {
   void recover(uint64_t number);
   void try_recovery(uint64_t number);
   void run(uint64_t number);
-  void fill_parts(uint64_t number, Operation& operation);
+  void fill_parts(Operation& operation);
   void advance(uint64_t number, uint32_t chunk_index, uint32_t index);
   void make_final(uint64_t number, uint32_t chunk_index, uint32_t index,
                   const std::vector<uint64_t>& values);

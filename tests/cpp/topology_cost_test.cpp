@@ -51,6 +51,7 @@ TEST_CASE("steps and bytes are those of the formulas") {
       CHECK(cost.seconds > 12e-6 * static_cast<double>(steps));
     };
     check(plan_all_reduce_doubling(world_size, count), log2, all * log2);
+    check(plan_all_reduce_exchange(world_size, count), 1, all * (ranks - 1));
     check(plan_all_reduce_halving_doubling(world_size, count), 2 * log2, optimal);
     check(plan_all_reduce_ring(identity_order(world_size), count), 2 * (ranks - 1), optimal);
     check(plan_all_reduce_direct(world_size, count), 2, optimal);
@@ -136,6 +137,23 @@ TEST_CASE("auto takes few steps for 4 bytes and few bytes for 256 MB, the same e
   CHECK(choose_all_reduce(one_host(4), 1, 4).algorithm == "doubling");
 }
 
+TEST_CASE("over long links everybody tells everybody what is small, within a machine nobody does") {
+  for (const int32_t world_size : {3, 4, 7, 8}) {
+    std::vector<int32_t> hosts(static_cast<size_t>(world_size));
+    std::iota(hosts.begin(), hosts.end(), 0);
+    CHECK(choose_all_reduce(host_links(hosts, false), 1, 4).algorithm == "exchange");
+    CHECK(choose_all_reduce(host_links(hosts, true), 1, 4).algorithm != "exchange");
+    Measurement far{.world_size = world_size};
+    far.bytes_per_second.assign(hosts.size() * hosts.size(), 12.5e6);
+    far.latency_seconds.assign(hosts.size() * hosts.size(), 0.05);
+    const Links links = measured_links(far);
+    const Schedule small = choose_all_reduce(links, 1, 4);
+    CHECK(small.algorithm == "exchange");
+    CHECK(estimate(small, links, 4, kSegment).seconds < 1.01 * 0.05);
+    CHECK(choose_all_reduce(links, 16 << 20, 4).algorithm != "exchange");
+  }
+}
+
 TEST_CASE("doubling is never chosen above its limit") {
   // Latency is all, so doubling is the cheapest by far.
   const Links links = uniform_links(16, {.latency_seconds = 1, .seconds_per_byte = 0});
@@ -143,12 +161,14 @@ TEST_CASE("doubling is never chosen above its limit") {
   CHECK(choose_all_reduce(links, count_max, 4, "doubling").algorithm == "doubling");
   CHECK(choose_all_reduce(links, count_max + 1, 4, "doubling").algorithm == "halving_doubling");
   CHECK(choose_all_reduce(links, count_max + 1, 4).algorithm != "doubling");
+  CHECK(choose_all_reduce(links, count_max, 4, "exchange").algorithm == "exchange");
+  CHECK(choose_all_reduce(links, count_max + 1, 4, "exchange").algorithm == "direct");
 }
 
 TEST_CASE("every algorithm can be had by name, an unknown one is refused with the names") {
   const Links links = one_host(5);
   const std::vector<uint64_t> blocks = {7, 0, 9, 64, 65};
-  for (const std::string name : {"direct", "ring", "halving_doubling", "doubling",
+  for (const std::string name : {"direct", "ring", "halving_doubling", "doubling", "exchange",
                                  "double_binary_tree", "packed_trees", "rings", "quickest_tree"}) {
     CHECK(choose_all_reduce(links, 1000, 4, name).algorithm == name);
   }
@@ -162,11 +182,12 @@ TEST_CASE("every algorithm can be had by name, an unknown one is refused with th
   for (const std::string name : {"direct", "ring", "halving"}) {
     CHECK(choose_reduce_scatter(links, blocks, 4, name).algorithm == name);
   }
-  CHECK_THROWS_WITH_AS(choose_all_reduce(links, 1000, 4, "rnig"),
-                       "all_reduce: unknown algorithm \"rnig\"; there are: auto, direct, ring, "
-                       "halving_doubling, doubling, double_binary_tree, packed_trees, rings, "
-                       "hierarchical, quickest_tree",
-                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(
+      choose_all_reduce(links, 1000, 4, "rnig"),
+      "all_reduce: unknown algorithm \"rnig\"; there are: auto, direct, ring, "
+      "halving_doubling, doubling, exchange, double_binary_tree, packed_trees, rings, "
+      "hierarchical, quickest_tree",
+      std::invalid_argument);
   CHECK_THROWS_AS(choose_broadcast(links, 0, 1, 4, "ring"), std::invalid_argument);
   CHECK_THROWS_AS(choose_reduce(links, 0, 1, 4, ""), std::invalid_argument);
   CHECK_THROWS_AS(choose_all_gather(links, blocks, 4, "halving"), std::invalid_argument);

@@ -56,6 +56,7 @@ std::vector<Case> plan_rootless(int32_t world_size, uint64_t count) {
   const CheckOptions scatter{Collective::ReduceScatter, 0, blocks, {}};
   return {
       {"all_reduce doubling", plan_all_reduce_doubling(world_size, count), reduce},
+      {"all_reduce exchange", plan_all_reduce_exchange(world_size, count), reduce},
       {"all_reduce halving", plan_all_reduce_halving_doubling(world_size, count), reduce},
       {"all_reduce ring", plan_all_reduce_ring(identity_order(world_size), count), reduce},
       {"all_reduce shuffled ring", plan_all_reduce_ring(order, count), reduce},
@@ -112,7 +113,12 @@ std::vector<uint64_t> run_chunk(const Chunk& chunk, int32_t world_size) {
   for (const Edge& edge : chunk.up) {
     partial[static_cast<size_t>(edge.to)] += partial[static_cast<size_t>(edge.from)];
   }
-  for (size_t bit = 1; bit < chunk.core.size(); bit *= 2) {
+  if (chunk.exchanges_at_once) {
+    uint64_t sum = 0;
+    for (const int32_t rank : chunk.core) sum += partial[static_cast<size_t>(rank)];
+    for (const int32_t rank : chunk.core) partial[static_cast<size_t>(rank)] = sum;
+  }
+  for (size_t bit = 1; bit < chunk.core.size() && !chunk.exchanges_at_once; bit *= 2) {
     const std::vector<uint64_t> before = partial;
     for (size_t position = 0; position < chunk.core.size(); ++position) {
       partial[static_cast<size_t>(chunk.core[position])] +=
@@ -343,6 +349,31 @@ TEST_CASE("planted faults of the tiling are found") {
                    {chunk + "chunks are whole blocks in all_to_all, and only there",
                     [](Schedule& s) { s.chunks[1].count = Chunk::kWholeBlock; }},
                });
+}
+
+TEST_CASE("planted faults of an exchange at once are found") {
+  CheckOptions options{Collective::AllReduce, 0, {5}, {}};
+  options.allowed = [](int32_t from, int32_t to) { return from + to != 7; };
+  check_plants(plan_all_reduce_exchange(4, 5), options,
+               {
+                   {"chunk 0 (block 0): up: contribution of rank 1 is missing, it sends to nobody",
+                    [](Schedule& s) {
+                      s.chunks[0].core = {0, 3, 2};
+                    }},
+                   {"chunk 0 (block 0): core: 1 ranks, not several that reduce",
+                    [](Schedule& s) { s.chunks[0].core = {0}; }},
+                   {"chunk 0 (block 0): core: rank 2 stands twice",
+                    [](Schedule& s) {
+                      s.chunks[0].core = {0, 1, 2, 2};
+                    }},
+                   {"chunk 0 (block 0): down: rank 1 gets the value twice, here from rank 0",
+                    [](Schedule& s) {
+                      s.chunks[0].down = {{0, 1}};
+                    }},
+               });
+  options.allowed = [](int32_t from, int32_t to) { return from + to != 3; };
+  CHECK(find_fault(plan_all_reduce_exchange(4, 5), options) ==
+        "chunk 0 (block 0): exchange: rank 1 and rank 2 use a forbidden link");
 }
 
 TEST_CASE("planted faults of an exchange are found") {

@@ -51,7 +51,7 @@ def test_every_codec(codec: str, shared_memory: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["direct", "halving_doubling", "doubling", "double_binary_tree", "ring"]
+    "algorithm", ["direct", "halving_doubling", "exchange", "double_binary_tree", "ring"]
 )
 @pytest.mark.parametrize("world_size", [2, 5])
 def test_every_algorithm(algorithm: str, world_size: int) -> None:

@@ -131,7 +131,8 @@ def test_all_reduce_is_right_for_every_size_on_every_road(world_size: int, confi
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["ring", "direct", "doubling", "halving_doubling", "double_binary_tree"]
+    "algorithm",
+    ["ring", "direct", "doubling", "exchange", "halving_doubling", "double_binary_tree"],
 )
 def test_every_algorithm_by_name_gives_the_same_bytes_twice(algorithm: str) -> None:
     config = pccl.Config(bind="127.0.0.1", algorithm=algorithm)
