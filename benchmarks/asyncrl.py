@@ -2,6 +2,7 @@
 
     python benchmarks/asyncrl.py --run default --seed 0 --async-level 2   # one curve, as JSON lines
     python benchmarks/asyncrl.py --list
+    python benchmarks/asyncrl.py --table runs/*.jsonl                     # of recorded curves
 
 Rollouts of a step are sampled by the policy of `async_level` versions before. The held-out words
 are in no other split and chose nothing. Times are CPU seconds of one thread.
@@ -131,6 +132,26 @@ def shuffled(groups: list[Group], order: random.Random) -> list[Group]:
     ]
 
 
+def table(paths: list[Path]) -> str:
+    """A row of markdown for each recorded curve."""
+    rows = ["| run | seed | async | step: greedy / sampled | returns of the guard | CPU s |"]
+    rows.append("|---|---|---|---|---|---|")
+    for path in paths:
+        head, *lines = (json.loads(line) for line in path.read_text().splitlines())
+        name = head["run"] + (" shuffled" if head["shuffled"] == "True" else "")
+        name += " no guard" if head["no_guard"] == "True" else ""
+        if head.get("learning_rate", "0") not in ("0", "0.0"):
+            name += f" lr {float(head['learning_rate']):g}"
+        found = [one for one in lines if "held_out" in one]
+        curve = ", ".join(f"{o['step']}: {o['greedy']:.2f} / {o['sampled']:.2f}" for o in found)
+        returns = [
+            f"{one['version'] - 1} ({one['returned']})" for one in lines if one.get("returned")
+        ]
+        cells = [name, head["seed"], head["async_level"], curve, "; ".join(returns) or "none"]
+        rows.append("| " + " | ".join([*cells, f"{found[-1]['cpu_s']:.0f}"]) + " |")
+    return "\n".join(rows)
+
+
 def _short(value: object) -> object:
     return round(value, 5) if isinstance(value, float) else value
 
@@ -141,6 +162,7 @@ def main() -> int:
     )
     parser.add_argument("--run", choices=sorted(RUNS), default="default")
     parser.add_argument("--list", action="store_true", help="print the settings of all runs")
+    parser.add_argument("--table", type=Path, nargs="+", help="print what these runs came to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=70)
     parser.add_argument("--async-level", type=int, default=2)
@@ -154,6 +176,9 @@ def main() -> int:
     if chosen.list:
         for name, options in RUNS.items():
             print(name, options)
+        return 0
+    if chosen.table:
+        print(table(chosen.table))
         return 0
     torch.set_num_threads(1)
     base = RUNS[chosen.run]

@@ -1,5 +1,6 @@
 """asyncrl/environment.py: the same prompts everywhere, and words that nothing was trained on."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 from asyncrl.environment import ReasoningGym
 from asyncrl.tokenizer import encode
+from asyncrl.verifiers_environment import VerifiersEnvironment
 
 DRAWS = 2048
 
@@ -73,3 +75,31 @@ def test_tasks_that_differ_between_processes_are_refused() -> None:
         ReasoningGym(split="test")
     with pytest.raises(ValueError, match="no_such_task"):
         ReasoningGym("no_such_task")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("verifiers") is not None, reason="it is installed")
+def test_verifiers_are_refused_where_they_are_not_installed() -> None:
+    with pytest.raises(ImportError, match="verifiers is not installed"):
+        VerifiersEnvironment([], "words")
+
+
+def test_tasks_of_verifiers_are_scored_by_their_own_rewards() -> None:
+    vf = pytest.importorskip("verifiers.v1", reason="pip install verifiers: 98 packages")
+
+    class Data(vf.TaskData):  # type: ignore[misc, name-defined]
+        answer: str
+
+    class Spell(vf.Task[Data]):  # type: ignore[misc, name-defined]
+        @vf.reward  # type: ignore[untyped-decorator]
+        async def is_right(self, trace: object) -> float:
+            return float(trace.last_reply == self.data.answer)  # type: ignore[attr-defined]
+
+    class Words(vf.Taskset[Spell, vf.TasksetConfig]):  # type: ignore[misc, name-defined]
+        def load(self) -> list[Spell]:
+            return [Spell(Data(prompt=f"{word}>", answer=word[::-1])) for word in ("sun", "moon")]
+
+    environment = VerifiersEnvironment(Words(vf.TasksetConfig()), "words 1")
+    assert (environment.count, environment.prompt(1)) == (2, "moon>")
+    assert [environment.score(1, text) for text in ("noom", "moon", "")] == [1, 0, 0]
+    with pytest.raises(ValueError, match="words 2: no task"):
+        VerifiersEnvironment([], "words 2")
