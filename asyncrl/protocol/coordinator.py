@@ -105,12 +105,16 @@ class Coordinator:
         if address in self.options.trainers:
             return "trainer"
         if address in self.options.validators:
-            self._heard[address] = self._clock()
             return "validator"
         account = self.ledger.account(address)
         if account.is_banned:
             return "banned"
         return "worker" if account.stake > 0 else "stranger"
+
+    def hear(self, address: str) -> None:
+        """Note that `address` has asked for something, freshly signed: as a validator it lives."""
+        if address in self._heard:
+            self._heard[address] = self._clock()
 
     def register(self, address: str, amount: int, reference: str) -> dict[str, Any]:
         """Put down a stake; with the same reference again it is done already.

@@ -305,10 +305,10 @@ class Ledger:
         """Return the account of `address`; an empty one if it never did anything."""
         return self.balances.accounts.get(address, Account())
 
-    def entries(self, after: int = 0) -> list[Entry]:
-        """Return the rows with a number above `after`."""
+    def entries(self, after: int = 0, limit: int = -1) -> list[Entry]:
+        """Return the rows with a number above `after`, at most `limit`; -1: all."""
         rows = self._database.execute(
-            "SELECT * FROM entries WHERE number > ? ORDER BY number", (after,)
+            "SELECT * FROM entries WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
         )
         return [Entry(*row[:-2]) for row in rows]
 

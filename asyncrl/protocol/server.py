@@ -23,6 +23,7 @@ import json
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -46,6 +47,8 @@ _LOOK_SECONDS = 0.05
 _JSON_BYTES_MAX = 64 << 10
 _LIST_MAX = 64
 _LEDGER_ROWS_MAX = 1000
+# Files of one worker that come at the same time: bounds what is on the disk before it is counted.
+_RECEIVING_MAX = 2
 _FILE = re.compile(r"/files/([0-9a-f]{64})")
 # Nothing from elsewhere, nothing inline.
 _POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"  # noqa: E501
@@ -113,6 +116,7 @@ class _Routes:
     def __init__(self, coordinator: Coordinator, audience_: str) -> None:
         self._coordinator = coordinator
         self._audience = audience_
+        self._receiving: Counter[str] = Counter()
         # What needs a signature: (method, path) -> (roles, handler).
         self._signed: dict[tuple[str, str], tuple[tuple[str, ...], _Handler]] = {
             ("POST", "/register"): ((_WORKER, "stranger"), self._register),
@@ -163,13 +167,14 @@ class _Routes:
         # Keys are free, so strangers would fill the store; what they may do is safe to repeat.
         if role != "stranger":
             self._coordinator.nonces.admit(header)
+            self._coordinator.hear(header.address)
         return _Call(request, header)
 
     def _ledger(self, request: web.BaseRequest) -> web.Response:
         after = request.query.get("after", "0")
         if not re.fullmatch(r"[0-9]{1,15}", after):
             raise RequestRefused("query", "after: expected a row's number", 400)
-        rows = self._coordinator.ledger.entries(int(after))[:_LEDGER_ROWS_MAX]
+        rows = self._coordinator.ledger.entries(int(after), _LEDGER_ROWS_MAX)
         return answer_json({"rows": [{**asdict(row), "hash": row.hash()} for row in rows]})
 
     async def _wait_for(self, call: _Call, look: Callable[[], Any]) -> Any:
@@ -204,6 +209,9 @@ class _Routes:
             self._coordinator.expect(call.address, step, index, call.header.body_bytes)
         call.check_length(self._coordinator.options.file_bytes_max)
         part = self._coordinator.folder / "files" / f"{secrets.token_hex(8)}.part"
+        if self._receiving[call.address] >= _RECEIVING_MAX:
+            raise RequestRefused("rate", f"{_RECEIVING_MAX} of your files are on their way", 429)
+        self._receiving[call.address] += 1
         try:
             digest = await _receive(call, part)
             call.header.check_body(part.stat().st_size, digest)
@@ -212,6 +220,8 @@ class _Routes:
             raise RequestRefused("disk", f"the file was not kept: {error.strerror}", 507) from None
         finally:
             part.unlink(missing_ok=True)
+            self._receiving[call.address] -= 1
+            self._receiving += Counter()  # drops those that are at 0
         return answer_json(_shown(upload))
 
     async def _broadcast(self, call: _Call) -> web.Response:
