@@ -9,6 +9,7 @@ the other. Bytes are those of the file; headers of TCP, IP and HTTP (4 %) count 
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
@@ -48,6 +49,9 @@ class Round:
     wrong: int = 0
     """Chunks that clients got wrong, and repaired."""
 
+    late_ms: float = 0.0
+    """How much later than due the lab delivered one packet in a hundred, because of the load."""
+
     clients: list[float] = field(default_factory=list)
 
 
@@ -68,9 +72,14 @@ class Place:
         return f"http://{self.hosts[name].addr}:{PORT}"
 
     def start(self, name: str, *arguments: str) -> subprocess.Popen[str]:
+        return self.run(name, sys.executable, "-m", "asyncrl.broadcast", *arguments)
+
+    def run(self, name: str, *command: str) -> subprocess.Popen[str]:
         process: subprocess.Popen[str] = self.hosts[name].popen(
-            [sys.executable, "-m", "asyncrl.broadcast", *arguments],
+            list(command),
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=self.folder,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -94,8 +103,9 @@ class Place:
         for process in self._processes:
             process.kill()
             process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
 
 def held_bytes(folder: Path) -> int:
@@ -158,6 +168,68 @@ def one_round(name: str, options: argparse.Namespace, lab: Any, data: bytes) -> 
     return found
 
 
+def published_round(options: argparse.Namespace, lab: Any, data: bytes) -> Round:
+    """The published package in the same places, as it is, but that its relays look for a new
+    version every second, not every 30, and that each process has a /tmp of its own."""
+    rate = options.rate * MBIT
+    found = Round("nothing, published package", bound=options.clients * len(data) / (2 * rate))
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        place = Place(lab, options, Path(folder))
+        for name in ("origin", "relay0", "relay1"):
+            (Path(folder) / name).mkdir()
+            # Its clients measure a relay by this file, and nothing makes it.
+            (Path(folder) / name / "data1.bin").write_bytes(data[:100_000])
+        weights = Path(folder) / "weights"
+        weights.write_bytes(data)
+        publish = (
+            "import sys, time\nfrom shardcast.origin_server import OriginServer\n"
+            "origin = OriginServer(sys.argv[1], int(sys.argv[2]))\n"
+            "sys.stdin.readline()\norigin.broadcast(sys.argv[3])\ntime.sleep(1000)"
+        )
+        binaries = options.published
+        try:
+            origin = place.run(
+                "origin", f"{binaries}/python", "-c", publish, "origin", str(PORT), "weights"
+            )
+            for name in ("relay0", "relay1"):
+                script = (
+                    f"mount -t tmpfs tmpfs /tmp; exec {binaries}/shardcast-middle --port {PORT} "
+                    f"--data-dir {name} --upstream {place.url('origin')} --check-interval 1"
+                )
+                place.run(name, "unshare", "-m", "sh", "-c", script)
+            time.sleep(5.0)
+            finished: queue.Queue[tuple[float, str]] = queue.Queue()
+            begun = time.perf_counter()
+            assert origin.stdin is not None
+            origin.stdin.write("\n")
+            origin.stdin.flush()
+            # A client that asks before hangs for ever.
+            listed = [Path(folder) / name / "distribution.txt" for name in ("relay0", "relay1")]
+            while not all(path.exists() and path.stat().st_size for path in listed):
+                time.sleep(0.05)
+            servers = f"{place.url('relay0')},{place.url('relay1')}"
+            for index in range(options.clients):
+                file = f"{folder}/client{index}"
+                # It ends when there is no version yet; then it is started again.
+                script = (
+                    f"mount -t tmpfs tmpfs /tmp; until {binaries}/shardcast-client --servers "
+                    f"{servers} --version v1 --output-file {file} --output-dir {file}.d >&2 "
+                    f"&& test -s {file}; do sleep 0.5; done; echo {file}"
+                )
+                client = place.run(f"client{index}", "unshare", "-m", "sh", "-c", script)
+                threading.Thread(target=wait_for, args=(client, finished), daemon=True).start()
+            with contextlib.suppress(queue.Empty):
+                while len(found.clients) < options.clients:
+                    left = begun + DEADLINE_SECONDS - time.perf_counter()
+                    at, text = finished.get(timeout=max(0.0, left))
+                    assert Path(text.strip()).read_bytes() == data, "wrong bytes"
+                    found.clients.append(at - begun)
+            found.seconds = max(found.clients, default=0.0)
+        finally:
+            place.close()
+    return found
+
+
 def wait_for(client: subprocess.Popen[str], finished: "queue.Queue[tuple[float, str]]") -> None:
     assert client.stdout is not None
     text = client.stdout.read()
@@ -210,15 +282,19 @@ def report(rounds: list[Round], options: argparse.Namespace) -> list[str]:
         + ("; clients may ask the origin while a relay is down." if options.backup else "."),
         "",
         "| what happens to a relay | all clients done, s | bound, s | of the bound | beyond it, s "
-        "| chunks repaired |",
-        "|---|---|---|---|---|---|",
+        "| chunks repaired | lab late (p99), ms |",
+        "|---|---|---|---|---|---|---|",
     ]
     for found in rounds:
         what = found.name + (f" at {found.killed_at:.1f} s" if found.killed_at else "")
+        if len(found.clients) < options.clients:
+            done = f"{len(found.clients)} of {options.clients} in {DEADLINE_SECONDS:.0f} s"
+            lines.append(f"| {what} | {done} | {found.bound:.1f} | | | | {found.late_ms:.1f} |")
+            continue
         lines.append(
             f"| {what} | {found.seconds:.1f} | {found.bound:.1f} | "
             f"{100 * found.bound / found.seconds:.0f} % | {found.seconds - found.bound:.1f} | "
-            f"{found.wrong} |"
+            f"{found.wrong} | {found.late_ms:.1f} |"
         )
     return [*lines, "", "Every client's file had the right SHA-256 in every round."]
 
@@ -230,7 +306,8 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100, help="Mbit/s")
     parser.add_argument("--rtt", type=float, default=20, help="milliseconds")
     parser.add_argument("--backup", action="store_true", help="the origin helps while one is down")
-    parser.add_argument("--rounds", nargs="+", default=["nothing", "killed", "corrupt"])
+    parser.add_argument("--rounds", nargs="*", default=["nothing", "killed", "corrupt"])
+    parser.add_argument("--published", default="", help="bin/ with shardcast 0.3.2, not in /tmp")
     parser.add_argument("--name", default="", help="of the result files; empty: none")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -243,6 +320,12 @@ def main() -> None:
     for name in options.rounds:
         with wide_area.WANLAB.Lab(seed=1) as lab:
             rounds.append(one_round(name, options, lab, data))
+            rounds[-1].late_ms = lab.stats()["daemon"]["late_p99_us"] / 1000
+            print(rounds[-1], flush=True)
+    if options.published:
+        with wide_area.WANLAB.Lab(seed=1) as lab:
+            rounds.append(published_round(options, lab, data))
+            rounds[-1].late_ms = lab.stats()["daemon"]["late_p99_us"] / 1000
             print(rounds[-1], flush=True)
     machine = describe_machine()
     lines = head("Broadcast of weights", machine) + report(rounds, options)
