@@ -38,9 +38,10 @@ class DelayedNesterov:
     algorithm 3 with c = 0.
     """
 
-    def __init__(self, elements: int, lr: float, momentum: float, every: int) -> None:
-        self._lr, self._mu, self._every = lr, momentum, every
-        self.momentum = torch.zeros(elements)
+    def __init__(self, momentum: Tensor, lr: float, mu: float, every: int) -> None:
+        """`momentum`: flat, zeros at first; written."""
+        self._lr, self._mu, self._every = lr, mu, every
+        self.momentum, elements = momentum, momentum.numel()
         self.buffer = torch.zeros(elements if every > 1 else 0)
         self.count = torch.zeros(1, dtype=torch.int64)  # contributions in the buffer
 
@@ -86,8 +87,12 @@ class Asynchronous(Method):
             raise ValueError("method='asynchronous': its outer step is SGD with Nesterov momentum")
         assert settings.outer_lr is not None
         assert settings.outer_momentum is not None
+        momentum = run.outer.state.get("momentum_buffer", run.state.empty())
         self._outer = DelayedNesterov(
-            run.state.trained, settings.outer_lr, settings.outer_momentum, settings.momentum_every
+            momentum[: run.state.trained],
+            settings.outer_lr,
+            settings.outer_momentum,
+            settings.momentum_every,
         )
         run.state.start = run.state.theta.clone()
         self._merged = torch.zeros(run.state.elements)

@@ -419,7 +419,10 @@ class DiLoCo:
         """All that this object knows, for torch.save: tensors, numbers and text.
 
         theta is not the model's parameters except where a round is just over: save both, and the
-        inner optimizer's state. What is under way is waited for.
+        inner optimizer's state.
+
+        Raises:
+            RuntimeError: a merge is under way; there is none in `on_round`.
         """
         return saved_state.collect(self)
 

@@ -9,15 +9,22 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Any
 
 import torch
 from diloco_reference import make_inner, make_model, train_step
-from elastic_worker import say
 
 import diloco
 import pccl
+
+_speaks = threading.Lock()  # asynchronous merges call back on a thread of their own
+
+
+def say(**values: Any) -> None:
+    with _speaks:
+        print(json.dumps(values), flush=True)
 
 
 def wait_for_a_newcomer(comm: pccl.ElasticCommunicator) -> None:
@@ -36,19 +43,22 @@ def run_member(comm: pccl.ElasticCommunicator, rounds: int, options: dict[str, A
 
     def tell(run: diloco.DiLoCo) -> None:
         info = run.info
-        assert info is not None
         say(
             round=run.round,
             step=run.step,
-            hash=info.hash,
-            weights=info.weights,
-            excluded=info.excluded,
+            hash="" if info is None else info.hash,
+            weights={} if info is None else info.weights,
+            excluded={} if info is None else info.excluded,
             world_size=run.world_size,
             theta=run.state.theta.double().sum().item(),
         )
 
+    def tell_merge(info: diloco.SyncInfo) -> None:
+        say(merge=[info.round, info.fragment], hash=info.hash, weights=info.weights)
+
     with diloco.DiLoCo(comm, model, inner, **settings) as run:
         run.on_round.append(tell)
+        run.on_sync.append(tell_merge)
         say(entered=run.round, rank=run.rank, world_size=run.world_size)
         while run.round < rounds:
             here = [run.round, run.round_step]

@@ -81,7 +81,7 @@ def test_every_graph_is_a_setting() -> None:
 
 def test_delayed_nesterov_is_algorithm_3() -> None:
     torch.manual_seed(0)
-    outer = DelayedNesterov(5, 0.7, 0.9, 3)
+    outer = DelayedNesterov(torch.zeros(5), 0.7, 0.9, 3)
     theta = torch.randn(5)
     wanted, m, buffer = theta.clone(), torch.zeros(5), torch.zeros(5)
     for push in range(1, 10):
@@ -97,7 +97,7 @@ def test_delayed_nesterov_is_algorithm_3() -> None:
 
 
 def test_with_a_period_of_one_it_is_nesterov() -> None:
-    outer = DelayedNesterov(5, 0.7, 0.9, 1)
+    outer = DelayedNesterov(torch.zeros(5), 0.7, 0.9, 1)
     theta = torch.randn(5)
     other = theta.clone().requires_grad_()
     sgd = torch.optim.SGD([other], lr=0.7, momentum=0.9, nesterov=True)
