@@ -1,7 +1,6 @@
 """The `pccl` command: coordinators, benchmarks, and facts about this installation."""
 
 import json as json_format
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +14,8 @@ except ImportError as missing:  # The library itself needs neither.
         f"pccl: {missing}. The command line needs: pip install 'pccl-collectives[cli]'"
     ) from None
 
-from pccl import keys_command, plan_command, topology_command
+from pccl import bench_command, keys_command, plan_command, topology_command
 from pccl.address import DEFAULT_PORT, RunAddress
-from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_bytes
 from pccl.status_page import DEFAULT_STATUS_PORT
 
 __all__ = ["main"]
@@ -27,8 +25,6 @@ _PLACE, _RUNS, _KEYS, _LOSS, _PAGE = (
     *("Where it listens", "Runs", "Who is let in", "Who is lost"),
     "Status page",
 )
-# Panels of `pccl bench --help`.
-_SIZES, _DATA, _TIME, _OUTPUT = "Sizes", "Data", "How long", "Output"
 
 app = typer.Typer(
     name="pccl",
@@ -50,6 +46,7 @@ for _command in (
     *(keys_command.keygen, keys_command.invite, keys_command.revoke),
     plan_command.plan,
     topology_command.topology,
+    bench_command.bench,
 ):
     app.command()(_command)
 
@@ -319,125 +316,3 @@ def trace(
         raise SystemExit(
             f"pccl trace: {missing}. --out needs: pip install 'pccl-collectives[bench]'"
         ) from None
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-@app.command()
-def bench(
-    collective: Annotated[
-        str, typer.Option(help=", ".join(COLLECTIVES) + "; several with commas; or all")
-    ] = "all_reduce",
-    backend: Annotated[str, typer.Option(help="torch.distributed backend")] = "pccl",
-    compare: Annotated[str, typer.Option(help="second backend, measured in turn: gloo")] = "",
-    processes: Annotated[int, typer.Option(help="ranks to start here; torchrun overrides")] = 4,
-    transport: Annotated[str, typer.Option(help="auto, tcp or memory (pccl only)")] = "auto",
-    smallest: Annotated[
-        str,
-        typer.Option(
-            "--min-bytes",
-            "-b",
-            metavar="SIZE",
-            help="first size: 4, 64K, 1M, 1G",
-            rich_help_panel=_SIZES,
-        ),
-    ] = "4",
-    # Not --max: torchrun takes that, also behind the program's name, for its own --max-restarts.
-    largest: Annotated[
-        str,
-        typer.Option("--max-bytes", "-e", metavar="SIZE", help="last size", rich_help_panel=_SIZES),
-    ] = "64M",
-    factor: Annotated[
-        int, typer.Option("--factor", "-f", help="from size to size", rich_help_panel=_SIZES)
-    ] = 4,
-    sizes: Annotated[
-        str,
-        typer.Option(
-            metavar="SIZE,...", help="these sizes instead of first to last", rich_help_panel=_SIZES
-        ),
-    ] = "",
-    placement: Annotated[
-        str, typer.Option(help="both, in_place or out_of_place", rich_help_panel=_SIZES)
-    ] = "both",
-    dtype: Annotated[
-        str, typer.Option(help="one of: " + ", ".join(DTYPES), rich_help_panel=_DATA)
-    ] = "float32",
-    op: Annotated[
-        str, typer.Option(help="one of: " + ", ".join(OPS), rich_help_panel=_DATA)
-    ] = "sum",
-    root: Annotated[
-        int, typer.Option(help="rank, for collectives that have one", rich_help_panel=_DATA)
-    ] = 0,
-    check: Annotated[
-        bool, typer.Option(help="count wrong values in results", rich_help_panel=_DATA)
-    ] = True,
-    seconds: Annotated[
-        float, typer.Option(help="per size, placement and backend", rich_help_panel=_TIME)
-    ] = 0.4,
-    iterations: Annotated[
-        int, typer.Option(help="calls per repetition; 0: by --seconds", rich_help_panel=_TIME)
-    ] = 0,
-    repetitions: Annotated[
-        int, typer.Option(help="sample size; 0: by --seconds, 5 to 21", rich_help_panel=_TIME)
-    ] = 0,
-    warmup: Annotated[
-        int, typer.Option(help="calls before the first repetition", rich_help_panel=_TIME)
-    ] = 3,
-    json: Annotated[
-        str, typer.Option(metavar="FILE", help="write everything measured", rich_help_panel=_OUTPUT)
-    ] = "",
-    plot: Annotated[
-        str, typer.Option(metavar="FILE.png", help="draw busbw over size", rich_help_panel=_OUTPUT)
-    ] = "",
-) -> None:
-    """Measure collectives; the table is that of nccl-tests.
-
-    pccl bench --compare gloo -e 256M --plot a.png
-
-    pccl bench --collective all --processes 2 --transport tcp
-
-    torchrun --nproc-per-node 4 -m pccl bench --max-bytes 1G
-
-    Starts its own ranks, or is one under a launcher. Exit code 1 when a result was wrong.
-    """
-    try:
-        options = BenchOptions(
-            collective=collective,
-            backend=backend,
-            compare=compare,
-            processes=processes,
-            bytes_min=_size(smallest),
-            bytes_max=_size(largest),
-            factor=factor,
-            bytes_list=tuple(_size(text) for text in sizes.split(",") if text),
-            placement=placement,
-            dtype=dtype,
-            op=op,
-            root=root,
-            seconds=seconds,
-            iterations=iterations,
-            repetitions=repetitions,
-            warmup=warmup,
-            check=check,
-            transport=transport,
-            json_path=json,
-            plot_path=plot,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    try:
-        from pccl.bench.run import run_bench
-    except ImportError as missing:
-        raise SystemExit(
-            f"pccl bench: {missing}. It needs: pip install 'pccl-collectives[bench]'"
-        ) from None
-    try:
-        code = run_bench(options, [sys.executable, "-m", "pccl", *sys.argv[1:]])
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    raise typer.Exit(code)

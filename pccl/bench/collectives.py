@@ -19,6 +19,8 @@ from torch import Tensor
 from pccl.bench.options import DTYPES, BenchOptions
 
 __all__ = [
+    "COMPARE_COUNT",
+    "PATTERN_COUNT",
     "Buffers",
     "Call",
     "Case",
@@ -28,6 +30,7 @@ __all__ = [
     "fill",
     "make_call",
     "make_case",
+    "tile",
 ]
 
 PATTERN_COUNT = 65537
@@ -213,7 +216,7 @@ def fill(case: Case, source: Tensor, target: Tensor) -> None:
     """
     target.fill_(MOVE_VALUES + 1)
     for part, piece in enumerate(source.chunk(source.numel() // case.count)):
-        _tile(piece, _values(case, case.rank, part).to(case.dtype))
+        tile(piece, _values(case, case.rank, part).to(case.dtype))
 
 
 def count_wrong(case: Case, target: Tensor) -> int:
@@ -279,7 +282,8 @@ def _reduced(case: Case, part: int) -> Tensor:
     return total.double() / case.world_size if case.op == "avg" else total
 
 
-def _tile(tensor: Tensor, pattern: Tensor) -> None:
+def tile(tensor: Tensor, pattern: Tensor) -> None:
+    """Fill `tensor` with `pattern`, [PATTERN_COUNT], again and again."""
     tiles = tensor.numel() // PATTERN_COUNT
     tensor[: tiles * PATTERN_COUNT].view(tiles, PATTERN_COUNT).copy_(pattern)
     tensor[tiles * PATTERN_COUNT :].copy_(pattern[: tensor.numel() - tiles * PATTERN_COUNT])

@@ -11,7 +11,7 @@ The time of a repetition is the slowest rank's. What ranks tell each other about
 through the store, never through the backend that is measured.
 """
 
-import json
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pccl._autoload import register
@@ -33,63 +33,19 @@ from pccl.bench.collectives import (
     make_call,
     make_case,
 )
+from pccl.bench.exchange import StoreExchange
+from pccl.bench.loss import measure_loss
 from pccl.bench.options import BenchOptions, sizes
 from pccl.bench.result import PLACEMENTS, Measurement, Row, spread
+from pccl.config import Config
 
-__all__ = ["Rank", "StoreExchange", "join", "measure"]
+__all__ = ["Rank", "join", "measure"]
 
 ITERATIONS_MAX = 10_000
 REPETITIONS_MIN = 5  # below, p10 and p90 mean nothing
 REPETITIONS_MAX = 21
 
 Group = dist.ProcessGroup | None
-
-
-class StoreExchange:
-    """All-gather of small values through the rendezvous store."""
-
-    def __init__(self, store: Store, rank: int, world_size: int) -> None:
-        self._store = store
-        self._rank = rank
-        self._world_size = world_size
-        self._round = 0
-
-    def all_gather(self, value: list[float]) -> list[list[float]]:
-        """Return every rank's value, by rank; waits for all."""
-        self._round += 1
-        self._store.set(f"{self._round}/{self._rank}", json.dumps(value))
-        keys = [f"{self._round}/{rank}" for rank in range(self._world_size)]
-        return [json.loads(self._store.get(key)) for key in keys]
-
-    def leave(self) -> None:
-        """Wait for all; rank 0, whose process may hold the store, returns last."""
-        self.all_gather([])
-        if self._rank != 0:
-            self._store.set(f"left/{self._rank}", "")
-        else:
-            for rank in range(1, self._world_size):
-                self._store.get(f"left/{rank}")
-
-    def left_early(self, barrier: Callable[[], None]) -> int:
-        """Return 1 if `barrier` lets this rank go before the last rank came, else 0.
-
-        Rank 0 is the last: it enters when all others have said that they do.
-        """
-        self._round += 1
-        others = [f"{self._round}/{rank}" for rank in range(1, self._world_size)]
-        last = f"{self._round}/0"
-        if self._rank == 0:
-            for key in others:
-                self._store.get(key)
-            self._store.set(last, "")
-        else:
-            self._store.set(f"{self._round}/{self._rank}", "")
-        barrier()
-        return 0 if self._store.check([last]) else 1
-
-    def slowest(self, seconds: list[float]) -> list[float]:
-        """Return the maximum over all ranks, element by element."""
-        return [max(column) for column in zip(*self.all_gather(seconds), strict=True)]
 
 
 @dataclass(frozen=True)
@@ -141,6 +97,9 @@ def join(options: BenchOptions) -> Rank:
     if options.compare:
         again = " #2" if options.compare == options.backend else ""
         groups[options.compare + again] = dist.new_group(backend=options.compare)
+    for codec in options.codecs:
+        config = dataclasses.replace(Config.from_environment(), codec=codec)
+        groups[codec] = dist.new_group(pg_options=config)
     exchange = StoreExchange(PrefixStore("bench", store), rank, world_size)
     return Rank(rank, world_size, groups, exchange)
 
@@ -152,7 +111,7 @@ def measure_row(options: BenchOptions, case: Case, rank: Rank, buffers: Buffers)
         in_place = placement == "in_place"
         if in_place and not case.has_in_place:
             continue
-        if case.has_in_place and options.placement not in ("both", placement):
+        if case.has_in_place and placement not in options.placements:
             continue
         source, target = buffers.of(case, in_place=in_place)
         call = make_call(case, source, target)
@@ -161,8 +120,12 @@ def measure_row(options: BenchOptions, case: Case, rank: Rank, buffers: Buffers)
         target.zero_()
         seconds, iterations = time_in_turn(options, call, rank)
         for backend, group in rank.groups.items():
-            wrong = None
-            if options.check:
+            is_coded, wrong, loss = backend in options.codecs, None, None
+            if is_coded or options.error:
+                loss = measure_loss(case, call, group, rank.exchange, target)
+            if options.check and loss is not None and is_coded:
+                wrong = loss.differing
+            elif options.check:
                 wrong = check(case, call, group, rank.exchange, source, target)
             median = spread(seconds[backend]).p50
             bandwidth = case.bytes / median / 1e9
@@ -172,6 +135,8 @@ def measure_row(options: BenchOptions, case: Case, rank: Rank, buffers: Buffers)
                 algorithm_bandwidth=bandwidth,
                 bus_bandwidth=bandwidth * bus_factor(case.collective, case.world_size),
                 wrong=wrong,
+                wire_bytes=None if loss is None else loss.wire_bytes,
+                error=None if loss is None else loss.error,
             )
     dtype = "none" if case.collective == "barrier" else options.dtype
     return Row(

@@ -48,6 +48,8 @@ class BenchOptions:
         iterations: calls per repetition, timed together; 0 = decided by `seconds`.
         repetitions: times that are the sample of the statistics; 0 = decided by `seconds`, 5 to 21.
         warmup: calls before the first repetition.
+        codec: codecs with commas between them; all_reduces in each of them, in turn with plain.
+        error: measure what goes over the wire, and the error of the result, of all_reduces.
         placement: "in_place", "out_of_place" or "both"; a collective that has only one ignores it.
         check: compare one result per size and placement with the exact one, element by element.
         transport: "tcp" or "memory" sets PCCL_SHARED_MEMORY for pccl; "auto" leaves it.
@@ -63,6 +65,8 @@ class BenchOptions:
     bytes_list: tuple[int, ...] = ()
     dtype: str = "float32"
     op: str = "sum"
+    codec: str = ""
+    error: bool = False
     root: int = 0
     seconds: float = 0.4
     iterations: int = 0
@@ -99,8 +103,41 @@ class BenchOptions:
             raise ValueError(f"bench: {self.op} is for integers, not {self.dtype}")
         if self.op == "avg" and not self.dtype.startswith(("float", "bfloat")):
             raise ValueError(f"bench: avg is for floating point, not {self.dtype}")
+        if self.codec or self.error:
+            self._check_codecs()
         if self.plot_path and (len(self.collectives) > 1 or self.collective == "barrier"):
             raise ValueError("bench: plot needs one collective, and a barrier has no sizes")
+
+    def _check_codecs(self) -> None:
+        if self.collective != "all_reduce" or self.op not in ("sum", "avg"):
+            raise ValueError("bench: codec and error are for all_reduce, by sum or avg")
+        if not self.dtype.startswith(("float", "bfloat")):
+            raise ValueError(f"bench: codec and error are for floating point, not {self.dtype}")
+        if self.placement == "out_of_place":
+            raise ValueError("bench: codec and error are measured in place")
+        if self.codec and (self.backend != "pccl" or self.compare):
+            raise ValueError("bench: codec is for pccl alone, without compare")
+        from pccl._quantized import check_codec  # the core, which other options do without
+
+        try:
+            for name in self.codecs:
+                check_codec(name)
+        except ValueError as error:
+            raise ValueError(f"bench: {error}") from None
+        if len(set(self.codecs)) != len(self.codecs):
+            raise ValueError(f"bench: codec names one twice: {self.codec}")
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """The names in `codec`, one by one."""
+        return tuple(self.codec.split(",")) if self.codec else ()
+
+    @property
+    def placements(self) -> tuple[str, ...]:
+        """What is measured, where a collective has both."""
+        if self.placement != "both":
+            return (self.placement,)
+        return ("in_place",) if self.codec or self.error else ("out_of_place", "in_place")
 
     @property
     def collectives(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pccl.bench.result import Row, Spread, spread
 
 __all__ = ["plot_rows"]
 
-_COLORS = ("#0b6e99", "#e07b39")
+_COLORS = ("#0b6e99", "#e07b39", "#2a9d5c", "#8a4f9e", "#777777", "#b8442c")
 _TICKS_MAX = 14  # sizes named on the axis; with more, every second or third is
 _PLACEMENT = "in_place"
 

@@ -35,7 +35,11 @@ class Measurement:
     iterations: int  # calls per repetition
     algorithm_bandwidth: float  # GB/s (10^9) at the median time: bytes of the larger side / time
     bus_bandwidth: float  # GB/s: the above * bus_factor()
-    wrong: int | None  # elements on all ranks that are not what they must be; None: not checked
+    # Elements on all ranks that are not what they must be; in a codec: ranks that have other bytes
+    # than rank 0. None: not checked.
+    wrong: int | None
+    wire_bytes: float | None = None  # that a rank sends in one call, on average; None: not counted
+    error: float | None = None  # relative, L2, of normally distributed values; None: not measured
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class Row:
             return None
         first, second = measured[0].seconds, measured[1].seconds
         return spread([slow / fast for fast, slow in zip(first, second, strict=True)])
+
+    def speed_up(self, backend: str, placement: str) -> float | None:
+        """Return how many times faster than the first backend this one is, paired likewise."""
+        first = next(iter(self.backends.values())).get(placement)
+        other = self.backends[backend].get(placement)
+        if first is None or other is None:
+            return None
+        return spread([a / b for a, b in zip(first.seconds, other.seconds, strict=True)]).p50
 
     @property
     def wrong(self) -> int:

@@ -88,9 +88,10 @@ def _run(options: BenchOptions, place: Launch) -> int:
 def headline(options: BenchOptions, world_size: int) -> str:
     """Return what is measured, in one line."""
     against = f" against {options.compare}" if options.compare else ""
+    codecs = f", codecs {options.codec}" if options.codec else ""
     transport = f", transport {options.transport}" if options.transport != "auto" else ""
     ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
-    return f"{options.collective}: {options.backend}{against}, {ranks}{transport}"
+    return f"{options.collective}: {options.backend}{against}, {ranks}{codecs}{transport}"
 
 
 def sent_by_transport(rank: Rank, backend: str) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic, and small runs of it in real processes."""
 
+import hashlib
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from pccl.bench.collectives import (  # noqa: E402
     fill,
     make_case,
 )
-from pccl.bench.measure import StoreExchange  # noqa: E402
+from pccl.bench.exchange import StoreExchange  # noqa: E402
+from pccl.bench.loss import measure_loss  # noqa: E402
 from pccl.bench.options import (  # noqa: E402
     COLLECTIVES,
     BenchOptions,
@@ -97,6 +100,14 @@ def test_collectives_are_one_or_several_or_all() -> None:
         {"op": "bxor"},  # of float32
         {"op": "avg", "dtype": "int32"},
         {"transport": "pigeon"},
+        {"codec": "int9"},
+        {"codec": "topk:64"},
+        {"codec": "int8,int8"},
+        {"codec": "int8", "compare": "gloo"},
+        {"codec": "int8", "op": "max"},
+        {"error": True, "dtype": "int32"},
+        {"error": True, "collective": "broadcast"},
+        {"error": True, "placement": "out_of_place"},
         {"processes": 0},
         {"bytes_min": 8, "bytes_max": 4},
         {"factor": 1},
@@ -134,6 +145,7 @@ def test_ratios_are_paired_by_repetition() -> None:
     assert ratio is not None
     assert (ratio.p10, ratio.p50, ratio.p90) == (3, 3, 3)
     assert row.ratios("out_of_place") is None
+    assert row.speed_up("b", "in_place") == 1 / 3
 
 
 # --- the check bites ---
@@ -219,6 +231,54 @@ def test_every_collective_is_measured_and_right_on_three_ranks() -> None:
     assert "0 wrong values" in done.stdout
     assert re.search(r"pccl sent from rank 0: [0-9.]+M by TCP\.", done.stdout)
     assert max(len(line) for line in done.stdout.splitlines()) <= 120
+
+
+def test_codecs_are_measured_with_what_they_send_and_lose(tmp_path: Path) -> None:
+    done = run_bench(
+        *("--codec", "int8,int4:hadamard", "--error", "--processes", "3", "--transport", "tcp"),
+        *("--sizes", "260,400K", "--iterations", "2", "--repetitions", "2"),
+        *("--json", str(tmp_path / "a.json")),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "0 wrong values" in done.stdout
+    assert re.search(r"faster +sent +error", done.stdout)
+    assert re.search(r"int8 .* 0 +[0-9.]+x +[0-9.]+K +[0-9.]+e-03$", done.stdout, re.MULTILINE)
+    assert max(len(line) for line in done.stdout.splitlines()) <= 120
+    large = json.loads((tmp_path / "a.json").read_text())["rows"][1]
+    found = {name: placements["in_place"] for name, placements in large["backends"].items()}
+    assert list(found) == ["pccl", "int8", "int4:hadamard"]
+    # Of 3 ranks each sends 4/3 of its tensor.
+    sent = {name: one["wire_bytes"] / (4 / 3 * 4 * large["count"]) for name, one in found.items()}
+    assert sent == pytest.approx({"pccl": 1, "int8": 0.252, "int4:hadamard": 0.1406}, rel=0.02)
+    errors = [one["error"] for one in found.values()]
+    assert 0 < errors[0] < 1e-6
+    assert 0.005 < errors[1] < 0.011
+    assert 0.05 < errors[2] < 0.15
+
+
+def test_ranks_with_other_bytes_are_counted_in_a_codec() -> None:
+    case = make_case(BenchOptions(), 4000, rank=0, world_size=2)
+    store = torch.distributed.HashStore()
+    target = torch.zeros(1000)
+    found: list[int] = []
+
+    def other_rank(digest: list[float]) -> None:
+        exchange = StoreExchange(store, 1, 2)
+        for value in ([], [], [-1.0, *digest]):
+            exchange.all_gather(value)
+
+    for digest in ([1.0], None):
+        store = torch.distributed.HashStore()
+        own = int.from_bytes(hashlib.sha256(bytes(4000)).digest()[:6], "big")
+        thread = threading.Thread(target=other_rank, args=(digest or [float(own)],))
+        thread.start()
+        loss = measure_loss(
+            case, lambda _: target.zero_(), None, StoreExchange(store, 0, 2), target
+        )
+        thread.join()
+        found.append(loss.differing)
+        assert loss.error == 1  # all of it is lost
+    assert found == [1, 0]
 
 
 def test_one_rank_alone_can_do_all_collectives() -> None:
