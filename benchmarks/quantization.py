@@ -3,6 +3,7 @@
     python benchmarks/quantization.py                 both, about a minute
     python benchmarks/quantization.py --error         the error only
     python benchmarks/quantization.py --speed         the speed only, best pinned (taskset)
+    python benchmarks/quantization.py --codecs int8 int4 --name piquant   these beside pi-quant
 
 Error: the relative L2 error of an average over 8 members. One-shot: seven members encode once, the
 owner adds in float32, encodes the average, all decode. Tree: of each pair one encodes and the other
@@ -13,13 +14,16 @@ Speed: of float32 processed, segment by segment of 128 Ki elements, through Pyth
 numpy's, of the same segments, between the others in the same rounds. Seconds are those of the
 thread's processor time, so that a busy machine costs memory bandwidth only.
 
-Writes quantization.md, .json and .png to benchmarks/results/.
+Beside them pi-quant, where it is installed (pip install pypiquant==4.1.0): the error with one scale
+a contribution, the speed with one a segment, as its user would call it.
+
+Writes quantization.md, .json and .png to benchmarks/results/; no picture of some codecs only.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,9 @@ import numpy as np
 import numpy.typing as npt
 from common import RESULTS, head, write
 from gradients import Vectors, real_gradients, real_pseudo_gradients
+from piquant_codec import PIQUANT
+from piquant_codec import decode as piquant_decode
+from piquant_codec import encode as piquant_encode
 
 from pccl import _core, codecs
 from pccl.bench.machine import describe_machine
@@ -51,27 +58,33 @@ def main() -> int:
     parser.add_argument("--speed", action="store_true", help="only the speed")
     parser.add_argument("--rounds", type=int, default=9, help="of each speed; the median counts")
     parser.add_argument("--megabytes", type=int, default=256, help="largest size of the speed")
+    every = (*CODECS, *SPARSE)
+    parser.add_argument("--codecs", nargs="+", choices=every, default=list(every))
+    parser.add_argument("--name", default="quantization", help="of the files that are written")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
     options = parser.parse_args()
     document: dict[str, Any] = {
         "machine": describe_machine(), "simd": _core.simd_target(), "error": {}, "speed": {}
     }  # fmt: skip
     if not options.speed:
-        document["error"] = measure_errors()
+        document["error"] = measure_errors((*options.codecs, *PIQUANT))
     if not options.error:
         sizes = [size for size in SIZES if 4 * size <= options.megabytes << 20]
-        document["speed"] = {str(size): measure_speed(size, options.rounds) for size in sizes}
+        dense = [codec for codec in options.codecs if codec not in SPARSE]
+        document["speed"] = {
+            str(size): measure_speed(size, options.rounds, dense) for size in sizes
+        }
     lines = head("Codecs: error and speed", document["machine"])
-    write(options.results, "quantization", document, lines + report(document))
-    if document["error"] and document["speed"]:
-        plot(document, options.results / "quantization.png")
+    write(options.results, options.name, document, lines + report(document))
+    if document["error"] and document["speed"] and options.codecs == list(every):
+        plot(document, options.results / f"{options.name}.png")
     return 0
 
 
 # --- error ---
 
 
-def measure_errors() -> dict[str, Any]:
+def measure_errors(names: Sequence[str]) -> dict[str, Any]:
     """Return codec -> kind -> {"bits", "one-shot", "tree", "ring"}."""
     random = np.random.default_rng(1)
     values: dict[str, Vectors] = {
@@ -81,10 +94,10 @@ def measure_errors() -> dict[str, Any]:
         "Student-t": half_common(lambda: random.standard_t(3, 1 << 18)),
     }
     errors: dict[str, Any] = {}
-    for codec in (*CODECS, *SPARSE):
+    for codec in names:
         print(f"error of {codec} ...", flush=True)
         count = 1 << 18
-        errors[codec] = {"bits": 8 * (codecs.encoded_bytes(codec, count) - 8) / count}
+        errors[codec] = {"bits": bits_of(codec, count)}
         for kind, vectors in values.items():
             exact = np.mean([vector.astype(np.float64) for vector in vectors], axis=0)
             errors[codec][kind] = {
@@ -94,6 +107,12 @@ def measure_errors() -> dict[str, Any]:
     return errors
 
 
+def bits_of(codec: str, count: int) -> float:
+    if codec in PIQUANT:
+        return 8 * piquant_encode(codec, np.zeros(count, np.float32)).codes.size / count
+    return 8 * (codecs.encoded_bytes(codec, count) - 8) / count
+
+
 def half_common(draw: Callable[[], npt.NDArray[np.float64]]) -> Vectors:
     common = draw()
     return [(np.sqrt(0.5) * (common + draw())).astype(np.float32) for _ in range(MEMBERS)]
@@ -101,15 +120,25 @@ def half_common(draw: Callable[[], npt.NDArray[np.float64]]) -> Vectors:
 
 def again(values: Floats, codec: str, step: int, divisor: float = 1) -> Floats:
     """There and back."""
-    target = np.empty_like(values)
-    codecs.decode(codecs.encode(values, codec, divisor=divisor, step=step), target)
+    target = np.zeros_like(values)
+    exchange(values, codec, step, target, divisor)
     return target
+
+
+def exchange(values: Floats, codec: str, step: int, sums: Floats, divisor: float = 1) -> None:
+    """Encode, and add what is decoded to `sums`."""
+    if codec in PIQUANT:
+        average = (values / np.float32(divisor)).astype(np.float32)
+        piquant_decode(piquant_encode(codec, average), sums, add=True)
+    else:
+        wire = codecs.encode(values, codec, divisor=divisor, step=step)
+        codecs.decode(wire, sums, add=True)
 
 
 def one_shot(vectors: Vectors, codec: str) -> Floats:
     sums = vectors[0].copy()  # the owner's own
     for member, vector in enumerate(vectors[1:]):
-        codecs.decode(codecs.encode(vector, codec, step=member), sums, add=True)
+        exchange(vector, codec, member, sums)
     return again(sums, codec, 100, divisor=len(vectors))
 
 
@@ -132,7 +161,7 @@ def ring(vectors: Vectors, codec: str) -> Floats:
 # --- speed ---
 
 
-def measure_speed(elements: int, rounds: int) -> dict[str, dict[str, float]]:
+def measure_speed(elements: int, rounds: int, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return name -> {"encode", "decode", "add", "owner"} in GB/s (10^9) of float32."""
     print(f"speed at {4 * elements >> 10} KiB ...", flush=True)
     random = np.random.default_rng(2)
@@ -142,8 +171,10 @@ def measure_speed(elements: int, rounds: int) -> dict[str, dict[str, float]]:
     arms: dict[tuple[str, str], Callable[[], None]] = {
         ("memcpy", "copy"): lambda: copy(values, target, segments)
     }
-    for codec in CODECS:
+    for codec in names:
         arms.update(arms_of(codec, values, target, segments))
+    for codec in PIQUANT:
+        arms.update(arms_of_piquant(codec, values, target, segments))
     calls = max(1, (1 << 22) // elements)
     seconds: dict[tuple[str, str], list[float]] = {arm: [] for arm in arms}
     for _ in range(rounds):
@@ -195,6 +226,35 @@ def arms_of(
             (codec, "owner"): owner}  # fmt: skip
 
 
+def arms_of_piquant(
+    codec: str, values: Floats, target: Floats, segments: list[tuple[int, int]]
+) -> dict[tuple[str, str], Callable[[], None]]:
+    pieces = [values[begin : begin + count] for begin, count in segments]
+    targets = [target[begin : begin + count] for begin, count in segments]
+    wires = [piquant_encode(codec, piece) for piece in pieces]
+    sums = np.empty(SEGMENT, np.float32)
+
+    def encode() -> None:
+        for piece, wire in zip(pieces, wires, strict=True):
+            piquant_encode(codec, piece, wire.codes)
+
+    def decode(add: bool = False) -> None:
+        for wire, into in zip(wires, targets, strict=True):
+            piquant_decode(wire, into, add=add)
+
+    def owner() -> None:
+        for piece, wire in zip(pieces, wires, strict=True):
+            part = sums[: piece.size]
+            np.copyto(part, piece)
+            for _ in range(MEMBERS - 1):
+                piquant_decode(wire, part, add=True)
+            part /= MEMBERS
+            piquant_encode(codec, part)
+
+    return {(codec, "encode"): encode, (codec, "decode"): decode,
+            (codec, "add"): lambda: decode(add=True), (codec, "owner"): owner}  # fmt: skip
+
+
 # --- what people see ---
 
 
@@ -220,8 +280,9 @@ def report(document: dict[str, Any]) -> list[str]:
             "| codec | encode | / memcpy | decode | decode and add | / memcpy | owner |",
             "| :--- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
-        for codec in CODECS:
-            row = speeds[codec]
+        for codec, row in speeds.items():
+            if codec == "memcpy":
+                continue
             lines.append(
                 f"| {codec} | {row['encode']:.1f} | {row['encode'] / memcpy:.2f} | "
                 f"{row['decode']:.1f} | {row['add']:.1f} | {row['add'] / memcpy:.2f} | "
