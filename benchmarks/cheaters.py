@@ -62,7 +62,7 @@ SHAPES = ((64, 1, 128), (64, 1, 64), (32, 1, 128), (64, 2, 32), (64, 1, 7), (16,
 # Outside of what the published checks are about.
 NOT_COMPARED = {"replayed", "stolen", "stolen_rollouts", "skipped_submissions", "huge_upload",
                 "garbage", "wrong_signer", "other_run", "stale_and_says_so",
-                "future_weights"}  # fmt: skip
+                "future_weights", "large_tokens"}  # fmt: skip
 # Of a file's rollouts, whose end the published check may dislike.
 ENDS_SHARE_MAX = 0.1
 # What version 0.1.6 of the published verifier does, given one tensor; given a list of tensors.
