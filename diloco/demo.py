@@ -25,7 +25,7 @@ __all__ = ["DemoOptions", "run_demo"]
 _LOOK_SECONDS = 0.2
 # Nobody finishes a round: something is broken. Starting Python with torch takes seconds, more on a
 # machine that does much else.
-_STALL_SECONDS = 120.0
+_STALL_SECONDS = 300.0
 # Kills are spread over this part of the run, so that whoever comes instead still trains.
 _KILLS_FROM, _KILLS_TO = 0.25, 0.6
 _LOOPBACK = "127.0.0.1"

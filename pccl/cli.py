@@ -30,7 +30,7 @@ app = typer.Typer(
     name="pccl",
     help="Collective communication for PyTorch over machines that nobody owns together.",
     epilog="In a program: torch.distributed.init_process_group('pccl'). Train an example over pccl "
-    "and gloo: scripts/train.",
+    "and gloo: scripts/train --ddp.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,9 @@ class DemoProcess:
             try:
                 self.process.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
-                self.kill()
+                self.process.kill()
+                with suppress(subprocess.TimeoutExpired):  # it goes as soon as the kernel lets it
+                    self.process.wait(_END_SECONDS)
         for thread in self._threads:
             thread.join(_END_SECONDS)
         for pipe in (self.process.stdout, self.process.stderr):
