@@ -65,8 +65,8 @@ class RunTask:
     prompts_per_file: int = 8
     samples_per_prompt: int = 8
     temperature: float = 1.0
-    step_count: int = 150
-    learning_rate: float = 6e-5
+    step_count: int = 180
+    learning_rate: float = 7e-5
 
     def to_fields(self) -> dict[str, Any]:
         """For RunOptions.task: numbers, texts and maps of them."""

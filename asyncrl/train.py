@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy
 import torch
 import typer
 
@@ -37,6 +38,8 @@ __all__ = ["TrainerProcess", "groups_of"]
 _WAIT_SECONDS = 2.0
 # Rollouts of a step that do not come: workers, validators or the broadcast are broken.
 _ROLLOUTS_SECONDS = 600.0
+# Between two looks for a trainer that comes back.
+_PAUSE_SECONDS = 0.5
 # More than any async level needs: a worker that is slow finds what it was told to take.
 _VERSIONS_KEPT = 12
 
@@ -53,6 +56,9 @@ class TrainerProcess:
     """Where the origin serves from; of all trainers of this machine."""
 
     checkpoint: Path | None = None
+    members_end: int = 1
+    """Before the last step it waits for so many members: one that was killed comes back in time."""
+
     _metrics: dict[str, Any] = field(default_factory=dict, init=False)  # of the last step
     _waited_seconds: float = field(default=0.0, init=False)
     _published: int = field(default=-1, init=False)
@@ -76,7 +82,7 @@ class TrainerProcess:
         """
         trainer = self.trainer
         while True:
-            trainer.sync()
+            self._sync()
             self._publish()
             if trainer.version >= self.run.task.step_count:
                 return
@@ -90,6 +96,24 @@ class TrainerProcess:
             say(**self._metrics)
             if self.checkpoint is not None and report.version % 10 == 0:
                 trainer.save(self.checkpoint)
+
+    def _sync(self) -> None:
+        """Meet the others; before the last step until so many are here as have to be."""
+        trainer, deadline = self.trainer, time.monotonic() + _ROLLOUTS_SECONDS
+        trainer.sync()
+        while trainer.comm is not None and trainer.version == self.run.task.step_count - 1:
+            # Counted by an operation, so that all members count the same.
+            here = numpy.ones(1, numpy.int64)
+            trainer.comm.all_reduce(here)
+            if here[0] >= self.members_end:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"train: {here[0]} of {self.members_end} trainers are here before the last "
+                    f"step, after {_ROLLOUTS_SECONDS:g} s"
+                )
+            time.sleep(_PAUSE_SECONDS)
+            trainer.sync()  # newcomers come in here
 
     def _publish(self) -> None:
         """The trainer of rank 0: weights of this version, then the step; each only once."""
@@ -157,6 +181,7 @@ def main(
     weights: Annotated[Path, typer.Option(help="version 0")],
     origin: Annotated[Path, typer.Option(help="folder that the origin serves")],
     members: Annotated[int, typer.Option(help="begin when so many are in")] = 1,
+    members_end: Annotated[int, typer.Option(help="wait for so many before the last step")] = 1,
     diloco: Annotated[bool, typer.Option(help="merge once a step")] = False,
     local: Annotated[bool, typer.Option(help="listen on loopback only")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="written every 10 steps")] = None,
@@ -177,7 +202,8 @@ def main(
         with pccl.join(pccl_address, world_size_min=members, config=config) as comm:
             say(joined=comm.member_id)
             trainer = Trainer(load_policy(weights), options, comm)
-            TrainerProcess(trainer, client, found, own, origin, checkpoint).train()
+            process = TrainerProcess(trainer, client, found, own, origin, checkpoint, members_end)
+            process.train()
         say(done=trainer.version, digest=trainer.digest)
 
 

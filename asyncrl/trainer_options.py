@@ -25,10 +25,10 @@ class OuterOptions:
 class TrainerOptions:
     """The defaults learn `spell_backward`; other values that do, and that collapse: asyncrl.md."""
 
-    step_count: int = 150
+    step_count: int = 180
     """The learning rate falls linearly to 0 there."""
 
-    learning_rate: float = 6e-5
+    learning_rate: float = 7e-5
     warm_up_steps: int = 5
     minibatch_count: int = 4
     shard_count: int = 2

@@ -141,7 +141,14 @@ class Crew:
             name,
             *("asyncrl.train", "--run", self.run_file, "--key", self._key_file(name), "--local"),
             *("--pccl", pccl_address, "--weights", self.weights, "--origin", self.origin_folder),
-            *("--members", members, "--checkpoint", self.folder / f"{name}.checkpoint"),
+            *(
+                "--members",
+                members,
+                "--members-end",
+                2,
+                "--checkpoint",
+                self.folder / f"{name}.checkpoint",
+            ),
         )
 
     def start_validator(self, name: str) -> RoleProcess:

@@ -6,7 +6,7 @@ import asyncio
 import queue
 import shutil
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ _RUN = "demo"
 _LOOK_SECONDS = 0.2
 # No step in so long: something is broken. Includes the start of ten processes that import torch.
 _STALL_SECONDS = 300.0
-# Of a validator, before the other one decides alone.
+# Of a validator, before the other one decides alone; and of the coordinator, before this gives up.
 _SILENCE_SECONDS = 60.0
 # For workers that were told the run's end, and for the last verdicts.
 _END_SECONDS = 30.0
@@ -41,7 +41,7 @@ class DemoOptions:
     cheat: str = "oracle"
     """A name of asyncrl.cheats."""
 
-    steps: int = 150
+    steps: int = 180
     workers: int = 3
     async_level: int = 2
     files_per_step: int = 4
@@ -97,7 +97,7 @@ class Demo:
         self.options = options
         self.record = DemoRecord(cheat=options.cheat, steps=options.steps)
         self._console = console
-        self._moved_at = time.monotonic()
+        self._moved_at = self._answered_at = time.monotonic()
         self._last: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -164,8 +164,11 @@ class Demo:
         }
 
     def _wait_for_stakes(self, count: int) -> None:
-        while len(self._crew.status()["workers"]) < count:
+        found = 0
+        while found < count:
             self._listen()
+            with suppress(OSError):
+                found = len(self._crew.status()["workers"])
             if time.monotonic() - self._moved_at > _STALL_SECONDS:
                 raise DemoFailed(f"no {count} workers have registered in {_STALL_SECONDS:g} s")
 
@@ -236,8 +239,10 @@ class Demo:
             raise DemoFailed("\n".join([f"no step in {_STALL_SECONDS:g} s", *said]))
         try:
             self._last = self._crew.status()
+            self._answered_at = time.monotonic()
         except OSError as error:
-            raise DemoFailed(f"the coordinator does not answer: {error}") from None
+            if time.monotonic() - self._answered_at > _SILENCE_SECONDS:
+                raise DemoFailed(f"the coordinator does not answer: {error}") from None
         made = max(self.record.trainer_steps, default=0)
         if made >= self.options.steps // 3 and not self.record.trainer_killed_at:
             self.record.trainer_killed_at = made
@@ -276,7 +281,8 @@ class Demo:
         deadline = time.monotonic() + _END_SECONDS
         while time.monotonic() < deadline:
             self._listen()
-            self._last = self._crew.status()
+            with suppress(OSError):
+                self._last = self._crew.status()
             working = [
                 process
                 for process in self._crew.processes

@@ -23,8 +23,10 @@ __all__ = ["CoordinatorProcess", "DemoProcess", "MemberProcess", "Said", "find_e
 
 # Of what a process writes to its standard error, for the one that fails.
 _ERROR_LINES_MAX = 30
-# For a process to end after SIGTERM, and to be gone after SIGKILL.
+# For a process to end after SIGTERM.
 _END_SECONDS = 5.0
+# For it to be gone after SIGKILL: one that waits for a busy disk takes its time.
+_GONE_SECONDS = 60.0
 # Until a coordinator has said where it is.
 _START_SECONDS = 30.0
 
@@ -89,7 +91,7 @@ class DemoProcess:
     def kill(self) -> None:
         """kill -9; returns when it is gone."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(_END_SECONDS)
+        self.process.wait(_GONE_SECONDS)
 
     def terminate(self) -> None:
         if self.is_running:

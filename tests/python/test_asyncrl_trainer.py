@@ -110,7 +110,7 @@ def diloco_by_a_loop(steps: int, outer: OuterOptions) -> list[torch.Tensor]:
     )
     found = []
     for step in range(steps):
-        rate = 1e-3 * min(1, (step + 1) / 5) * (1 - step / 150)
+        rate = 1e-3 * min(1, (step + 1) / 5) * (1 - step / 180)
         policy = Decoder(CONFIG)
         torch.nn.utils.vector_to_parameters(theta.clone(), policy.parameters())
         moves, weights = [], []
