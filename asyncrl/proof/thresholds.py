@@ -106,22 +106,26 @@ def calibrated(
 ) -> Thresholds:
     """Bounds with room around what honest rollouts showed.
 
-    Twice the largest of one proof, ten times the mean of all, ten times the largest gap; and never
-    less than a floor, because some thousand proofs do not show the rarest.
+    Twice the largest of one proof, twice the largest mean of a file, three times the largest gap;
+    and never less than a floor, because some thousand proofs do not show the rarest.
 
     Args:
         files: the errors of all proofs, file by file, under other threads and batch shapes.
         gaps: the largest of each rollout.
     """
-    exponents = numpy.array([error.exponent_mismatches for file in files for error in file])
-    mantissas = numpy.array([error.mantissa_mean for file in files for error in file])
-    if not len(exponents) or not len(gaps):
+    exponents = [numpy.array([error.exponent_mismatches for error in file]) for file in files]
+    mantissas = [numpy.array([error.mantissa_mean for error in file]) for file in files]
+    if not sum(map(len, files)) or not len(gaps):
         raise ValueError("calibrated: no rollouts")
     return Thresholds(
         dtype=dtype,
-        exponent_mismatches_max=max(4, 2 * int(exponents.max())),
-        mantissa_mean_max=round(max(0.1, 2 * float(mantissas.max())), 4),
-        exponent_mismatches_mean_max=round(max(0.02, 10 * float(exponents.mean())), 4),
-        mantissa_mean_mean_max=round(max(0.002, 10 * float(mantissas.mean())), 4),
-        gap_max=float(f"{max(1e-4, 10 * max(gaps)):.2g}"),
+        exponent_mismatches_max=max(4, 2 * max(int(file.max()) for file in exponents)),
+        mantissa_mean_max=round(max(0.1, 2 * max(float(file.max()) for file in mantissas)), 4),
+        exponent_mismatches_mean_max=round(
+            max(0.02, 2 * max(float(file.mean()) for file in exponents)), 4
+        ),
+        mantissa_mean_mean_max=round(
+            max(0.002, 2 * max(float(file.mean()) for file in mantissas)), 4
+        ),
+        gap_max=float(f"{max(1e-4, 3 * max(gaps)):.2g}"),
     )
