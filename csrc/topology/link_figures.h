@@ -33,8 +33,7 @@ RankFigures decode_figures(std::span<const std::byte> bytes, int32_t world_size)
 // that nobody has measured.
 // - Within a host or a fast local network nothing counts: there the rates are those of CPUs.
 // - Of another link that was busy long enough its rate counts; if it moved little, the mean with
-// the one
-//   before.
+//   the one before.
 // - A link that carried little is thought to become faster with time, up to that, so that it is
 //   tried again.
 // - A rank sends, and receives, in all what it did at once, or the most that it did before, which
