@@ -1,8 +1,8 @@
 """Learning curves of asyncrl in one process: seeds, async levels, controls, settings that collapse.
 
-    python benchmarks/rl_learning.py --run default --seed 0 --async-level 2   # one curve, JSON lines
+    python benchmarks/rl_learning.py --run default --seed 0 --async-level 2   # one curve, as JSON
     python benchmarks/rl_learning.py --list
-    python benchmarks/rl_learning.py --table runs/*.jsonl                     # of recorded curves
+    python benchmarks/rl_learning.py --table runs/*.jsonl  # of recorded curves
 
 Rollouts of a step are sampled by the policy of `async_level` versions before. The held-out words
 are in no other split and chose nothing. Times are CPU seconds of one thread.
