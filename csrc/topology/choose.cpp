@@ -18,6 +18,9 @@ namespace {
 constexpr std::array<std::string_view, 4> kTreeAlgorithms = {"packed_trees", "rings",
                                                              "hierarchical", "quickest_tree"};
 
+// Of an exchange at once over links that were not measured.
+constexpr uint64_t kBlindBytesMax = 4 << 10;
+
 struct Candidate {
   std::string_view algorithm;
   std::function<Schedule()> plan;
@@ -150,6 +153,8 @@ Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_
   };
   const auto halving_doubling = [=] { return plan_all_reduce_halving_doubling(world_size, count); };
   const bool is_small = element_bytes == 0 || count <= kExchangeBytesMax / element_bytes;
+  // Links that nobody has measured may be slow, and it sends the most bytes.
+  const bool is_smallest = links.is_measured ? is_small : count * element_bytes <= kBlindBytesMax;
   const auto doubling = [=] {
     return is_small ? plan_all_reduce_doubling(world_size, count) : halving_doubling();
   };
@@ -160,7 +165,7 @@ Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_
       {"doubling", doubling, is_small},
       {"exchange",
        [=] { return is_small ? plan_all_reduce_exchange(world_size, count) : direct(); },
-       is_small && has_long_links(links)},
+       is_smallest && has_long_links(links)},
       {"double_binary_tree",
        [=] { return plan_all_reduce_double_binary_tree(world_size, count); }}};
   if (is_measured && !routes->stars.empty()) candidates[0] = trees("direct", &Routes::stars);

@@ -142,6 +142,7 @@ TEST_CASE("over long links everybody tells everybody what is small, within a mac
     std::vector<int32_t> hosts(static_cast<size_t>(world_size));
     std::iota(hosts.begin(), hosts.end(), 0);
     CHECK(choose_all_reduce(host_links(hosts, false), 1, 4).algorithm == "exchange");
+    CHECK(choose_all_reduce(host_links(hosts, false), 1025, 4).algorithm != "exchange");
     CHECK(choose_all_reduce(host_links(hosts, true), 1, 4).algorithm != "exchange");
     Measurement far{.world_size = world_size};
     far.bytes_per_second.assign(hosts.size() * hosts.size(), 12.5e6);

@@ -1,0 +1,356 @@
+"""DiLoCo beside DDP and a member alone, over real links: loss, bytes, seconds (wanlab, root).
+
+    python benchmarks/diloco_training.py --steps 400 --seeds 3 --lrs 3e-3 6e-3 12e-3     quality
+    python benchmarks/diloco_training.py --rates 10 50 200 0 --rtt 0.1 --steps 100 \\
+        --warmup 0 --arms ddp h25 h100 h100_int8                                         speed
+
+Each run is one process a host of the lab, and every arm gets the same tokens from each seed: the
+examples' model on windows of the same text, AdamW, cosine. All arms but "alone" and "ddp" begin
+with --warmup steps of averaged gradients, which is DDP. Bytes are those that the lab carried, of
+all members together, headers and resent ones included. Loss is held out, in nats a byte. A rate of
+0 is a link without a limit. "kill" loses a member at 40 % and gets a fresh one at 60 %.
+"""
+# mypy: disable-error-code="no-untyped-call"
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, head, write
+
+import pccl
+from diloco.settings import Settings
+from diloco.variants import delayed, gossip, noloco, sparse_loco, streaming, synchronous
+from pccl.bench.machine import describe_machine
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTEXT = 128  # bytes of a sequence
+HELD_OUT = 128  # windows
+DEADLINE_SECONDS = 3600.0
+# Settings by arm; None: no outer step at all.
+ARMS: dict[str, Settings | None] = {
+    "alone": None,
+    "ddp": None,
+    "h10": synchronous(10),
+    "h25": synchronous(25),
+    "h50": synchronous(50),
+    "h100": synchronous(100),
+    "h25_int8": synchronous(25, codec="int8"),
+    "h25_int4": synchronous(25, codec="int4"),
+    "h100_int8": synchronous(100, codec="int8"),
+    "h25_delayed": delayed(25),
+    "h25_streaming": streaming(24, fragments=2, delay_steps=5),
+    "h25_noloco": noloco(25),
+    "h25_gossip": gossip(25),
+    "h25_sparse": sparse_loco(25),
+    "h25_kill": synchronous(25),
+}
+
+
+# --- a member -------------------------------------------------------------------------------------
+
+
+def train(options: argparse.Namespace) -> None:
+    import torch
+
+    sys.path.append(str(ROOT / "examples"))
+    corpus_module, model_module = (importlib.import_module(name) for name in ("corpus", "model"))
+    from diloco.schedule import RunSchedule, cosine
+
+    torch.set_num_threads(1)
+    torch.manual_seed(options.seed)
+    corpus = corpus_module.load_corpus("devil")
+    shape = model_module.ModelOptions(channels=options.channels, hidden=options.channels * 11 // 4)
+    model = model_module.ByteLlama(shape)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=options.lr, betas=(0.9, 0.95), weight_decay=0.1
+    )
+    draw = torch.Generator().manual_seed(1000 * options.seed + options.member)
+    losses: list[float] = []
+    with contextlib.ExitStack() as stack:
+        module, run = enter(stack, options, model, optimizer)
+        step = (lambda: run.step) if run else (lambda: len(losses))
+        RunSchedule(optimizer, cosine(options.steps, max(options.steps // 20, 1)), step)
+        begin = time.perf_counter()
+        while step() < options.steps:
+            windows = corpus_module.sample_windows(corpus.train, options.batch, CONTEXT, draw)
+            loss = loss_of(module, windows)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            losses.append(loss.item())
+            optimizer.step()
+            if options.member == 0:
+                Path(options.folder, "step").write_text(str(step()))
+        if run and run.round_step:
+            run.sync()  # what was not merged yet
+        seconds = time.perf_counter() - begin
+    with torch.no_grad():
+        held_out = corpus_module.even_windows(corpus.held_out, HELD_OUT, CONTEXT)
+        found = float(loss_of(model, held_out))
+    digest = hash_of(model) if run is None else run.info.hash  # theirs is that of theta
+    part = Path(options.folder, f"part-{options.member}-{os.getpid()}.json")
+    report = {"loss": found, "seconds": seconds, "losses": losses, "hash": digest}
+    part.write_text(json.dumps(report))
+
+
+def hash_of(model: Any) -> str:
+    digest = hashlib.sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def loss_of(module: Any, windows: Any) -> Any:
+    import torch.nn.functional as functional
+
+    logits = module(windows[:, :-1])
+    return functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+def enter(
+    stack: contextlib.ExitStack, options: argparse.Namespace, model: Any, optimizer: Any
+) -> tuple[Any, Any]:
+    """What to call for the logits, and the DiLoCo, if this arm has one."""
+    import diloco
+
+    address = os.environ["WANLAB_ADDR"]
+    config = pccl.Config(
+        shared_memory=False, bind=address, insecure=True, timeout_seconds=300,
+        connect_timeout_seconds=300, hosts=(address,),
+    )  # fmt: skip
+    place = f"file://{options.folder}/rendezvous"
+    if options.arm == "alone":
+        return model, None
+    if options.arm == "ddp":
+        import torch.distributed as dist
+        from torch.nn.parallel import DistributedDataParallel
+
+        dist.init_process_group(
+            "pccl", init_method=place, rank=options.member, world_size=options.members,
+            pg_options=config,
+        )  # fmt: skip
+        stack.callback(dist.destroy_process_group)
+        return DistributedDataParallel(model), None
+    comm: Any
+    if options.address:
+        comm = pccl.join(options.address, world_size_min=options.wait_for, config=config)
+    else:
+        comm = pccl.init(place, rank=options.member, world_size=options.members, config=config)
+    stack.enter_context(comm)
+    settings = ARMS[options.arm]
+    assert settings is not None
+    run = diloco.DiLoCo(
+        comm, model, optimizer, settings, warmup_sync_steps=options.warmup, seed=options.seed
+    )
+    return model, stack.enter_context(run)
+
+
+# --- one run in the lab ---------------------------------------------------------------------------
+
+
+class Trial:
+    """One arm with one seed and learning rate over links of one rate."""
+
+    def __init__(
+        self, lab: Any, options: argparse.Namespace, folder: str, arguments: list[str]
+    ) -> None:
+        self.options, self.folder, self.arguments = options, folder, arguments
+        limits = {"up": f"{options.rate}mbit", "down": f"{options.rate}mbit"}
+        count = options.members + 1  # the last one is the coordinator's
+        self.hosts = [
+            lab.add_host(f"h{number}", **(limits if options.rate else {}))
+            for number in range(count)
+        ]
+        for first, second in itertools.combinations(self.hosts, 2):
+            lab.link(first, second, rtt=f"{options.rtt * 1e3}ms")
+        self.is_elastic = options.arm.endswith("_kill")
+        self.processes: dict[int, Any] = {}
+
+    def start(self, member: int, *more: str) -> None:
+        words = [sys.executable, __file__, *self.arguments, "--member", str(member), *more]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.processes[member] = self.hosts[member].popen(words, env=environment)
+
+    def run(self) -> list[dict[str, Any]]:
+        """Until all members have ended; what they report."""
+        with contextlib.ExitStack() as stack:
+            address = self.coordinate(stack) if self.is_elastic else ""
+            for member in range(1 if self.options.arm == "alone" else self.options.members):
+                self.start(member, "--address", address, "--wait-for", str(self.options.members))
+            if self.is_elastic:
+                victim = self.options.members - 1
+                self.wait_for_step(int(0.4 * self.options.steps))
+                self.processes[victim].kill()
+                self.wait_for_step(int(0.6 * self.options.steps))
+                self.start(victim, "--address", address, "--wait-for", "1")
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            for member, process in self.processes.items():
+                if process.wait(max(deadline - time.monotonic(), 1)):
+                    raise SystemExit(f"diloco_training.py: member {member} failed; see above")
+        return [json.loads(path.read_text()) for path in sorted(Path(self.folder).glob("part-*"))]
+
+    def coordinate(self, stack: contextlib.ExitStack) -> str:
+        host = self.hosts[-1]
+        command = [
+            *(sys.executable, "-m", "pccl", "coordinator", "--bind", host.addr, "--no-status"),
+            *("--database", f"{self.folder}/coordinator.db", "--listen", "0", "--port", "0"),
+        ]
+        process = host.popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ
+        )
+        stack.callback(process.kill)
+        return str(process.stdout.readline()).strip()
+
+    def wait_for_step(self, step: int) -> None:
+        path = Path(self.folder, "step")
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not path.exists() or int(path.read_text() or 0) < step:
+            if time.monotonic() > deadline or self.processes[0].poll() is not None:
+                raise SystemExit(f"diloco_training.py: step {step} did not come")
+            time.sleep(0.02)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """One trial; the figures of its members together."""
+    sys.path.insert(0, str(ROOT / "tests" / "python"))
+    wide_area = importlib.import_module("wide_area")
+    if wide_area.REASON:
+        raise SystemExit(f"benchmarks/diloco_training.py: {wide_area.REASON}")
+    names = ("arm", "lr", "seed", "steps", "warmup", "members", "batch", "channels")
+    arguments = [word for name in names for word in (f"--{name}", str(getattr(options, name)))]
+    with tempfile.TemporaryDirectory() as folder, wide_area.WANLAB.Lab(seed=options.seed) as lab:
+        trial = Trial(lab, options, folder, [*arguments, "--folder", folder])
+        parts = trial.run()
+        carried = sum(pair["bytes"] for pair in lab.stats()["pairs"].values())
+    has_theta = options.arm not in ("h25_noloco", "h25_gossip")
+    if has_theta and len({part["hash"] for part in parts}) > 1:
+        raise SystemExit(f"diloco_training.py: {options.arm}: members end with other bytes")
+    seconds = max(part["seconds"] for part in parts)
+    members = len(parts) if options.arm == "alone" else options.members
+    return {
+        "arm": options.arm, "lr": options.lr, "seed": options.seed, "rate": options.rate,
+        "loss": statistics.mean(part["loss"] for part in parts), "bytes": carried,
+        "seconds": seconds,
+        "tokens_per_second": members * options.batch * CONTEXT * options.steps / seconds,
+        "losses": parts[0]["losses"],
+    }  # fmt: skip
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def quality(found: list[dict[str, Any]]) -> list[str]:
+    """Each arm at its best learning rate; seeds are its sample."""
+    arms = list(dict.fromkeys(one["arm"] for one in found))
+    best = {}
+    for arm in arms:
+        by_rate: dict[float, list[dict[str, Any]]] = {}
+        for one in found:
+            if one["arm"] == arm:
+                by_rate.setdefault(one["lr"], []).append(one)
+        best[arm] = min(by_rate.values(), key=lambda ones: mean(ones, "loss"))
+    lines = [
+        "| arm | learning rate | held-out loss, mean (least .. largest) | against ddp | MB carried "
+        "| of ddp's | tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm, ones in best.items():
+        loss, sent = mean(ones, "loss"), mean(ones, "bytes")
+        against = ["", ""]
+        if "ddp" in best:
+            against = [
+                f"{100 * (loss / mean(best['ddp'], 'loss') - 1):+.1f} %",
+                f"{sent / mean(best['ddp'], 'bytes'):.4f}",
+            ]
+        losses = [one["loss"] for one in ones]
+        spread = f"({min(losses):.4f} .. {max(losses):.4f})"
+        lines.append(
+            f"| {arm} | {ones[0]['lr']:g} | {loss:.4f} {spread} | {against[0]} | {sent / 1e6:.1f} "
+            f"| {against[1]} | {mean(ones, 'tokens_per_second'):.0f} |"
+        )
+    return lines
+
+
+def speed(found: list[dict[str, Any]]) -> list[str]:
+    """Tokens a second by rate of the links, as a share of those without a limit."""
+    rates = sorted({one["rate"] for one in found}, key=lambda rate: rate or 1e9)
+    names = [f"{rate:g} Mbit/s" if rate else "no limit, tokens/s" for rate in rates]
+    lines = ["| arm | " + " | ".join(names) + " |", "|---|" + "---|" * len(rates)]
+    for arm in dict.fromkeys(one["arm"] for one in found):
+        ones = [one for one in found if one["arm"] == arm]
+        by_rate = {
+            rate: mean([one for one in ones if one["rate"] == rate], "tokens_per_second")
+            for rate in rates
+        }
+        cells = [
+            f"{100 * value / by_rate[0]:.1f} %" if rate and 0 in by_rate else f"{value:.0f}"
+            for rate, value in by_rate.items()
+        ]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def mean(ones: list[dict[str, Any]], name: str) -> float:
+    return float(statistics.mean(one[name] for one in ones))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    add("--lrs", nargs="+", type=float, default=[6e-3])
+    add("--seeds", type=int, default=1)
+    add("--rates", nargs="+", type=float, default=[0.0], help="Mbit/s; 0: no limit")
+    add("--rtt", type=float, default=0.0, help="seconds")
+    add("--steps", type=int, default=400)
+    add("--warmup", type=int, default=100)
+    add("--members", type=int, default=4)
+    add("--batch", type=int, default=8, help="sequences a member and step")
+    add("--channels", type=int, default=64, help="width of the model")
+    add("--name", default="", help="of the result files; empty: none")
+    add("--results", type=Path, default=RESULTS)
+    for name in ("arm", "folder", "address"):
+        add(f"--{name}", default="", help=argparse.SUPPRESS)
+    for name, kind in (("lr", float), ("seed", int), ("member", int), ("wait-for", int)):
+        add(f"--{name}", type=kind, default=-1, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        train(options)
+        return 0
+    found = []
+    trials = list(itertools.product(options.arms, options.lrs, range(options.seeds), options.rates))
+    for index, (arm, lr, seed, rate) in enumerate(trials):
+        more = {"arm": arm, "lr": lr, "seed": seed, "rate": rate}
+        one = measure(argparse.Namespace(**{**vars(options), **more}))
+        found.append(one)
+        print(
+            f"{index + 1} of {len(trials)}: {arm} lr {lr:g} seed {seed} rate {rate:g}: loss "
+            f"{one['loss']:.4f}, {one['bytes'] / 1e6:.1f} MB, {one['seconds']:.1f} s",
+            flush=True,
+        )
+    machine = describe_machine()
+    lines = head(f"DiLoCo, {options.members} members, {options.steps} steps", machine)
+    lines += quality(found) if len(options.rates) == 1 else speed(found)
+    if options.name:
+        write(options.results, options.name, {"machine": machine, "trials": found}, lines)
+    else:
+        print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
