@@ -1,6 +1,6 @@
 """All-reduce between far hosts with uneven links (wanlab, root), against the bound and gloo.
 
-    python benchmarks/wan.py --shape even --hosts 4 --rate 100mbit --rtt 50ms [--loss 0.1%]
+    python benchmarks/wan.py --shape even --hosts 4 --rate 100 --rtt 0.05 [--loss 0.1%]
     python benchmarks/wan.py --shape access --hosts 8      hosts with unlike up- and downlinks
     python benchmarks/wan.py --shape pairs --hosts 8       pairs with unlike links between them
     python benchmarks/wan.py --shape even --slow-at 3      from that call on one link has a fifth
