@@ -14,7 +14,7 @@ except ImportError as missing:  # The library itself needs neither.
         f"pccl: {missing}. The command line needs: pip install 'pccl-collectives[cli]'"
     ) from None
 
-from pccl import bench_command, keys_command, plan_command, topology_command
+from pccl import bench_command, keys_command, plan_command, tokens_command, topology_command
 from pccl.address import DEFAULT_PORT, RunAddress
 from pccl.status_page import DEFAULT_STATUS_PORT
 
@@ -44,6 +44,7 @@ def _seconds(help_text: str) -> Any:
 
 for _command in (
     *(keys_command.keygen, keys_command.invite, keys_command.revoke),
+    tokens_command.tokens,
     plan_command.plan,
     topology_command.topology,
     bench_command.bench,

@@ -20,7 +20,7 @@ from pathlib import Path
 from pccl import _core
 from pccl.address import RunAddress, bracketed, decode_key
 from pccl.config import Config, variables_set
-from pccl.status_command import StatusUnknown, fetch_status
+from pccl.status_command import RunUnknown, StatusUnknown, fetch_status
 
 __all__ = ["Check", "examine", "judge_own_address"]
 
@@ -279,7 +279,7 @@ def _run_of(address: RunAddress, status_port: int) -> Iterator[Check]:
     try:
         status = fetch_status(address, status_port)
     except StatusUnknown as unknown:
-        knows = "has no member of run" in str(unknown)
+        knows = isinstance(unknown, RunUnknown)
         yield Check(
             "run",
             "warning",

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from pccl.address import RunAddress, bracketed
 
-__all__ = ["StatusUnknown", "fetch_status", "show_status"]
+__all__ = ["RunUnknown", "StatusUnknown", "fetch_status", "show_status"]
 
 _TIMEOUT_SECONDS = 5.0
 # Bounds what a wrong host could make us hold; 1024 members and their events are less.
@@ -28,11 +28,16 @@ class StatusUnknown(Exception):
     """The coordinator could not be asked; the message says why, and what helps."""
 
 
+class RunUnknown(StatusUnknown):
+    """It was asked, and nobody of the run has come to it yet."""
+
+
 def fetch_status(address: RunAddress, status_port: int) -> dict[str, Any]:
     """Ask the coordinator at `address` for what it knows of that run.
 
     Raises:
-        StatusUnknown: it does not answer, or nobody of the run has come to it yet.
+        StatusUnknown: it does not answer.
+        RunUnknown: nobody of the run has come to it yet.
     """
     url = f"http://{bracketed(address.host)}:{status_port}/status.json"
     # A proxy has no business between two machines of a run.
@@ -51,7 +56,7 @@ def fetch_status(address: RunAddress, status_port: int) -> dict[str, Any]:
         ) from None
     if address.run not in runs:
         names = ", ".join(repr(name) for name in runs) or "none"
-        raise StatusUnknown(
+        raise RunUnknown(
             f"{address.shown}: the coordinator has no member of run {address.run!r}; runs it has: "
             f"{names}"
         )

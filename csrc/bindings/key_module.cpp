@@ -1,5 +1,7 @@
 #include "bindings/key_module.h"
 
+#include <pybind11/stl.h>
+
 #include "membership/key_book.h"
 #include "transport/key_file.h"
 
@@ -15,6 +17,35 @@ std::array<uint8_t, N> wanted(const py::bytes& bytes) {
   const auto result = from_bytes<N>(bytes);
   if (!result) throw py::value_error("expected " + std::to_string(N) + " bytes, got none");
   return *result;
+}
+
+// Times in seconds since 1970; None: unknown, never, without a limit.
+py::list tokens_of(KeyBook& book, const std::string& run) {
+  py::list result;
+  for (const KeyBook::TokenRow& row : book.tokens(run)) {
+    py::dict token;
+    token["id"] = to_bytes(row.id);
+    token["is_standing"] = row.is_standing;
+    token["is_revoked"] = row.is_revoked;
+    token["issued"] = row.issued;
+    token["expires"] = row.expires;
+    token["uses_left"] = row.uses_left;
+    token["used"] = row.used;
+    result.append(token);
+  }
+  return result;
+}
+
+py::list keys_of(KeyBook& book, const std::string& run) {
+  py::list result;
+  for (const KeyBook::KeyRow& row : book.keys(run)) {
+    py::dict key;
+    key["fingerprint"] = to_bytes(row.fingerprint);
+    key["token"] = row.token ? py::object(to_bytes(*row.token)) : py::none();
+    key["is_revoked"] = row.is_revoked;
+    result.append(key);
+  }
+  return result;
 }
 
 }  // namespace
@@ -64,7 +95,9 @@ void bind_keys(py::module_& module) {
           [](KeyBook& self, const std::string& run, const py::bytes& token_id, bool with_keys) {
             return self.revoke(run, wanted<8>(token_id), with_keys);
           },
-          py::arg("run"), py::arg("token_id"), py::arg("with_keys") = false);
+          py::arg("run"), py::arg("token_id"), py::arg("with_keys") = false)
+      .def("tokens", &tokens_of, py::arg("run"))
+      .def("keys", &keys_of, py::arg("run"));
 }
 
 }  // namespace pccl::bindings

@@ -23,13 +23,20 @@ namespace {
 // A command that writes holds the lock for milliseconds.
 constexpr int kBusyMilliseconds = 2000;
 constexpr uint64_t kApplicationId = 0x5043434B;  // "PCCK"
-constexpr uint64_t kSchemaVersion = 1;
+constexpr uint64_t kSchemaVersion = 2;
 constexpr const char* kSchema =
     "CREATE TABLE tokens (run TEXT NOT NULL, id BLOB NOT NULL, verifier BLOB NOT NULL,"
     " uses_left INTEGER, expires INTEGER, is_standing INTEGER NOT NULL,"
-    " is_revoked INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (run, id)) WITHOUT ROWID;"
+    " is_revoked INTEGER NOT NULL DEFAULT 0, issued INTEGER, used INTEGER NOT NULL DEFAULT 0,"
+    " PRIMARY KEY (run, id)) WITHOUT ROWID;"
     "CREATE TABLE keys (number INTEGER PRIMARY KEY, run TEXT NOT NULL, fingerprint BLOB NOT NULL,"
     " token BLOB, is_revoked INTEGER NOT NULL, UNIQUE (run, fingerprint));";
+// From version 1, which counted no uses.
+constexpr const char* kUpgrade =
+    "ALTER TABLE tokens ADD COLUMN issued INTEGER;"
+    "ALTER TABLE tokens ADD COLUMN used INTEGER NOT NULL DEFAULT 0;"
+    "UPDATE tokens SET used ="
+    " (SELECT count(*) FROM keys WHERE keys.run = tokens.run AND keys.token = tokens.id);";
 
 template <size_t N>
 std::span<const std::byte> blob(const std::array<uint8_t, N>& bytes) {
@@ -91,8 +98,9 @@ void KeyBook::open() {
   check(code);
   sqlite3_busy_timeout(handle_.get(), kBusyMilliseconds);
   const auto is_ours = [this] {
-    return number("PRAGMA application_id") == kApplicationId &&
-           number("PRAGMA user_version") == kSchemaVersion;
+    const uint64_t found = number("PRAGMA user_version");
+    return number("PRAGMA application_id") == kApplicationId && found >= 1 &&
+           found <= kSchemaVersion;
   };
   const bool is_empty = number("SELECT count(*) FROM sqlite_master") == 0;
   if (!is_empty && !is_ours()) {
@@ -106,8 +114,10 @@ void KeyBook::open() {
   if (number("SELECT count(*) FROM sqlite_master") == 0) {
     execute(kSchema);
     execute("PRAGMA application_id=" + std::to_string(kApplicationId));
-    execute("PRAGMA user_version=" + std::to_string(kSchemaVersion));
+  } else if (number("PRAGMA user_version") == 1) {
+    execute(kUpgrade);
   }
+  execute("PRAGMA user_version=" + std::to_string(kSchemaVersion));
   transaction.commit();
   Statement whole(handle_.get(), "PRAGMA quick_check(1)");
   check(whole.step());
@@ -198,7 +208,7 @@ KeyBook::Verdict KeyBook::judge_token(const transport::Hello& hello,
 
 void KeyBook::add_key(const transport::Hello& hello, const TokenId& token) {
   Statement use(handle_.get(),
-                "UPDATE tokens SET uses_left=uses_left-1 WHERE run=? AND id=? AND uses_left>0");
+                "UPDATE tokens SET used=used+1, uses_left=uses_left-1 WHERE run=? AND id=?");
   use.bind(1, hello.from.run);
   use.bind(2, blob(token));
   check(use.step());
@@ -224,7 +234,9 @@ void KeyBook::add_key(const transport::Hello& hello, const TokenId& token) {
 void KeyBook::add_token(const std::string& run, const Token& token, const Terms& terms,
                         bool is_standing) {
   const transport::TokenKey verifier = token.key();
-  Statement add(handle_.get(), "INSERT OR IGNORE INTO tokens VALUES (?, ?, ?, ?, ?, ?, 0)");
+  Statement add(handle_.get(),
+                "INSERT OR IGNORE INTO tokens (run, id, verifier, uses_left, expires, is_standing,"
+                " issued) VALUES (?, ?, ?, ?, ?, ?, ?)");
   add.bind(1, run);
   add.bind(2, blob(transport::id_of(verifier)));
   add.bind(3, blob(verifier));
@@ -235,6 +247,7 @@ void KeyBook::add_token(const std::string& run, const Token& token, const Terms&
     add.bind_nothing(5);
   }
   add.bind(6, static_cast<uint64_t>(is_standing));
+  add.bind(7, unix_seconds());
   check(add.step());
 }
 
@@ -279,6 +292,59 @@ bool KeyBook::revoke(const std::string& run, const TokenId& token, bool with_key
   if (with_keys) change("UPDATE keys SET is_revoked=1 WHERE run=? AND token=?");
   transaction.commit();
   return is_known;
+}
+
+// --- what the owner sees -------------------------------------------------------------------------
+
+namespace {
+
+std::optional<uint64_t> optional_number(Statement& row, int column) {
+  return row.is_nothing(column) ? std::nullopt : std::optional(row.number(column));
+}
+
+template <typename Bytes>
+Bytes bytes_of(Statement& row, int column) {
+  Bytes result{};
+  const std::span<const std::byte> stored = row.bytes(column);
+  if (stored.size() == result.size()) std::memcpy(result.data(), stored.data(), stored.size());
+  return result;
+}
+
+}  // namespace
+
+std::vector<KeyBook::TokenRow> KeyBook::tokens(const std::string& run) {
+  Statement row(handle_.get(),
+                "SELECT id, is_standing, is_revoked, issued, expires, uses_left, used FROM tokens"
+                " WHERE run=? ORDER BY issued, id");
+  row.bind(1, run);
+  std::vector<TokenRow> result;
+  int code = row.step();
+  for (; code == SQLITE_ROW; code = row.step()) {
+    result.push_back({.id = bytes_of<TokenId>(row, 0),
+                      .is_standing = row.number(1) != 0,
+                      .is_revoked = row.number(2) != 0,
+                      .issued = optional_number(row, 3),
+                      .expires = optional_number(row, 4),
+                      .uses_left = optional_number(row, 5),
+                      .used = row.number(6)});
+  }
+  check(code);
+  return result;
+}
+
+std::vector<KeyBook::KeyRow> KeyBook::keys(const std::string& run) {
+  Statement row(handle_.get(),
+                "SELECT fingerprint, token, is_revoked FROM keys WHERE run=? ORDER BY number");
+  row.bind(1, run);
+  std::vector<KeyRow> result;
+  int code = row.step();
+  for (; code == SQLITE_ROW; code = row.step()) {
+    KeyRow key{.fingerprint = bytes_of<Fingerprint>(row, 0), .is_revoked = row.number(2) != 0};
+    if (!row.is_nothing(1)) key.token = bytes_of<TokenId>(row, 1);
+    result.push_back(key);
+  }
+  check(code);
+  return result;
 }
 
 }  // namespace pccl::membership

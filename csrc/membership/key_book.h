@@ -8,7 +8,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "membership/database.h"
 #include "transport/handshake.h"
@@ -56,6 +58,24 @@ class KeyBook {
   void revoke(const std::string& run, const Fingerprint& key);
   // `with_keys`: those as well that it has admitted. False: the run has no such token.
   bool revoke(const std::string& run, const TokenId& token, bool with_keys);
+
+  // What the owner wants to see; times are seconds since 1970.
+  struct TokenRow {
+    TokenId id{};
+    bool is_standing = false;
+    bool is_revoked = false;
+    std::optional<uint64_t> issued;  // nullopt: before that was noted
+    std::optional<uint64_t> expires;
+    std::optional<uint64_t> uses_left;
+    uint64_t used = 0;
+  };
+  struct KeyRow {
+    Fingerprint fingerprint{};
+    std::optional<TokenId> token;  // that admitted it; nullopt: it was only ever barred
+    bool is_revoked = false;
+  };
+  std::vector<TokenRow> tokens(const std::string& run);  // oldest first
+  std::vector<KeyRow> keys(const std::string& run);      // as they came
 
   const std::string& path() const { return path_; }
 

@@ -147,6 +147,45 @@ TEST_CASE("a key that was never admitted hears so, and a revoked one needs not t
   CHECK(contains(reason(book, caller(7, book.invite("demo", {}))), "revoked key"));
 }
 
+TEST_CASE("the owner sees tokens and keys, also of a book that an earlier version began") {
+  const Folder folder;
+  Token old;
+  {
+    KeyBook book(folder.database());
+    old = book.invite("demo", {.uses = 3});
+    CHECK(reason(book, caller(1, old)).empty());
+  }
+  sqlite3* handle = nullptr;
+  REQUIRE(sqlite3_open(folder.keys().c_str(), &handle) == SQLITE_OK);
+  REQUIRE(sqlite3_exec(handle,
+                       "ALTER TABLE tokens DROP COLUMN issued; ALTER TABLE tokens DROP COLUMN used;"
+                       "PRAGMA user_version=1",
+                       nullptr, nullptr, nullptr) == SQLITE_OK);
+  sqlite3_close(handle);
+  KeyBook book(folder.database());
+  book.invite("other", {});
+  Fingerprint barred{};
+  barred.fill(9);
+  book.revoke("demo", barred);
+  const Token next = book.invite("demo", {.seconds = 60});
+  CHECK(reason(book, caller(2, old)).empty());
+  const auto tokens = book.tokens("demo");
+  REQUIRE(tokens.size() == 2);
+  CHECK(tokens[0].id == transport::id_of(old.key()));
+  CHECK_FALSE(tokens[0].issued);
+  CHECK(tokens[0].used == 2);
+  CHECK(tokens[0].uses_left == 1);
+  CHECK(tokens[1].id == transport::id_of(next.key()));
+  CHECK(*tokens[1].expires - *tokens[1].issued == 60);
+  CHECK_FALSE(tokens[1].uses_left);
+  const auto keys = book.keys("demo");
+  REQUIRE(keys.size() == 3);
+  CHECK(keys[0].token == transport::id_of(old.key()));
+  CHECK(keys[1].fingerprint == barred);
+  CHECK(keys[1].is_revoked);
+  CHECK_FALSE(keys[1].token);
+}
+
 TEST_CASE("a file that is damaged or another program's is refused with the way out") {
   const Folder folder;
   std::ofstream(folder.keys()) << std::string(5000, 'x');
