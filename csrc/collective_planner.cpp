@@ -9,6 +9,8 @@
 #include <thread>
 #include <utility>
 
+#include "topology/capacities.h"
+#include "topology/overlay.h"
 #include "topology/planners.h"
 
 namespace pccl {
@@ -84,6 +86,7 @@ topology::Schedule all_reduce_of(const Signature& signature, const topology::Lin
   };
   topology::Schedule best = choose(algorithm);
   if (!links.is_measured || algorithm != "auto" || !shares_lines(best)) return best;
+  if (routes != nullptr && routes->ring.empty()) return best;
   topology::Schedule ring = choose("ring");
   const auto seconds = [&](const topology::Schedule& schedule) {
     return topology::estimate(schedule, links, bytes, topology::kSegmentBytesAssumed).seconds;
@@ -109,7 +112,8 @@ topology::Schedule schedule_of(const Signature& signature, std::span<const uint6
       return all_reduce_of(signature, links, routes, algorithm);
     case Collective::Barrier: {
       topology::Schedule quickest = topology::choose_all_reduce(links, 1, 1, "auto", routes);
-      return quickest.algorithm == "exchange" ? quickest : topology::plan_all_reduce_doubling(n, 1);
+      const bool is_good = topology::has_gaps(links) || quickest.algorithm == "exchange";
+      return is_good ? quickest : topology::plan_all_reduce_doubling(n, 1);
     }
     case Collective::Broadcast:
       return topology::choose_broadcast(links, signature.root, signature.count, bytes,
@@ -156,6 +160,39 @@ std::vector<int32_t> host_numbers(std::span<const transport::MemberAddress> memb
   return hosts;
 }
 
+std::optional<topology::Graph> overlay_of(std::span<const transport::MemberAddress> members,
+                                          const std::string& graph) {
+  const auto named = [](const std::string& text) {
+    return text.empty() ? std::string("no graph") : "graph \"" + text + "\"";
+  };
+  const std::string own = topology::shown_graph(graph);
+  std::vector<bool> accepts;
+  for (size_t rank = 0; rank < members.size(); ++rank) {
+    accepts.push_back(members[rank].accepts_calls());
+    if (members[rank].graph == own) continue;
+    throw std::invalid_argument("graph: rank " + std::to_string(rank) + " (" +
+                                members[rank].describe() + ") has " + named(members[rank].graph) +
+                                ", this member has " + named(own) +
+                                "; all members must name the same one");
+  }
+  return topology::overlay_graph(graph, accepts);
+}
+
+namespace {
+
+topology::Links known_at_first(const PlannerOptions& options) {
+  topology::Links links = topology::host_links(options.hosts, options.is_one_machine);
+  if (!options.graph) return links;
+  links = topology::links_of_graph(links, *options.graph);
+  links.is_measured = true;  // plans that fit any links do not fit these
+  return links;
+}
+
+// Finding the best routes takes up to a second here, and several above.
+constexpr int32_t kRoutesAtOnceMax = 32;
+
+}  // namespace
+
 struct CollectivePlanner::Search {
   KnownLinks links;
   std::shared_ptr<const topology::Routes> found;
@@ -169,15 +206,22 @@ bool is_one_machine(std::span<const transport::MemberAddress> members) {
 }
 
 CollectivePlanner::CollectivePlanner(PlannerOptions options, LinkExchange::TrafficSource traffic)
-    : unknown_(topology::host_links(options.hosts, options.is_one_machine)),
+    : unknown_(known_at_first(options)),
       is_one_host_(std::set<int32_t>(options.hosts.begin(), options.hosts.end()).size() == 1),
+      is_sparse_(options.graph && topology::has_gaps(unknown_)),
       rank_(options.rank),
       algorithm_(std::move(options.algorithm)),
       known_{{0, std::make_shared<const topology::Links>(unknown_)}, nullptr} {
-  // An unknown algorithm is refused now, not by the first call.
-  topology::choose_all_reduce(unknown_, 1, 1, algorithm_);
-  // Two ranks have no choice, and within a machine the links are known.
   const int32_t n = unknown_.world_size;
+  if (options.graph) {
+    topology::require_connected(unknown_, "graph");
+    known_.routes = std::make_shared<const topology::Routes>(
+        n <= kRoutesAtOnceMax ? topology::find_routes(unknown_) : topology::quick_routes(unknown_));
+    trees_ = topology::quickest_trees(unknown_);
+  }
+  // An unknown algorithm is refused now, not by the first call.
+  topology::choose_all_reduce(unknown_, 1, 1, algorithm_, known_.routes.get());
+  // Two ranks have no choice, and within a machine the links are known.
   if (traffic && !options.deterministic && !options.is_one_machine && n > 2 &&
       n <= LinkExchange::kRanksMax)
     exchange_.emplace(unknown_, rank_, std::move(traffic));
@@ -202,8 +246,34 @@ CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
       is_blind ? schedule_of(signature, block_counts, *known.links.links, nullptr, "ring")
                : schedule_of(signature, block_counts, *known.links.links, known.routes.get(),
                              algorithm_);
-  if (is_exchanged(signature)) LinkExchange::add_chunks(made, element_bytes(signature.dtype));
+  if (is_exchanged(signature))
+    LinkExchange::add_chunks(made, element_bytes(signature.dtype), trees_);
   return {std::make_shared<const RankPlan>(compile(made, rank_)), made.algorithm};
+}
+
+void CollectivePlanner::require_link(int32_t peer) const {
+  if (!is_sparse_ || peer < 0 || peer == rank_ || unknown_.connects(rank_, peer)) return;
+  throw std::invalid_argument("graph: there is no edge between rank " + std::to_string(rank_) +
+                              " and rank " + std::to_string(peer) +
+                              ", so they exchange no messages");
+}
+
+void CollectivePlanner::require_links(const Signature& signature) const {
+  if (!is_sparse_) return;
+  const Collective collective = signature.collective;
+  const bool is_rooted = collective == Collective::Gather || collective == Collective::Scatter;
+  if (!is_rooted && collective != Collective::AllToAll) return;
+  for (int32_t from = 0; from < unknown_.world_size; ++from) {
+    if (is_rooted && from != signature.root) continue;
+    for (int32_t to = 0; to < unknown_.world_size; ++to) {
+      if (from == to || unknown_.connects(from, to)) continue;
+      throw std::invalid_argument(std::string(transport::collective_name(collective)) +
+                                  ": it needs an edge between rank " + std::to_string(from) +
+                                  " and rank " + std::to_string(to) +
+                                  ", which the graph has not; all_reduce, broadcast, reduce, "
+                                  "all_gather, reduce_scatter and barrier need none");
+    }
+  }
 }
 
 CollectivePlanner::Planned CollectivePlanner::planned(const Signature& signature,

@@ -18,6 +18,7 @@
 #include "collectives/rank_plan.h"
 #include "link_exchange.h"
 #include "topology/cost_model.h"
+#include "topology/graphs.h"
 #include "topology/planners.h"
 #include "topology/schedule.h"
 #include "transport/address.h"
@@ -31,6 +32,11 @@ bool is_one_machine(std::span<const transport::MemberAddress> members);
 // What was counted of those connections, by rank; the own one is null.
 std::vector<transport::LinkTraffic> traffic_of(std::span<transport::Connection* const> connections);
 
+// The pairs of members that may talk, by their ranks; null: all. `graph` is this member's own.
+// Throws std::invalid_argument that names a member with another graph, or what is wrong with it.
+std::optional<topology::Graph> overlay_of(std::span<const transport::MemberAddress> members,
+                                          const std::string& graph);
+
 struct PlannerOptions {
   std::vector<int32_t> hosts;  // ranks with the same number share memory
   bool is_one_machine = true;  // with or without that
@@ -38,11 +44,12 @@ struct PlannerOptions {
   std::string algorithm = "auto";
   // The same inputs give the same bytes every time: plans depend on nothing that is measured.
   bool deterministic = false;
+  std::optional<topology::Graph> graph;  // no byte moves beside its edges; null: every pair
 };
 
 class CollectivePlanner final : public PlanSource {
  public:
-  // Throws std::invalid_argument on an unknown algorithm.
+  // Throws std::invalid_argument on an unknown algorithm, and a graph that is not connected.
   explicit CollectivePlanner(PlannerOptions options, LinkExchange::TrafficSource traffic = {});
   ~CollectivePlanner() override;
 
@@ -50,6 +57,11 @@ class CollectivePlanner final : public PlanSource {
   void prepare(CollectiveCall& call, std::span<const uint64_t> block_counts) override;
   void skip(const transport::Signature& signature) override;
 
+  // Throws std::invalid_argument where there is a graph and the call can't be done on it. Any
+  // thread; alike on all ranks.
+  void require_links(const transport::Signature& signature) const;
+  // The same for a message, to or from `peer`.
+  void require_link(int32_t peer) const;
   // "ring", "direct", ...: of a call of now. Any thread.
   std::string algorithm(const transport::Signature& signature,
                         std::span<const uint64_t> block_counts);
@@ -84,6 +96,8 @@ class CollectivePlanner final : public PlanSource {
 
   const topology::Links unknown_;
   const bool is_one_host_;
+  const bool is_sparse_;                   // there is a graph
+  std::vector<topology::TreePair> trees_;  // by root, if there is one
   const int32_t rank_;
   const std::string algorithm_;
   std::optional<LinkExchange> exchange_;

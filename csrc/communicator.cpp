@@ -89,8 +89,9 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
       throw ConnectError(who + " is in run '" + address->run + "', this is '" + own.run + "'");
     if (!seen.insert(address->member_id).second)
       throw std::invalid_argument(who + " is another rank, too");
-    resolved.push_back(r == rank ? std::vector<transport::SocketAddress>{}
-                                 : transport::resolve(*address));
+    const bool is_dialed = r != rank && address->accepts_calls();
+    resolved.push_back(!is_dialed ? std::vector<transport::SocketAddress>{}
+                                  : transport::resolve(*address));
     members.push_back(std::move(*address));
   }
   if (members[static_cast<size_t>(rank)].member_id != own.member_id) {
@@ -100,16 +101,19 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
   const auto connections = std::make_shared<std::vector<transport::Connection*>>();
   planner_ = std::make_shared<CollectivePlanner>(
       PlannerOptions{host_numbers(members), is_one_machine(members), rank, options.algorithm,
-                     options.deterministic},
+                     options.deterministic, options.graph},
       [connections] { return traffic_of(*connections); });
   segment_bytes_ = planner_->segment_bytes(!own.memory_name.empty());
   id_ = group_id(own.run, name_);
   bool added = false;
   context_->run([&] {
     for (size_t r = 0; r < members.size(); ++r) {
-      const bool is_self = static_cast<int32_t>(r) == rank_;
-      connections->push_back(is_self ? nullptr
-                                     : &context_->endpoint_.connection(members[r], resolved[r]));
+      const auto peer = static_cast<int32_t>(r);
+      const bool has_edge = peer != rank_ && planner_->links().connects(rank_, peer);
+      connections->push_back(has_edge ? &context_->endpoint_.connection(members[r], resolved[r])
+                                      : nullptr);
+      // The others wait for its call.
+      if (has_edge && !own.accepts_calls()) context_->endpoint_.dial(*connections->back());
     }
     auto group = std::make_unique<Group>(context_->endpoint_, name_, id_, rank_, *connections);
     group->plan_by(planner_);
@@ -203,6 +207,7 @@ Communicator::WorkPtr Communicator::start(const Place& /*place*/, Signature sign
                                           std::vector<BlockMemory> blocks,
                                           std::span<const uint64_t> counts, double factor,
                                           CallOptions options) {
+  planner_->require_links(signature);
   CollectiveCall call;
   call.signature = signature;
   call.blocks = std::move(blocks);
@@ -230,6 +235,7 @@ Communicator::WorkPtr Communicator::start(const Place& /*place*/, Signature sign
 
 Communicator::WorkPtr Communicator::start_message(const Place& /*place*/, const MessageCall& call,
                                                   CallOptions options) {
+  planner_->require_link(call.peer);
   WorkPtr work = make_work(call.is_send ? "send" : "recv", options);
   submit(
       [=](Group& group) {
@@ -242,6 +248,7 @@ Communicator::WorkPtr Communicator::start_message(const Place& /*place*/, const 
 
 void Communicator::monitored_barrier(double timeout, bool wait_all_ranks,
                                      const std::function<void()>& meanwhile) {
+  planner_->require_links({.collective = Collective::Gather, .root = 0});
   const uint32_t tag = kBarrierTag | (monitored_barriers_.fetch_add(1) & ~kBarrierTag);
   const auto shared = std::make_shared<std::byte>();
   const double seconds = timeout > 0 ? timeout : timeout_seconds;

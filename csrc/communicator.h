@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -65,7 +66,8 @@ class Context {
 struct CommunicatorOptions {
   double timeout_seconds = 1800;  // of every operation
   std::string algorithm = "auto";
-  bool deterministic = false;  // see PlannerOptions
+  bool deterministic = false;            // see PlannerOptions
+  std::optional<topology::Graph> graph;  // likewise
 };
 
 class Communicator final : public CollectiveCalls {

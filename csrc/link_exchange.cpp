@@ -46,13 +46,15 @@ void LinkExchange::learn(const Told& told) {
   now_ = {now_.version + 1, std::make_shared<const topology::Links>(links_)};
 }
 
-void LinkExchange::add_chunks(topology::Schedule& schedule, size_t element_bytes) {
+void LinkExchange::add_chunks(topology::Schedule& schedule, size_t element_bytes,
+                              std::span<const topology::TreePair> trees) {
   const int32_t n = schedule.world_size;
   const uint64_t count = topology::figures_bytes(n) / element_bytes;
   for (int32_t rank = 0; rank < n; ++rank) {
     const auto block = static_cast<uint32_t>(1 + rank);
     schedule.chunks.push_back(topology::whole_block(block, count, false, {rank}));
-    schedule.chunks.back().down = topology::star_down(n, rank);
+    schedule.chunks.back().down =
+        trees.empty() ? topology::star_down(n, rank) : trees[static_cast<size_t>(rank)].down;
   }
 }
 

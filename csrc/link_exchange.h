@@ -11,11 +11,13 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "collectives/collective_operation.h"
 #include "topology/cost_model.h"
 #include "topology/link_figures.h"
+#include "topology/packing.h"
 #include "transport/traffic.h"
 
 namespace pccl {
@@ -46,7 +48,9 @@ class LinkExchange {
   // Appends what each rank tells to a large call, and to its schedule: one block a rank, which
   // moves to all. Requires: open().
   void attach(CollectiveCall& call);
-  static void add_chunks(topology::Schedule& schedule, size_t element_bytes);
+  // `trees`: the ways of the blocks, by rank; none: straight to all.
+  static void add_chunks(topology::Schedule& schedule, size_t element_bytes,
+                         std::span<const topology::TreePair> trees = {});
   // In place of attach(), for a call that ends everywhere without having begun here.
   void skip();
 

@@ -74,6 +74,8 @@ class Context:
         simd: str = "",
         trace_folder: str = "",  # a record is written there when an operation fails; "" = nowhere
         tls: str = "remote",  # or "never", "always"; "remote": not on loopback
+        outward: bool = False,  # listens nowhere
+        graph: str = "",  # for the others: what this member's configuration says
     ) -> None: ...
     @property
     def address(self) -> bytes: ...  # opaque; publish it to the other members
@@ -213,6 +215,15 @@ class CollectiveCalls:
         keep: object,
     ) -> Work: ...  # source -1: any
 
+# The one spelling of a graph, as in Config.graph. Raises ValueError.
+def canonical_graph(graph: str) -> str: ...
+
+# Whether it is one of any number of members.
+def fits_any_size(graph: str) -> bool: ...
+
+# The pairs of ranks that may talk; None: all. Raises ValueError.
+def overlay(addresses: Sequence[bytes], graph: str) -> list[tuple[int, int]] | None: ...
+
 class Communicator(CollectiveCalls):
     """One group of members of a run: collectives in a fixed order, messages by tag."""
 
@@ -225,6 +236,7 @@ class Communicator(CollectiveCalls):
         timeout_seconds: float = 1800,
         algorithm: str = "auto",
         deterministic: bool = False,
+        graph: Sequence[tuple[int, int]] | None = None,  # pairs that may talk; None: all
     ) -> None: ...
     timeout_seconds: float
     # Rank 0 waits for a message of every other rank. On a timeout rank 0 raises CollectiveTimeout

@@ -71,6 +71,8 @@ class ContextOpener:
                     trace_folder=config.trace_dir,
                     tls=config.tls_use,
                     simd="" if config.simd == "auto" else config.simd,
+                    outward=config.outward,
+                    graph=config.graph,
                 )
             except (_core.ConnectError, OSError) as error:
                 if port == config.ports[-1]:
@@ -92,6 +94,12 @@ class Run:
         self.rank = rank
         self.addresses = tuple(addresses)
         self.config = config
+        try:
+            # Pairs of ranks that may talk; None: all.
+            self.edges = _core.overlay(self.addresses, config.graph)
+        except ValueError:
+            context.close()
+            raise
         self.completions = CompletionThread(context)
         self._events = EventLog(context)
         self._lock = threading.Lock()
@@ -121,6 +129,9 @@ class Run:
 
         No traffic. Every member calls this with the same name and ranks, in the same order of calls
         for one name; `name` may be used again after its group was closed.
+
+        Raises:
+            ValueError: the ranks are not connected by edges of `config.graph` among them.
         """
         with self._lock:
             if self._closed:
@@ -137,10 +148,17 @@ class Run:
                 timeout_seconds,
                 algorithm or self.config.algorithm,
                 self.config.deterministic,
+                self._edges_among(ranks),
             )
         except BaseException:
             self.release_group()
             raise
+
+    def _edges_among(self, ranks: Sequence[int]) -> list[tuple[int, int]] | None:
+        if self.edges is None:
+            return None
+        place = {rank: index for index, rank in enumerate(ranks)}
+        return [(place[a], place[b]) for a, b in self.edges if a in place and b in place]
 
     def release_group(self) -> None:
         """Count one group as closed; the last one closes the context."""

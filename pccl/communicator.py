@@ -54,7 +54,8 @@ def init(
     Raises:
         ConnectError: not everybody came within `config.connect_timeout_seconds`; the message names
             the missing ranks, on every rank.
-        ValueError: an argument or a variable is missing, or cannot be understood.
+        ValueError: an argument or a variable is missing, or cannot be understood; or the graph of
+            the configuration does not fit these ranks, or another one's is different.
     """
     config = config or Config.from_environment()
     set_log_level(config.log)

@@ -52,6 +52,16 @@ class Config:
     algorithm: str = "auto"
     """PCCL_ALGORITHM: "auto" leaves the choice to the cost model; else the name of one ("ring")."""
 
+    graph: str = ""
+    """PCCL_GRAPH: the only pairs of members that talk, whatever is called (docs/topology.md):
+    "ring", "star", "exponential", "hypercube", "grid", "torus", "small_world:4" and "regular:4"
+    (degree, then perhaps a seed), or edges between ranks, "0-1,1-2,2-3". Empty: every pair. Alike
+    on all members."""
+
+    outward: bool = False
+    """PCCL_OUTWARD: "1": this member accepts no connections (a firewall, address translation) and
+    calls the others itself; two such members don't talk to each other."""
+
     codec: str = ""
     """PCCL_CODEC: of all_reduces of torch groups by sum or average of floating point: "int8",
     "int4", ... (docs/codecs.md). Empty: elements travel as they are. pccl.quantized() overrides it
@@ -112,6 +122,10 @@ class Config:
             raise ValueError(f"algorithm: expected a name like 'ring', got {self.algorithm!r}")
         if self.codec:
             _check_codec(self.codec)
+        if self.graph:
+            from pccl._core import canonical_graph  # most settings do without the core
+
+            object.__setattr__(self, "graph", canonical_graph(self.graph))
         for name in ("timeout_seconds", "connect_timeout_seconds"):
             seconds = getattr(self, name)
             if not 0 < seconds < float("inf"):
@@ -321,8 +335,10 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_BIND": ("bind", str),
     "PCCL_CONNECT_TIMEOUT": ("connect_timeout_seconds", _parse_seconds),
     "PCCL_KEY": ("key", str),
+    "PCCL_GRAPH": ("graph", _parse_lower),
     "PCCL_HOST": ("hosts", _parse_hosts),
     "PCCL_LOG": ("log", _parse_lower),
+    "PCCL_OUTWARD": ("outward", _parse_switch),
     "PCCL_PORT": ("ports", _parse_ports),
     "PCCL_RUN": ("run", _parse_run),
     "PCCL_SHARED_MEMORY": ("shared_memory", _parse_switch),

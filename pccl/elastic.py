@@ -86,12 +86,13 @@ def join(
     """
     config = config or Config.from_environment()
     set_log_level(config.log)
-    if insecure:
-        config = replace(config, insecure=True)
+    config = replace(config, insecure=insecure or config.insecure)
     if not address and not config.run:
         raise ValueError("address: expected pccl://host:port/run#key.token, here or in PCCL_RUN")
     world_size_min = world_size_min or config.world_size_min
     place = RunAddress.parse(address or config.run)
+    if config.graph or config.outward:
+        raise ValueError("graph, outward: for members that do not change; use init()")
     if config.insecure and place.fingerprint:
         raise ValueError(f"insecure=True contradicts the key in the address of {place.shown}")
     coordinator = _host(place, config) if host_coordinator else None
@@ -105,8 +106,7 @@ def join(
                 f"join {place.shown}: not in the run after {config.connect_timeout_seconds:g} s: "
                 f"{why}"
             )
-        left = max(0.0, deadline - time.monotonic())
-        if not core.wait_for_members(world_size_min, left):
+        if not core.wait_for_members(world_size_min, max(0.0, deadline - time.monotonic())):
             raise _core.ConnectError(
                 f"join {place.shown}: {core.world_size} members are in after "
                 f"{config.connect_timeout_seconds:g} s, {world_size_min} are wanted"

@@ -19,11 +19,13 @@
 #include "bindings/transport_module.h"
 #include "communicator.h"
 #include "kernels/reduce.h"
+#include "topology/overlay.h"
 #include "transport/frame.h"
 
 namespace py = pybind11;
 using pccl::bindings::DLPackBuffer;
 using pccl::bindings::graveyard;
+using pccl::bindings::Pairs;
 using pccl::bindings::to_dtype;
 using pccl::bindings::to_text;
 
@@ -37,7 +39,8 @@ void bind_context(py::module_& module) {
       .def(py::init([](std::string run, std::string bind_host, int port,
                        std::vector<std::string> advertise_hosts, int sockets, bool shared_memory,
                        double connect_timeout_seconds, const std::string& simd,
-                       std::string trace_folder, const std::string& tls) {
+                       std::string trace_folder, const std::string& tls, bool outward,
+                       const std::string& graph) {
              if (port < 0 || port > 65535)
                throw py::value_error("port must be 0..65535, not " + std::to_string(port));
              if (!simd.empty() && !pccl::kernels::select_target(simd)) {
@@ -48,6 +51,8 @@ void bind_context(py::module_& module) {
                  .run = std::move(run),
                  .bind_host = std::move(bind_host),
                  .port = static_cast<uint16_t>(port),
+                 .accepts_calls = !outward,
+                 .graph = pccl::topology::shown_graph(graph),
                  .advertise_hosts = std::move(advertise_hosts),
                  .sockets = sockets,
                  .shared_memory = shared_memory,
@@ -58,7 +63,8 @@ void bind_context(py::module_& module) {
            py::arg("run"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
            py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
            py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
-           py::arg("simd") = "", py::arg("trace_folder") = "", py::arg("tls") = "remote")
+           py::arg("simd") = "", py::arg("trace_folder") = "", py::arg("tls") = "remote",
+           py::arg("outward") = false, py::arg("graph") = "")
       .def_property_readonly("address",
                              [](const pccl::Context& self) {
                                const auto bytes = self.address();
@@ -100,6 +106,37 @@ void bind_context(py::module_& module) {
       .def("close", &pccl::Context::close, py::call_guard<py::gil_scoped_release>());
 }
 
+std::vector<std::vector<std::byte>> to_addresses(const std::vector<py::bytes>& addresses) {
+  std::vector<std::vector<std::byte>> bytes;
+  for (const py::bytes& address : addresses) {
+    const std::string_view view = address;
+    const auto* begin = reinterpret_cast<const std::byte*>(view.data());
+    bytes.emplace_back(begin, begin + view.size());
+  }
+  return bytes;
+}
+
+void bind_overlay(py::module_& module) {
+  module.def("canonical_graph", &pccl::topology::canonical_graph, py::arg("graph"));
+  module.def("fits_any_size", &pccl::topology::fits_any_size, py::arg("graph"));
+  module.def(
+      "overlay",
+      [](const std::vector<py::bytes>& addresses,
+         const std::string& graph) -> std::optional<Pairs> {
+        std::vector<pccl::transport::MemberAddress> members;
+        for (const auto& bytes : to_addresses(addresses)) {
+          // Of another version: the group says so.
+          members.push_back(
+              pccl::transport::MemberAddress::decode(bytes).value_or(pccl::transport::MemberAddress{
+                  .port = 1, .graph = pccl::topology::shown_graph(graph)}));
+        }
+        const auto edges = pccl::overlay_of(members, graph);
+        if (!edges) return std::nullopt;
+        return pccl::bindings::pairs_of(*edges);
+      },
+      py::arg("addresses"), py::arg("graph"));
+}
+
 std::string plan_by_name(pccl::Communicator& self, const std::string& collective, uint64_t count,
                          int dtype) {
   using pccl::transport::Collective;
@@ -114,23 +151,21 @@ std::string plan_by_name(pccl::Communicator& self, const std::string& collective
 void bind_communicator(py::module_& module) {
   CommunicatorClass communicator(module, "Communicator");
   communicator
-      .def(py::init([](std::shared_ptr<pccl::Context> context, std::string name, int rank,
-                       const std::vector<py::bytes>& addresses, double timeout_seconds,
-                       std::string algorithm, bool deterministic) {
-             std::vector<std::vector<std::byte>> bytes;
-             for (const py::bytes& address : addresses) {
-               const std::string_view view = address;
-               const auto* begin = reinterpret_cast<const std::byte*>(view.data());
-               bytes.emplace_back(begin, begin + view.size());
-             }
-             py::gil_scoped_release release;
-             return std::make_shared<pccl::Communicator>(
-                 std::move(context), std::move(name), rank, bytes,
-                 pccl::CommunicatorOptions{timeout_seconds, std::move(algorithm), deterministic});
-           }),
-           py::arg("context"), py::arg("name"), py::arg("rank"), py::arg("addresses"),
-           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
-           py::arg("deterministic") = false)
+      .def(
+          py::init([](std::shared_ptr<pccl::Context> context, std::string name, int rank,
+                      const std::vector<py::bytes>& addresses, double timeout_seconds,
+                      std::string algorithm, bool deterministic,
+                      const std::optional<Pairs>& graph) {
+            const auto bytes = to_addresses(addresses);
+            pccl::CommunicatorOptions options{timeout_seconds, std::move(algorithm), deterministic};
+            if (graph) options.graph = pccl::bindings::edges_of(*graph);
+            py::gil_scoped_release release;
+            return std::make_shared<pccl::Communicator>(std::move(context), std::move(name), rank,
+                                                        bytes, options);
+          }),
+          py::arg("context"), py::arg("name"), py::arg("rank"), py::arg("addresses"),
+          py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
+          py::arg("deterministic") = false, py::arg("graph") = py::none())
       .def_readwrite("timeout_seconds", &pccl::Communicator::timeout_seconds)
       .def(
           "monitored_barrier",
@@ -179,6 +214,7 @@ PYBIND11_MODULE(_core, module) {
   pccl::bindings::bind_calls(module);
   bind_context(module);
   bind_communicator(module);
+  bind_overlay(module);
   pccl::bindings::bind_coordinator_server(module);
   pccl::bindings::bind_keys(module);
   pccl::bindings::bind_codecs(module);

@@ -20,10 +20,6 @@ namespace pccl::bindings {
 namespace py = pybind11;
 using namespace topology;
 
-namespace {
-
-using Pairs = std::vector<std::pair<int32_t, int32_t>>;
-
 Pairs pairs_of(const std::vector<Edge>& edges) {
   Pairs pairs;
   for (const Edge& edge : edges) pairs.emplace_back(edge.from, edge.to);
@@ -35,6 +31,8 @@ std::vector<Edge> edges_of(const Pairs& pairs) {
   for (const auto& [from, to] : pairs) edges.push_back({from, to});
   return edges;
 }
+
+namespace {
 
 // Links, and what was found out about them, once.
 class Network {

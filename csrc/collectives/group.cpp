@@ -33,6 +33,7 @@ Group::Group(transport::Endpoint& endpoint, std::string group_name, uint64_t its
       rank(own_rank),
       endpoint_(endpoint),
       connections_(std::move(connections)),
+      is_sparse_(std::count(connections_.begin(), connections_.end(), nullptr) > 1),
       messages_(*this) {
   recorder().note(FlightEvent::GroupMade, {.group = id, .number = static_cast<uint64_t>(rank)},
                   name);
@@ -56,6 +57,11 @@ bool Group::ready_to_talk(Operation& operation, const std::vector<int32_t>& peer
     return false;
   }
   for (const int32_t peer : peers) {
+    if (!is_neighbour(peer)) {
+      operation.fail({ErrorKind::Connect,
+                      "there is no edge to " + describe(peer) + " in the graph of the members."});
+      return false;
+    }
     Connection& connection = to(peer);
     if (connection.state == Connection::State::Idle) endpoint_.dial(connection);
     if (operation.is_finished()) return false;
@@ -140,7 +146,9 @@ void Group::start_receive(int32_t source, uint32_t tag, MessageMemory memory,
   std::vector<int32_t> peers;
   if (source >= 0) peers.push_back(source);
   // A message of a member that has left since may lie here.
-  if (source < 0 || to(source).state != Connection::State::Closed) {
+  const bool is_closed =
+      source >= 0 && is_neighbour(source) && to(source).state == Connection::State::Closed;
+  if (!is_closed) {
     if (!ready_to_talk(*operation, peers)) return;
   }
   endpoint_.engine().wake_at(operation->deadline());
@@ -177,12 +185,14 @@ std::vector<Operation*> Group::running() {
 void Group::fail(const Error& error) {
   if (broken_) return;
   broken_ = error;
-  // Each that hears of it passes it on. Only who made no call yet may have no connection to anyone,
-  // and of a wrong call or an abort it must hear, too, however soon this member ends.
+  // Each that hears of it passes it on: on a graph it is the only way. Else only who made no call
+  // yet may have no connection to anyone, and of a wrong call or an abort it must hear, too,
+  // however soon this member ends.
   const bool is_wanted = error.kind == ErrorKind::CallMismatch || error.kind == ErrorKind::Aborted;
-  int to_dial = is_wanted && !is_told(error) ? kDialedToTell : 0;
+  int to_dial = is_wanted && (is_sparse_ || !is_told(error)) ? kDialedToTell : 0;
   for (int32_t step = 1; step < world_size(); ++step) {
     const int32_t peer = (rank + step) % world_size();
+    if (!is_neighbour(peer)) continue;
     Connection& connection = to(peer);
     if (connection.state == Connection::State::Idle && to_dial-- > 0) endpoint_.dial(connection);
     const bool is_known = connection.state != Connection::State::Idle &&
@@ -423,23 +433,5 @@ void Group::send_control(int32_t peer, const FrameHeader& header) {
 }
 
 void Group::mark_unsent(int32_t peer) { endpoint_.mark_unsent(to(peer)); }
-
-std::string Group::describe(int32_t peer) const {
-  const Connection* connection = connections_[static_cast<size_t>(peer)];
-  const std::string number = "rank " + std::to_string(peer);
-  return connection == nullptr ? number : number + " (" + connection->peer.describe() + ")";
-}
-
-std::string Group::describe(const std::set<int32_t>& peers) const {
-  constexpr size_t kNamedMax = 4;
-  std::string text;
-  size_t named = 0;
-  for (const int32_t peer : peers) {
-    if (named == kNamedMax) return text + " and " + std::to_string(peers.size() - named) + " more";
-    text += (named == 0 ? "" : ", ") + describe(peer);
-    named += 1;
-  }
-  return text.empty() ? "its own sends" : text;
-}
 
 }  // namespace pccl

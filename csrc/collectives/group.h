@@ -49,7 +49,8 @@ class GroupObserver {
 
 class Group {
  public:
-  // `connections[own_rank]` is null.
+  // `connections[own_rank]` is null, and those of ranks that this one has no edge to in the graph
+  // of the members: nothing moves between them, and none is dialed.
   Group(transport::Endpoint& endpoint, std::string group_name, uint64_t its_id, int32_t own_rank,
         std::vector<transport::Connection*> connections);
   ~Group();
@@ -124,6 +125,9 @@ class Group {
   // False, with the work failed, if the group is broken or the peer can't be reached.
   bool ready_to_talk(Operation& operation, const std::vector<int32_t>& peers);
   void on_data(const transport::FrameHeader& header, transport::Payload payload);
+  bool is_neighbour(int32_t peer) const {
+    return connections_[static_cast<size_t>(peer)] != nullptr;
+  }
   void tell_broken(int32_t peer);
   void drop_early();
   void drop(const std::vector<EarlyFrame>& frames);
@@ -135,6 +139,7 @@ class Group {
   transport::Endpoint& endpoint_;
   std::vector<transport::Connection*> connections_;
   GroupObserver* observer_ = nullptr;
+  const bool is_sparse_;  // it has no connection to some
   bool is_frozen_ = false;
   Error broken_;
   std::set<int32_t> told_;  // peers that know that it is broken

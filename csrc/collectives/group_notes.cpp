@@ -1,4 +1,4 @@
-// What a flight record says of a group's operations.
+// How a group speaks of its ranks and operations, in errors and in the flight record.
 #include "collectives/group.h"
 
 namespace pccl {
@@ -8,6 +8,24 @@ namespace {
 constexpr size_t kNotedMax = 8;
 
 }  // namespace
+
+std::string Group::describe(int32_t peer) const {
+  const transport::Connection* connection = connections_[static_cast<size_t>(peer)];
+  const std::string number = "rank " + std::to_string(peer);
+  return connection == nullptr ? number : number + " (" + connection->peer.describe() + ")";
+}
+
+std::string Group::describe(const std::set<int32_t>& peers) const {
+  constexpr size_t kNamedMax = 4;
+  std::string text;
+  size_t named = 0;
+  for (const int32_t peer : peers) {
+    if (named == kNamedMax) return text + " and " + std::to_string(peers.size() - named) + " more";
+    text += (named == 0 ? "" : ", ") + describe(peer);
+    named += 1;
+  }
+  return text.empty() ? "its own sends" : text;
+}
 
 void Group::note_running() {
   size_t noted = 0;

@@ -24,6 +24,9 @@ struct Capacities {
 // A link is never faster than its ranks.
 Capacities capacities(const Links& links);
 
+// Whether some pair may carry nothing.
+bool has_gaps(const Links& links);
+
 // Throws std::invalid_argument, naming `planner` and two ranks, unless every rank reaches every
 // other one over links that exist.
 void require_connected(const Links& links, const std::string& planner);

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "topology/capacities.h"
 #include "topology/planners.h"
 
 namespace pccl::topology {
@@ -184,6 +185,7 @@ Schedule choose_coded_all_reduce(const Links& links, uint64_t count, std::string
   if (algorithm == "exchange") algorithm = "direct";
   if (algorithm != "auto") return choose_all_reduce(links, count, kElementBytes, algorithm, routes);
   std::vector<const char*> names = {"direct", "halving_doubling", "double_binary_tree"};
+  if (has_gaps(links)) names = {"quickest_tree"};
   if (routes != nullptr && !routes->trees.empty()) names.push_back("packed_trees");
   if (routes != nullptr && !routes->sites.empty()) names.push_back("hierarchical");
   Schedule best;

@@ -55,12 +55,16 @@ std::vector<uint64_t> share_out(uint64_t count, const std::vector<double>& weigh
   return result;
 }
 
-bool has_gaps(const Links& links) {
-  return std::any_of(links.cost.begin(), links.cost.end(),
-                     [](const LinkCost& cost) { return cost.seconds_per_byte >= kNoLink; });
-}
-
 }  // namespace
+
+bool has_gaps(const Links& links) {
+  for (int32_t from = 0; from < links.world_size; ++from) {
+    for (int32_t to = 0; to < links.world_size; ++to) {
+      if (from != to && !links.connects(from, to)) return true;
+    }
+  }
+  return false;
+}
 
 Routes quick_routes(const Links& links) {
   require_world_size(links.world_size, "quick_routes");

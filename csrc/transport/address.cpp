@@ -56,6 +56,7 @@ std::vector<std::byte> MemberAddress::encode() const {
   out.put(port);
   out.put(static_cast<uint8_t>(hosts.size()));
   for (const std::string& host : hosts) out.put_text(host);
+  out.put_text(graph);
   return out.bytes();
 }
 
@@ -74,6 +75,7 @@ std::optional<MemberAddress> MemberAddress::decode(std::span<const std::byte> by
   const size_t host_count = in.get<uint8_t>();
   if (host_count > kHostsMax) return std::nullopt;
   for (size_t i = 0; i < host_count && in.ok(); ++i) address.hosts.push_back(in.get_text(255));
+  address.graph = in.get_text(255);
   if (!in.ok() || !in.at_end()) return std::nullopt;
   return address;
 }

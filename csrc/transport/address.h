@@ -30,10 +30,12 @@ struct MemberAddress {
   std::string
       host_key;  // equal for members that share a kernel and a user; empty: never share memory
   std::string memory_name;         // abstract UNIX socket through which memory is handed over
-  uint16_t port = 0;               // TCP
+  uint16_t port = 0;               // TCP; 0: it only connects outwards
   std::vector<std::string> hosts;  // names or numbers, best first
   Fingerprint fingerprint{};       // of its key; zero: it has none, and takes plain bytes only
+  std::string graph;               // over which it wants to talk, see shown_graph(); "": every pair
 
+  bool accepts_calls() const { return port != 0; }
   std::vector<std::byte> encode() const;
   // nullopt where the bytes are no address of this protocol version.
   static std::optional<MemberAddress> decode(std::span<const std::byte> bytes);

@@ -46,14 +46,19 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
     throw std::invalid_argument("endpoint: sockets must be 1.." + std::to_string(kSocketsMax) +
                                 ", not " + std::to_string(options_.sockets));
   }
-  FileDescriptor tcp = listen_tcp(options_.bind_host, options_.port);
   address_.member_id = random_value<MemberId>();
   address_.run = options_.run;
   if (has_key()) {
     identity_ = options_.identity ? options_.identity : Identity::generate();
     address_.fingerprint = identity_->fingerprint();
   }
-  address_.port = local_port(tcp.get());
+  address_.graph = options_.graph;
+  if (options_.accepts_calls) {
+    FileDescriptor tcp = listen_tcp(options_.bind_host, options_.port);
+    address_.port = local_port(tcp.get());
+    tcp_listener_ = std::make_unique<Listener>(*this, std::move(tcp), false);
+    engine_.add(tcp_listener_->socket.get(), tcp_listener_.get());
+  }
   address_.hosts = options_.advertise_hosts;
   if (address_.hosts.empty()) {
     const bool is_any =
@@ -73,8 +78,6 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
                       .host_key = address_.host_key,
                       .protocol = kProtocolVersion,
                       .folder = options_.trace_folder});
-  tcp_listener_ = std::make_unique<Listener>(*this, std::move(tcp), false);
-  engine_.add(tcp_listener_->socket.get(), tcp_listener_.get());
   if (options_.shared_memory && !address_.host_key.empty()) {
     address_.memory_name = "pccl." + hex(address_.member_id);
     memory_listener_ = std::make_unique<Listener>(*this, listen_memory(address_.memory_name), true);
@@ -347,7 +350,7 @@ TimePoint Endpoint::on_time(TimePoint now) {
     recorder_.write_file(now);
   }
   next = std::min(next, recorder_.file_due());
-  tcp_listener_->on_turn();
+  if (tcp_listener_) tcp_listener_->on_turn();
   if (memory_listener_) memory_listener_->on_turn();
   for (size_t i = 0; i < dialers_.size(); ++i) next = std::min(next, dialers_[i]->on_time(now));
   for (size_t i = 0; i < greeters_.size(); ++i) next = std::min(next, greeters_[i]->on_time(now));

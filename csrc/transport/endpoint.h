@@ -39,6 +39,8 @@ struct EndpointOptions {
   std::string run;
   std::string bind_host;                     // "": every interface
   uint16_t port = 0;                         // 0: any
+  bool accepts_calls = true;                 // false: it listens nowhere, and calls the others
+  std::string graph;                         // see MemberAddress
   std::vector<std::string> advertise_hosts;  // empty: found by itself
   int sockets = 1;                           // TCP sockets per connection, 1..kSocketsMax
   bool shared_memory = true;
@@ -198,6 +200,7 @@ class Endpoint final : public LinkHost, public Periodic {
   void add_socket(Connection& connection, Stream stream, uint16_t index);
   void replace_link(Connection& connection, Link& link, const Error& error);
   void suspend(Connection& connection, const Error& error, uint16_t index);
+  bool may_share_memory(const MemberAddress& peer) const;
   void begin_dial(Connection& connection, Intent intent, uint16_t socket_index, TimePoint deadline);
   void cancel_dials(const Connection& connection, int socket_index = -1);
   bool is_over(const Connection& connection) const;

@@ -87,7 +87,20 @@ void Endpoint::dial(Connection& connection) {
   const TimePoint deadline = after(now, options_.connect_timeout_seconds);
   connection.dial_deadline = deadline;
   engine_.wake_at(deadline);
-  begin_dial(connection, Intent::Open, 0, deadline);
+  const bool can_be_called =
+      connection.is_called || connection.peer.accepts_calls() || may_share_memory(connection.peer);
+  if (can_be_called) {
+    begin_dial(connection, Intent::Open, 0, deadline);
+  } else if (address_.accepts_calls()) {
+    connection.is_expected = true;  // it calls; what is sent waits
+  } else {
+    on_dial_failed(connection, "both members only connect outwards");
+  }
+}
+
+bool Endpoint::may_share_memory(const MemberAddress& peer) const {
+  return !address_.host_key.empty() && address_.host_key == peer.host_key &&
+         !address_.memory_name.empty() && !peer.memory_name.empty();
 }
 
 void Endpoint::dial_more(Connection& connection) {
@@ -317,8 +330,10 @@ void Endpoint::on_bad_frame(Connection& connection, const std::string& fault) {
 TimePoint Endpoint::watch(Connection& connection, TimePoint now) {
   if (connection.state == Connection::State::Dialing) {
     if (now < connection.dial_deadline) return connection.dial_deadline;
-    on_dial_failed(connection,
-                   "no answer within " + std::to_string(options_.connect_timeout_seconds) + " s");
+    const bool calls = !connection.is_called && !connection.peer.accepts_calls();
+    on_dial_failed(connection, (calls ? "it only connects outwards, and has not called within "
+                                      : "no answer within ") +
+                                   std::to_string(options_.connect_timeout_seconds) + " s");
   } else if (connection.state == Connection::State::Suspended) {
     if (now < connection.suspended_until) return connection.suspended_until;
     Error error = connection.error;

@@ -12,7 +12,7 @@
 
 namespace pccl::transport {
 
-inline constexpr uint16_t kProtocolVersion = 6;
+inline constexpr uint16_t kProtocolVersion = 7;
 inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 
 // Largest payload of one frame. A segment is at most this long; anything longer is a broken or
@@ -84,7 +84,9 @@ struct FrameHeader {
       0;               // number of the call in its group, or of the message in its (sender, tag)
   uint64_t count = 0;  // signature's count; Credit: bytes
   uint64_t transfer_bytes = 0;  // whole transfer: all segments of this chunk or message
-  uint32_t chunk = 0;           // index in the schedule; messages: the tag
+  // Index in the schedule; messages: the tag; Finals and Done: 1 + the rank that says it, where
+  // others pass it on.
+  uint32_t chunk = 0;
   uint32_t segment = 0;
   uint32_t length = 0;  // payload bytes that follow
   int32_t root = -1;

@@ -146,6 +146,7 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
 
 // The caller's listener is where its call comes from, if it says that it is to be reached there.
 void Greeter::prove(const Hello& hello, Connection& connection) {
+  if (!hello.from.accepts_calls()) return;
   SocketAddress source = remote_address(socket_.get());
   source.set_port(hello.from.port);
   const bool is_published =

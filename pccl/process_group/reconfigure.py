@@ -55,6 +55,7 @@ class ReconfigurableProcessGroup(ChangingWorld):
                 `timeout`; `hints`, of which there are none.
 
         Raises:
+            ValueError: the configuration's graph does not fit these members.
             RuntimeError: the uuid is used up, or the handles are not different ones with this
                 process's among them.
         """
@@ -65,6 +66,8 @@ class ReconfigurableProcessGroup(ChangingWorld):
         if own not in handles or len(set(handles)) != len(handles):
             fail("reconfigure", f"expected different handles, with {own} among them, got {handles}")
         addresses = [_address(handle) for handle in handles]
+        config = self._run.config
+        edges = _core.overlay(addresses, config.graph)
         timeout = getattr(opts, "timeout", None)
         self._used.add(opts.uuid)
         self._core.close()
@@ -75,7 +78,9 @@ class ReconfigurableProcessGroup(ChangingWorld):
             self._rank,
             addresses,
             self._timeout.total_seconds(),
-            self._run.config.algorithm,
+            config.algorithm,
+            config.deterministic,
+            edges,
         )
         self._core_all_reduce = self._core.all_reduce
         limit = UNSET if timeout is None else timeout

@@ -7,7 +7,7 @@ import socket
 import struct
 from dataclasses import dataclass, field, replace
 
-VERSION = 6
+VERSION = 7
 HELLO, REPLY, ADDRESS, FRAME = b"PCCH", b"PCCW", b"PCCA", 0x46434350
 DATA, MESSAGE, GRANT, CREDIT, MATCHED, ABORT, GOODBYE = range(1, 8)
 LAST_TYPE = 11
@@ -32,8 +32,12 @@ class Address:
     fingerprint: bytes = bytes(32)
 
     def encode(self) -> bytes:
+        return self.encode_with("")
+
+    def encode_with(self, graph: str) -> bytes:
         parts = [text(self.run), text(self.host_key), text(self.memory_name)]
         tail = struct.pack("<HB", self.port, len(self.hosts)) + b"".join(map(text, self.hosts))
+        tail += text(graph)
         return (
             ADDRESS
             + struct.pack("<H", VERSION)
