@@ -127,7 +127,7 @@ def enter(
 
     address = os.environ["WANLAB_ADDR"]
     config = pccl.Config(
-        shared_memory=False, bind=address, insecure=True, timeout_seconds=300,
+        shared_memory=False, bind=address, insecure=not options.address, timeout_seconds=300,
         connect_timeout_seconds=300, hosts=(address,),
     )  # fmt: skip
     place = f"file://{options.folder}/rendezvous"
@@ -302,6 +302,19 @@ def speed(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def partial(options: argparse.Namespace) -> Path:
+    """Where trials are kept until all are done: the next call with the same settings goes on."""
+    names = ("steps", "warmup", "members", "batch", "channels", "rtt")
+    settings = "-".join(str(getattr(options, name)) for name in names)
+    return Path(tempfile.gettempdir(), f"diloco-training-{options.name}-{settings}.json")
+
+
+def kept(options: argparse.Namespace) -> list[dict[str, Any]]:
+    path = partial(options)
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
 def mean(ones: list[dict[str, Any]], name: str) -> float:
     return float(statistics.mean(one[name] for one in ones))
 
@@ -331,10 +344,12 @@ def main() -> int:
     if options.arm:
         train(options)
         return 0
-    found = []
     trials = list(itertools.product(options.arms, options.lrs, range(options.seeds), options.rates))
+    found = kept(options) if options.name else []
     for index, (arm, lr, seed, rate) in enumerate(trials):
         more = {"arm": arm, "lr": lr, "seed": seed, "rate": rate}
+        if any(more.items() <= one.items() for one in found):
+            continue
         one = measure(argparse.Namespace(**{**vars(options), **more}))
         found.append(one)
         print(
@@ -342,11 +357,14 @@ def main() -> int:
             f"{one['loss']:.4f}, {one['bytes'] / 1e6:.1f} MB, {one['seconds']:.1f} s",
             flush=True,
         )
+        if options.name:
+            partial(options).write_text(json.dumps(found))
     machine = describe_machine()
     lines = head(f"DiLoCo, {options.members} members, {options.steps} steps", machine)
     lines += quality(found) if len(options.rates) == 1 else speed(found)
     if options.name:
         write(options.results, options.name, {"machine": machine, "trials": found}, lines)
+        partial(options).unlink(missing_ok=True)
     else:
         print("\n".join(lines))
     return 0
