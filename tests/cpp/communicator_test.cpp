@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "cluster.h"
+#include "share.h"
 
 using namespace pccl;
 using enum DataType;
@@ -20,6 +21,7 @@ const std::vector<int32_t> kWorldSizes = {1, 2, 3, 4, 5, 7};
 
 // Elements of float32: none, one, a prime, one more than a segment.
 std::vector<uint64_t> counts_for(const Way& way) {
+  if (test_divisor() > 1) return {0, 1, 9973};
   return {0, 1, 997, way.shared_memory ? 65537ULL : 131073ULL};
 }
 

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "membership/coordinator_server.h"
+#include "share.h"
 
 namespace pccl {
 namespace {
@@ -142,7 +143,7 @@ struct Server {
 TEST_CASE("kill -9 of a member in the middle of an all_reduce fails no call of the others") {
   std::mt19937_64 random(1);
   for (const bool shared_memory : {false, true}) {
-    for (int round = 0; round < 4; ++round) {
+    for (uint64_t round = 0; round < share(4); ++round) {
       CAPTURE(shared_memory);
       CAPTURE(round);
       constexpr int kMembers = 4;

@@ -4,17 +4,16 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
-#include <cstdlib>
 #include <string>
+
+#include "share.h"
 
 namespace simulator {
 namespace {
 
-// Sanitizers make it ten times slower; ctest's share there is set in the environment.
+// The simulator is slower than what it drives, and its worlds are many.
 uint64_t share(uint64_t seeds) {
-  const char* divisor = std::getenv("PCCL_SIMULATOR_DIVISOR");
-  const uint64_t by = divisor == nullptr ? 1 : std::strtoull(divisor, nullptr, 10);
-  return by <= 1 ? seeds : (seeds + by - 1) / by;
+  return pccl::test_divisor() > 1 ? pccl::share(pccl::share(seeds)) : seeds;
 }
 bool is_slow() { return share(100) < 100; }
 
