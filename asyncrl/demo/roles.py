@@ -8,21 +8,48 @@ import queue
 import sys
 import threading
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from asyncrl.protocol.keys import Key
 from asyncrl.protocol.options import RunOptions
 from asyncrl.run_task import RunAddress, RunTask
 from pccl.demo.processes import DemoProcess
 
-__all__ = ["Crew", "RoleProcess", "RoleSaid"]
+__all__ = ["Crew", "Place", "RoleProcess", "RoleSaid", "ThisMachine"]
 
 # Until a server has said where it is, on a machine that starts ten processes at once.
 _START_SECONDS = 60.0
 _ASK_SECONDS = 5.0
+
+
+class Place(Protocol):
+    """Where roles run: this machine, or a host that the caller has made."""
+
+    @property
+    def addr(self) -> str:
+        """IP address that its servers listen on."""
+
+    def command(self, args: Sequence[str]) -> list[str]:
+        """`args`, so that they run there."""
+
+    def inside(self) -> AbstractContextManager[object]:
+        """Meanwhile this thread's new sockets belong there."""
+
+
+class ThisMachine:
+    """All roles at once; nobody else reaches them."""
+
+    addr = "127.0.0.1"
+
+    def command(self, args: Sequence[str]) -> list[str]:
+        return list(args)
+
+    def inside(self) -> AbstractContextManager[object]:
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -34,14 +61,10 @@ class RoleSaid:
 
 
 class RoleProcess(DemoProcess):
-    """`python -m MODULE OPTIONS`; its lines of JSON go to `said`, and "name value" to `told`."""
+    """Its lines of JSON go to `said`, and those that are "name value" to `told`."""
 
     def __init__(
-        self,
-        name: str,
-        module: str,
-        options: Sequence[object],
-        said: queue.SimpleQueue[RoleSaid],
+        self, name: str, command: Sequence[str], said: queue.SimpleQueue[RoleSaid]
     ) -> None:
         self.name = name
         self.told: dict[str, str] = {}
@@ -50,7 +73,7 @@ class RoleProcess(DemoProcess):
         self._said = said
         self._is_serving = threading.Event()
         environment = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-        super().__init__([sys.executable, "-m", module, *map(str, options)], environment)
+        super().__init__(command, environment)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -81,10 +104,18 @@ class RoleProcess(DemoProcess):
 
 
 class Crew:
-    """Starts every role with what it needs; all files are in `folder`."""
+    """Starts every role with what it needs; all files are in `folder`.
 
-    def __init__(self, folder: Path, run: str, weights: Path) -> None:
+    Args:
+        place: where the process of that name runs. All trainers and the membership's coordinator,
+            "pccl", share one: they use its loopback, and the origin's folder.
+    """
+
+    def __init__(
+        self, folder: Path, run: str, weights: Path, place: Callable[[str], Place]
+    ) -> None:
         self.folder = folder
+        self.place = place
         self.run = run
         self.weights = weights
         self.said: queue.SimpleQueue[RoleSaid] = queue.SimpleQueue()
@@ -102,7 +133,8 @@ class Crew:
         return self.folder / "keys" / f"{name}.pem"
 
     def start(self, name: str, module: str, *options: object) -> RoleProcess:
-        process = RoleProcess(name, module, options, self.said)
+        command = [sys.executable, "-m", module, *map(str, options)]
+        process = RoleProcess(name, self.place(name).command(command), self.said)
         self.processes.append(process)
         return process
 
@@ -110,13 +142,14 @@ class Crew:
         """The origin's address and the relays'."""
         signers = [word for trainer in trainers for word in ("--signer", self.key(trainer).address)]
         module = "asyncrl.broadcast"
-        origin = self.start("origin", module, "origin", "--folder", self.origin_folder)
+        serve = ["origin", "--folder", self.origin_folder, *self._listen("origin")]
+        origin = self.start("origin", module, *serve)
         upstream = ["--origin", origin.url(), "--run", self.run, "--keep", 12]
         relays = [
             self.start(
                 f"relay {number}",
                 *(module, "relay", "--folder", self.folder / f"relay-{number}"),
-                *(*upstream, *signers),
+                *(*upstream, *signers, *self._listen(f"relay {number}")),
             )
             for number in range(1, relay_count + 1)
         ]
@@ -130,25 +163,22 @@ class Crew:
         coordinator = self.start(
             "coordinator",
             *("asyncrl.protocol", "coordinator", file),
-            *("--folder", self.folder / "coordinator"),
+            *("--folder", self.folder / "coordinator", *self._listen("coordinator")),
         )
         self.status_url = coordinator.url()
         address = coordinator.told["coordinator"]
         RunAddress(self.status_url, self.run, address).save(self.run_file)
+
+    def _listen(self, name: str) -> list[object]:
+        return ["--host", self.place(name).addr]
 
     def start_trainer(self, name: str, pccl_address: str, members: int) -> RoleProcess:
         return self.start(
             name,
             *("asyncrl.train", "--run", self.run_file, "--key", self._key_file(name), "--local"),
             *("--pccl", pccl_address, "--weights", self.weights, "--origin", self.origin_folder),
-            *(
-                "--members",
-                members,
-                "--members-end",
-                2,
-                "--checkpoint",
-                self.folder / f"{name}.checkpoint",
-            ),
+            *("--members", members, "--members-end", 2),
+            *("--checkpoint", self.folder / f"{name}.checkpoint"),
         )
 
     def start_validator(self, name: str) -> RoleProcess:
@@ -169,7 +199,10 @@ class Crew:
             OSError: it does not answer.
         """
         url = f"{self.status_url}/status.json"
-        with urllib.request.urlopen(url, timeout=_ASK_SECONDS) as answer:
+        with (
+            self.place("observer").inside(),
+            urllib.request.urlopen(url, timeout=_ASK_SECONDS) as answer,
+        ):
             found: dict[str, Any] = json.loads(answer.read())
             return found
 

@@ -6,6 +6,7 @@ import asyncio
 import queue
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from asyncrl.demo.evaluation import Evaluator
-from asyncrl.demo.roles import Crew, RoleProcess
+from asyncrl.demo.roles import Crew, Place, RoleProcess, ThisMachine
 from asyncrl.demo.verdict import DemoRecord, judge
 from asyncrl.protocol.options import RunOptions
 from asyncrl.run_task import RunTask
@@ -25,6 +26,7 @@ from pccl.demo.processes import CoordinatorProcess
 __all__ = ["DemoOptions", "run_demo"]
 
 _RUN = "demo"
+HERE = ThisMachine()
 _LOOK_SECONDS = 0.2
 # No step in so long: something is broken. Includes the start of ten processes that import torch.
 _STALL_SECONDS = 300.0
@@ -70,13 +72,19 @@ class DemoFailed(Exception):
     """It can't go on; the message says why."""
 
 
-def run_demo(options: DemoOptions, console: Console) -> int:
-    """Run, judge, write demo.json and demo.png; 1 when anything was wrong."""
+def run_demo(
+    options: DemoOptions, console: Console, place: Callable[[str], Place] = lambda name: HERE
+) -> int:
+    """Run, judge, write demo.json and demo.png; 1 when anything was wrong.
+
+    Args:
+        place: see Crew. "observer" is where this process asks from.
+    """
     from asyncrl.demo.report import show_verdict, write_report
 
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
-    demo = Demo(options, console)
+    demo = Demo(options, console, place)
     try:
         demo.run()
     except DemoFailed as error:
@@ -93,8 +101,11 @@ def run_demo(options: DemoOptions, console: Console) -> int:
 class Demo:
     """The processes of one run, and what was done to them."""
 
-    def __init__(self, options: DemoOptions, console: Console) -> None:
+    def __init__(
+        self, options: DemoOptions, console: Console, place: Callable[[str], Place]
+    ) -> None:
         self.options = options
+        self._place = place
         self.record = DemoRecord(cheat=options.cheat, steps=options.steps)
         self._console = console
         self._moved_at = self._answered_at = time.monotonic()
@@ -112,12 +123,12 @@ class Demo:
         )
         self.record.begun_at = time.time()
         with ExitStack() as stack:
-            self._crew = Crew(options.out.resolve(), _RUN, weights.resolve())
+            self._crew = Crew(options.out.resolve(), _RUN, weights.resolve(), self._place)
             stack.callback(self._crew.close)
             self._evaluator = Evaluator(task, options.held_out_draws)
             pccl_folder = self._crew.folder / "pccl"
             pccl_folder.mkdir()
-            self._pccl = CoordinatorProcess(pccl_folder)
+            self._pccl = CoordinatorProcess(pccl_folder, runs=self._place("pccl").command)
             stack.callback(self._pccl.close)
             self._start(task)
             self.record.accuracy[0] = self._evaluator.measure(weights)
@@ -263,7 +274,8 @@ class Demo:
         process.kill()
 
     def _evaluate(self, version: int) -> None:
-        path = asyncio.run(self._evaluator.fetch(self._crew, version))
+        with self._place("observer").inside():
+            path = asyncio.run(self._evaluator.fetch(self._crew, version))
         self.record.accuracy[version] = self._evaluator.measure(path)
         found = self.record.accuracy[version]
         self._tell(

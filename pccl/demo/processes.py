@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +148,7 @@ class CoordinatorProcess(DemoProcess):
 
     Args:
         place: options that say where it listens, and of which run.
+        runs: makes the command into one that runs in another place.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class CoordinatorProcess(DemoProcess):
         folder: Path,
         last: CoordinatorProcess | None = None,
         place: Sequence[str] = ("--bind", "127.0.0.1", "--name", "demo"),
+        runs: Callable[[Sequence[str]], list[str]] = list,
     ) -> None:
         command = [sys.executable, "-m", "pccl", "coordinator", *place]
         command += ["--port", str(last.port if last else 0)]
@@ -165,7 +167,7 @@ class CoordinatorProcess(DemoProcess):
         self.address = ""  # until it listens
         self._is_decided = threading.Event()
         self._has_page = threading.Event()
-        super().__init__([*command, "--database", str(folder / "coordinator.db")], {})
+        super().__init__(runs([*command, "--database", str(folder / "coordinator.db")]), {})
 
     @property
     def is_ready(self) -> bool:

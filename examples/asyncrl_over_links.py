@@ -1,0 +1,89 @@
+"""Rollout workers behind 20 Mbit/s and 150 ms: the demo of asyncrl on ten hosts (wanlab, root).
+
+    python examples/asyncrl_over_links.py [--steps 60] [--cheat oracle]
+
+The trainers, their coordinators and the origin share one host, relays and validators have one each
+with 100 Mbit/s, and every worker one with 20 Mbit/s whose packets take 75 ms to anybody. WANLAB
+names the folder of wanlab.py, which makes hosts out of network namespaces. Otherwise this is
+`python -m asyncrl.demo`, with its page (to be seen from those hosts only), kills and verdict.
+"""
+
+import importlib.util
+import itertools
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from asyncrl.demo.run import DemoOptions, run_demo
+
+BESIDE = Path(__file__).resolve().parents[2] / "shared" / "wanlab"
+# name -> (rate of its line, both ways; one-way delay to everybody, milliseconds)
+CENTER = ("1gbit", 2)
+NEAR = ("100mbit", 10)
+FAR = ("20mbit", 75)
+HOSTS = {
+    **{"center": CENTER, "relay 1": NEAR, "relay 2": NEAR, "validator 1": NEAR},
+    "validator 2": NEAR,
+}
+
+
+def load_wanlab() -> Any:
+    file = Path(os.environ.get("WANLAB", "") or BESIDE) / "wanlab.py"
+    spec = importlib.util.spec_from_file_location("wanlab", file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise SystemExit(f"asyncrl_over_links.py: {file} is not there; WANLAB names its folder")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["wanlab"] = module
+    spec.loader.exec_module(module)
+    if reason := module.unavailable_reason():
+        raise SystemExit(f"asyncrl_over_links.py: {reason}")
+    return module
+
+
+def main(
+    steps: Annotated[int, typer.Option(min=3)] = 60,
+    cheat: str = "oracle",
+    workers: Annotated[int, typer.Option(min=1)] = 3,
+    files_per_step: Annotated[int, typer.Option(min=1)] = 4,
+    evaluate_every: Annotated[int, typer.Option(min=0)] = 20,
+    out: Path = Path("runs/asyncrl-over-links"),
+) -> None:
+    torch.set_num_threads(1)
+    options = DemoOptions(
+        cheat=cheat, steps=steps, workers=workers, files_per_step=files_per_step,
+        evaluate_every=evaluate_every, async_level=4, out=out,
+    )  # fmt: skip
+    names = [f"worker {number}" for number in range(1, workers + 1)] + ["cheater"]
+    lines = {**HOSTS, **dict.fromkeys(names, FAR)}
+    with load_wanlab().Lab(seed=1) as lab:
+        hosts = {
+            name: lab.add_host(name.replace(" ", ""), up=rate, down=rate)
+            for name, (rate, _) in lines.items()
+        }
+        for (one, (_, here)), (other, (_, there)) in itertools.combinations(lines.items(), 2):
+            lab.link(hosts[one], hosts[other], rtt=f"{2 * max(here, there)}ms")
+        code = run_demo(
+            options, Console(highlight=False), lambda name: hosts.get(name, hosts["center"])
+        )
+        show_traffic(lab.stats()["pairs"])
+    sys.exit(code)
+
+
+def show_traffic(pairs: dict[tuple[str, str], dict[str, int]]) -> None:
+    table = Table("host", *(Column(name, justify="right") for name in ("MB sent", "MB received")))
+    for host in sorted({name for pair in pairs for name in pair}):
+        sums = [
+            sum(one["bytes"] for pair, one in pairs.items() if pair[end] == host) for end in (0, 1)
+        ]
+        table.add_row(host, *(f"{total / 1e6:.1f}" for total in sums))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
