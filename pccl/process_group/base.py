@@ -15,6 +15,7 @@ from torch.distributed import ProcessGroup, Work
 from pccl import _core
 from pccl._core import PcclError
 from pccl._run import CompletionThread
+from pccl.process_group.abort_hooks import AbortHooks
 from pccl.process_group.tensors import Staging, fail, seconds
 from pccl.process_group.work import DONE, BaseWork, PcclWork, Recording, failed, joined
 
@@ -52,6 +53,7 @@ class GroupBase(_Base):  # type: ignore[misc]
         self._sequence = 0
         self._collected: list[BaseWork] | None = None  # since _start_coalescing()
         self._open = True
+        self._abort_hooks = AbortHooks()
 
     def __repr__(self) -> str:
         return f"<ProcessGroupPCCL {self._name!r} rank {self._rank} of {self._size}>"
@@ -93,7 +95,11 @@ class GroupBase(_Base):  # type: ignore[misc]
                 recording.cancel()
             if isinstance(error, ValueError):
                 raise RuntimeError(f"ProcessGroupPCCL::{title}: {error}") from error
+            if self._core.error():
+                self._abort_hooks.call()
             return self._collect(failed(error, outputs))
+        if self._abort_hooks.hooks:
+            self._watch_for_abort(core)
         copy_back = None if staging is None else staging.copy_back()
         if sync and copy_back is None:
             return DONE
@@ -111,6 +117,27 @@ class GroupBase(_Base):  # type: ignore[misc]
         if self._collected is not None:
             self._collected.append(work)
         return work
+
+    def _watch_for_abort(self, work: _core.Work) -> None:
+        group = self._core  # reconfigure() may replace it
+
+        def look() -> None:
+            if work.exception() is not None and group.error():
+                self._abort_hooks.call()
+
+        self._completions.watch(work, look)
+
+    def register_abort_hook(self, hook_id: int, hook: Callable[[], None]) -> None:
+        """Have `hook` called once the group is broken: by abort(), a timeout, a lost member.
+
+        It is called by abort() itself, or on pccl's completion thread when an operation ends that
+        was started since; it must not wait for operations. An id that is there is replaced.
+        """
+        self._abort_hooks.register(hook_id, hook)
+
+    def unregister_abort_hook(self, hook_id: int) -> None:
+        """Forget that hook, if it is there."""
+        self._abort_hooks.unregister(hook_id)
 
     def _list_of_ranks(self, tensors: Any, what: str, name: str) -> list[Tensor]:
         """The one list in a list, with a tensor for each rank; a plain list will do as well."""

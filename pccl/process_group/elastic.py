@@ -149,6 +149,7 @@ class ElasticProcessGroup(ChangingWorld):
         """Fail every operation of the run, here and at the others, and leave it."""
         if self._open:
             self.communicator.abort()
+            self._abort_hooks.call()
             self.shutdown()
 
     def shutdown(self) -> None:

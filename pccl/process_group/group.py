@@ -269,6 +269,7 @@ class ProcessGroupPCCL(Reductions, Moves):
         """Fail every operation of the group, here and at the others, and leave it."""
         if self._open:
             self._core.abort(f"rank {self._rank} called abort() on group {self._name!r}")
+            self._abort_hooks.call()
             self.shutdown()
 
     def shutdown(self) -> None:

@@ -83,12 +83,14 @@ class ReconfigurableProcessGroup(ChangingWorld):
             edges,
         )
         self._core_all_reduce = self._core.all_reduce
+        self._abort_hooks.renew()
         limit = UNSET if timeout is None else timeout
         return self.barrier(Options(timeout=limit))
 
     def abort(self) -> None:
         """Fail every operation of the group, here and at the others, until reconfigure()."""
         self._core.abort(f"rank {self._rank} called abort() on group {self._name!r}")
+        self._abort_hooks.call()
 
     def shutdown(self) -> None:
         """Leave politely. Idempotent."""

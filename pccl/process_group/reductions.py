@@ -73,6 +73,7 @@ class Reductions(GroupBase):
                 and type(opts) is _AllreduceOptions
                 and opts.reduceOp == SUM
                 and not codec_in_force(self._codec)
+                and not self._abort_hooks.hooks
             ):
                 self._sequence += 1
                 limit = opts.timeout

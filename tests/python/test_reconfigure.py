@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -102,6 +103,39 @@ def test_an_aborted_group_says_so_and_can_be_made_anew(groups: list[Group]) -> N
         groups[0].allreduce([torch.ones(3)]).wait()
     reconfigure(2, groups)
     assert groups[1].get_error().name == "SUCCESS"
+
+
+def test_a_call_that_times_out_breaks_the_group_tells_its_hooks_and_is_forgotten(
+    groups: list[Group],
+) -> None:
+    reconfigure(1, groups)
+    told = [threading.Event() for _ in groups]
+    unwanted: list[int] = []
+    for group, event in zip(groups, told, strict=True):
+        group.set_timeout(timedelta(seconds=0.2))
+        group.register_abort_hook(0, event.set)
+        group.register_abort_hook(1, lambda: unwanted.append(1))
+        group.register_abort_hook(2, lambda: unwanted.append(1 // 0))  # its error harms nobody
+        group.unregister_abort_hook(1)
+    options = dist.AllreduceOptions()
+    started = [group.allreduce([torch.ones(4)], options) for group in groups[1:]]
+    for event in told[1:]:
+        assert event.wait(20)
+    for group in groups[1:]:
+        assert group.get_error().name == "TIMEOUT"
+        with pytest.raises(RuntimeError, match="Timed out"):
+            group.allreduce([torch.ones(4)], options).wait()
+    del started
+    groups[0].abort()
+    assert told[0].is_set()
+    for group in groups:
+        group.set_timeout(PATIENCE)
+    reconfigure(2, groups)
+    for event in told:
+        event.clear()
+    groups[2].abort()
+    assert told[2].is_set()
+    assert not unwanted
 
 
 def test_who_does_not_come_costs_a_timeout_and_the_rest_goes_on(groups: list[Group]) -> None:
