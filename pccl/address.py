@@ -8,9 +8,17 @@ import ipaddress
 import re
 from dataclasses import dataclass, field, replace
 
-__all__ = ["DEFAULT_PORT", "RunAddress", "decode_key", "decode_token", "encode_bytes"]
+__all__ = [
+    "DEFAULT_PORT",
+    "DEFAULT_STATUS_PORT",
+    "RunAddress",
+    "decode_key",
+    "decode_token",
+    "encode_bytes",
+]
 
 DEFAULT_PORT = 29400
+DEFAULT_STATUS_PORT = 29401  # of the status page
 
 # Of the core: csrc/transport/address.h, token.h.
 FINGERPRINT_BYTES = 32

@@ -3,7 +3,7 @@
 import json as json_format
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 try:
     import typer
@@ -15,16 +15,9 @@ except ImportError as missing:  # The library itself needs neither.
     ) from None
 
 from pccl import bench_command, keys_command, plan_command, tokens_command, topology_command
-from pccl.address import DEFAULT_PORT, RunAddress
-from pccl.status_page import DEFAULT_STATUS_PORT
+from pccl.address import DEFAULT_STATUS_PORT, RunAddress
 
 __all__ = ["main"]
-
-# Panels of `pccl coordinator --help`.
-_PLACE, _RUNS, _KEYS, _LOSS, _PAGE = (
-    *("Where it listens", "Runs", "Who is let in", "Who is lost"),
-    "Status page",
-)
 
 app = typer.Typer(
     name="pccl",
@@ -38,10 +31,6 @@ app = typer.Typer(
 )
 
 
-def _seconds(help_text: str) -> Any:
-    return typer.Option(metavar="SECONDS", help=help_text, rich_help_panel=_LOSS)
-
-
 for _command in (
     *(keys_command.keygen, keys_command.invite, keys_command.revoke),
     tokens_command.tokens,
@@ -53,7 +42,7 @@ for _command in (
 
 
 def main() -> None:
-    """Run the command line; the entry point `pccl`."""
+    """Run the command line."""
     app()
 
 
@@ -68,124 +57,15 @@ def info() -> None:
         console.print(f"[bold]{name:<10}[/] ", Text(value, style=style), soft_wrap=True, sep="")
 
 
-@app.command()
-def coordinator(
-    port: Annotated[
-        int, typer.Option(help="where members reach it; 0: any", rich_help_panel=_PLACE)
-    ] = DEFAULT_PORT,
-    host: Annotated[
-        list[str],
-        typer.Option(
-            help="under which members reach it, best first; default: found by itself",
-            rich_help_panel=_PLACE,
-        ),
-    ] = [],  # noqa: B006  # typer copies it
-    bind: Annotated[
-        str, typer.Option(help="local address to listen on", rich_help_panel=_PLACE)
-    ] = "",
-    database: Annotated[
-        Path | None,
-        typer.Option(
-            help="what it must not forget; default: $XDG_STATE_HOME/pccl/coordinator.db",
-            rich_help_panel=_RUNS,
-        ),
-    ] = None,
-    name: Annotated[
-        list[str],
-        typer.Option(
-            help="a run to look after, may be repeated; default: any", rich_help_panel=_RUNS
-        ),
-    ] = [],  # noqa: B006
-    world_size_min: Annotated[
-        list[int],
-        typer.Option(
-            "--min",
-            metavar="MEMBERS",
-            help="to begin and to go on with; for all runs, or one a --name",
-            rich_help_panel=_RUNS,
-        ),
-    ] = [],  # noqa: B006
-    key: Annotated[
-        Path | None,
-        typer.Option(
-            help="file with its key, made if it is not there; default: beside the database",
-            rich_help_panel=_KEYS,
-        ),
-    ] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option(
-            "--insecure",
-            help="no keys, no TLS: whoever reaches it is in; members say insecure=True",
-            rich_help_panel=_KEYS,
-        ),
-    ] = False,
-    abandon: Annotated[
-        str,
-        typer.Option(
-            metavar="RUN",
-            help="declare all members of that run gone for good, if none answers, and end",
-            rich_help_panel=_LOSS,
-        ),
-    ] = "",
-    silence: Annotated[float, _seconds("who says nothing for so long is out")] = 10.0,
-    heartbeat: Annotated[float, _seconds("between two reports")] = 0.5,
-    link_grace: Annotated[
-        float, _seconds("two members that can't reach each other for so long part")
-    ] = 10.0,
-    takeover: Annotated[
-        float, _seconds("after so long without it a member takes its place")
-    ] = 10.0,
-    listen: Annotated[
-        float, _seconds("with a new database, before a run begins: members of a lost one may live")
-    ] = 4.0,
-    status: Annotated[bool, typer.Option(help="serve it", rich_help_panel=_PAGE)] = True,
-    status_port: Annotated[
-        int, typer.Option(help="0: any", rich_help_panel=_PAGE)
-    ] = DEFAULT_STATUS_PORT,
-    status_host: Annotated[
-        str,
-        typer.Option(
-            help="local address; everybody who reaches it can read it", rich_help_panel=_PAGE
-        ),
-    ] = "127.0.0.1",
-) -> None:
-    """Decide who is in a run; print the address that its members join with.
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def coordinator(context: typer.Context) -> None:
+    """Decide who is in a run; print the address that its members join with."""
+    from pccl.coordinator_command import main as run_coordinator
 
-    pccl coordinator --name my-run --min 2
-
-    Ends politely with Ctrl+C or SIGTERM; members go on meanwhile. The same command takes up where
-    the last one ended, however that was.
-    """
-    from pccl.config import Config
-    from pccl.coordinator import CoordinatorOptions
-    from pccl.coordinator_command import StatusOptions, abandon_run, run_coordinator
-
-    if len(world_size_min) not in (0, 1, len(name)) or (world_size_min and not name):
-        raise typer.BadParameter("--min: expected one for all runs, or one behind each --name")
-    sizes = world_size_min * len(name) if len(world_size_min) == 1 else world_size_min
-    try:
-        options = CoordinatorOptions(
-            port=port,
-            bind=bind,
-            hosts=tuple(host),
-            database=database,
-            key=key,
-            insecure=insecure,
-            tls="auto" if insecure else Config.from_environment().tls,
-            runs=dict(zip(name, sizes or [1] * len(name), strict=True)),
-            heartbeat_seconds=heartbeat,
-            silence_seconds=silence,
-            link_grace_seconds=link_grace,
-            takeover_seconds=takeover,
-            listen_seconds=listen,
-        )
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    if abandon:
-        raise typer.Exit(abandon_run(options, abandon))
-    page = StatusOptions(enabled=status, host=status_host, port=status_port)
-    raise typer.Exit(run_coordinator(options, page))
+    raise typer.Exit(run_coordinator(context.args))
 
 
 @app.command()

@@ -15,10 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pccl import _core
-from pccl.address import RunAddress, encode_bytes
+from pccl.address import DEFAULT_STATUS_PORT, RunAddress, encode_bytes
 from pccl.coordinator import database_file
 from pccl.status_command import RunUnknown, StatusUnknown, fetch_status
-from pccl.status_page import DEFAULT_STATUS_PORT
 
 __all__ = ["describe_tokens", "tokens"]
 

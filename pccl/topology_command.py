@@ -9,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pccl.address import RunAddress
+from pccl.address import DEFAULT_STATUS_PORT, RunAddress
 from pccl.bench.options import parse_bytes
 from pccl.measured_topology import MeasuredNetwork, measured_network
 from pccl.network_files import UNITS
 from pccl.plan_tables import Comparison, as_data, show_comparisons
-from pccl.status_page import DEFAULT_STATUS_PORT
 
 __all__ = ["topology"]
 

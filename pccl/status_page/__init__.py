@@ -15,12 +15,9 @@ from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from pccl.measured_topology import describe_plan
 from pccl.status_page.metrics import format_metrics
 
-__all__ = ["DEFAULT_STATUS_PORT", "StatusServer"]
-
-DEFAULT_STATUS_PORT = 29401
+__all__ = ["StatusServer"]
 
 _logger = logging.getLogger("pccl.coordinator")
 
@@ -124,6 +121,9 @@ class _Plans:
                 del self._made[ended]
             made_at, answer = self._made.get(name, (-math.inf, {}))
             if time.monotonic() - made_at > _PLAN_SECONDS:
+                # numpy, for which no coordinator should wait when it starts.
+                from pccl.measured_topology import describe_plan
+
                 try:
                     answer = describe_plan(runs[name], _PLAN_BYTES)
                 except ValueError as error:
