@@ -10,12 +10,15 @@ owner adds in float32, encodes the average, all decode. Tree: of each pair one e
 adds, three levels. Ring: each of seven hops encodes. On gradients and pseudo-gradients of the
 examples' model, and on normal and Student-t values of which half is common to the members.
 
-Speed: of float32 processed, segment by segment of 128 Ki elements, through Python. memcpy is
-numpy's, of the same segments, between the others in the same rounds. Seconds are those of the
-thread's processor time, so that a busy machine costs memory bandwidth only.
+Speed: of float32 processed, segment by segment of 128 Ki elements, through Python. The owner reads
+seven contributions, each from its own memory, and encodes the average in the same pass
+(pccl.codecs.combine). memcpy is numpy's, of the same segments, between the others in the same
+rounds. Seconds are those of the thread's processor time, so that a busy machine costs memory
+bandwidth only.
 
 Beside them pi-quant, where it is installed (pip install pypiquant==4.1.0): the error with one scale
-a contribution, the speed with one a segment, as its user would call it.
+a contribution, the speed with one a segment, as its user would call it; its owner reads the same
+contribution seven times, from the cache.
 
 Writes quantization.md, .json and .png to benchmarks/results/; no picture of some codecs only.
 """
@@ -46,6 +49,7 @@ SPARSE = ("topk:512", "topk_2bit:512", "topk_2bit:64")
 KINDS = ("gradient", "pseudo-gradient", "normal", "Student-t")
 SIZES = (1 << 16, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26)  # elements
 SEGMENT = 1 << 17  # elements: 512 KiB
+RECEIVED_BYTES = 64 << 20  # twice the last cache of a common server, for each codec
 FLOAT32 = _core.DATA_TYPES["float32"]
 Floats = npt.NDArray[np.float32]
 
@@ -200,7 +204,9 @@ def arms_of(
 ) -> dict[tuple[str, str], Callable[[], None]]:
     source, sink = values.ctypes.data, target.ctypes.data
     wires = [_core.encode(codec, (source + 4 * begin, count), FLOAT32) for begin, count in segments]
-    sums = np.empty(SEGMENT, np.float32)
+    # Contributions of the others, each in memory of its own, until no cache holds them all.
+    distinct = wires[: max(1, RECEIVED_BYTES // ((MEMBERS - 1) * len(wires[0])))]
+    received = [[bytes(bytearray(wire)) for _ in range(MEMBERS - 1)] for wire in distinct]
 
     def encode() -> None:
         for begin, count in segments:
@@ -216,11 +222,10 @@ def arms_of(
 
     def owner() -> None:
         """Its own values, seven contributions on the wire, and the average encoded."""
-        for (begin, count), wire in zip(segments, wires, strict=True):
-            np.copyto(sums[:count], values[begin : begin + count])
-            for _ in range(MEMBERS - 1):
-                _core.decode(codec, wire, (sums.ctypes.data, count), FLOAT32, adds=True)
-            _core.encode(codec, (sums.ctypes.data, count), FLOAT32, divisor=MEMBERS)
+        for index, (begin, count) in enumerate(segments):
+            own = (source + 4 * begin, count)
+            others = received[index % len(received)]
+            _core.combine(codec, own, FLOAT32, others, divisor=MEMBERS)
 
     return {(codec, "encode"): encode, (codec, "decode"): decode, (codec, "add"): add,
             (codec, "owner"): owner}  # fmt: skip

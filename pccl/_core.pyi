@@ -454,6 +454,19 @@ def encode(
 ) -> bytes:
     """Raises ValueError for a wrong codec or dtype, NonFiniteContribution for NaN and infinity."""
 
+def combine(
+    codec: str,
+    own: Block,
+    dtype: int,
+    wires: list[bytes],
+    *,
+    divisor: float = 1,
+    seed: int = 0,
+    step: int = 0,
+    first_element: int = 0,
+) -> bytes:
+    """Raises as encode() and, for one of `wires` that is no such segment, RemoteProtocolError."""
+
 def decode(codec: str, wire: bytes, target: Block, dtype: int, *, adds: bool = False) -> None:
     """Set, or with `adds` (float32) add to, `target`. Raises RemoteProtocolError for bad bytes."""
 

@@ -8,6 +8,7 @@ Collectives encode by themselves; this is for exchanges of one's own, as of pseu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "Difference",
     "ErrorFeedback",
     "Segment",
+    "combine",
     "decode",
     "describe",
     "encode",
@@ -79,6 +81,37 @@ def encode(
         seed=seed,
         step=step,
         first_element=first_element,
+    )
+
+
+def combine(
+    array: object,
+    wires: Sequence[bytes],
+    codec: str = "int8",
+    *,
+    divisor: float = 1,
+    seed: int = 0,
+    step: int = 0,
+) -> bytes:
+    """Encode the sum of an array and of what others have encoded: what an owner does.
+
+    The bytes are those of decode(add=True) into float32, one after the other, and encode() of the
+    sum; but everything is read once, and no sum is written to memory.
+
+    Args:
+        array: the own contribution, as for encode().
+        wires: segments in `codec` of as many elements, added in this order.
+        divisor: of the sum; len(wires) + 1 makes an average.
+        seed, step: as for encode().
+
+    Raises:
+        RemoteProtocolError: one of `wires` is damaged or forged; the message says which.
+        NonFiniteContribution: an element of the sum is NaN or infinite; the error says which.
+        ValueError: no such codec, one that is not for sums, or a dtype that it does not take.
+    """
+    own = _arrays.source(array, "array")
+    return _core.combine(
+        codec, own.block, own.dtype, list(wires), divisor=divisor, seed=seed, step=step
     )
 
 

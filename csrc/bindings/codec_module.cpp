@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/errors.h"
 #include "bindings/calls_module.h"
@@ -65,6 +66,14 @@ std::optional<size_t> encode_block(Codec codec, const BlockPair& source, DataTyp
   return encode(codec, dtype, values, source.second, options.key, wire);
 }
 
+// Uninitialised memory of its own object: bytes() would be filled with zeros first.
+py::bytes empty_bytes(size_t size) {
+  auto bytes = py::reinterpret_steal<py::bytes>(
+      PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size)));
+  if (!bytes) throw py::error_already_set();
+  return bytes;
+}
+
 py::bytes encode_bytes(const std::string& name, const BlockPair& source, int dtype_number,
                        const EncodeOptions& options) {
   const DataType dtype = to_dtype(dtype_number);
@@ -77,10 +86,7 @@ py::bytes encode_bytes(const std::string& name, const BlockPair& source, int dty
   if (!(options.divisor > 0)) throw py::value_error("a divisor is above 0");
   if (options.divisor != 1 && options.residual == 0 && dtype != DataType::Float32)
     throw py::value_error("a divisor is for sums, which are float32");
-  // Uninitialised memory of its own object: bytes() would be filled with zeros first.
-  auto wire = py::reinterpret_steal<py::bytes>(PyBytes_FromStringAndSize(
-      nullptr, static_cast<Py_ssize_t>(encoded_bytes(codec, dtype, source.second))));
-  if (!wire) throw py::error_already_set();
+  py::bytes wire = empty_bytes(encoded_bytes(codec, dtype, source.second));
   auto* out = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(wire.ptr()));
   std::optional<size_t> bad;
   {
@@ -90,6 +96,36 @@ py::bytes encode_bytes(const std::string& name, const BlockPair& source, int dty
   if (bad) {
     throw NonFiniteContribution("encode: element " + std::to_string(*bad) + " of " +
                                 std::to_string(source.second) + " is not finite as float32");
+  }
+  return wire;
+}
+
+py::bytes combine_bytes(const std::string& name, const BlockPair& own, int dtype_number,
+                        const std::vector<py::bytes>& contributions, double divisor,
+                        const EncodeKey& key) {
+  const DataType dtype = to_dtype(dtype_number);
+  const Codec codec = codec_for(name, dtype, own.second);
+  if (codec.id == CodecId::None || codec.id == CodecId::TopK || codec.id == CodecId::TopK2Bit)
+    throw py::value_error("codec '" + name + "' is not for sums");
+  if (!(divisor > 0)) throw py::value_error("a divisor is above 0");
+  std::vector<std::span<const std::byte>> wires;
+  for (const py::bytes& contribution : contributions) wires.push_back(as_span(contribution));
+  py::bytes wire = empty_bytes(encoded_bytes(codec, dtype, own.second));
+  auto* out = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(wire.ptr()));
+  const Contributions all{dtype, reinterpret_cast<const void*>(own.first), own.second, wires};
+  std::optional<CombineFault> fault;
+  {
+    py::gil_scoped_release release;
+    fault = combine(codec, all, divisor, key, out);
+  }
+  if (fault && fault->element) {
+    throw NonFiniteContribution("combine: element " + std::to_string(*fault->element) + " of " +
+                                std::to_string(own.second) +
+                                " of the sum is not finite as float32");
+  }
+  if (fault) {
+    throw RemoteProtocolError("combine: contribution " + std::to_string(fault->wire) + ": " +
+                              fault->fault);
   }
   return wire;
 }
@@ -147,6 +183,16 @@ void bind_codecs(py::module_& module) {
       py::arg("codec"), py::arg("source"), py::arg("dtype"), py::kw_only(),
       py::arg("divisor") = 1.0, py::arg("seed") = 0, py::arg("step") = 0,
       py::arg("first_element") = 0, py::arg("residual") = 0, py::arg("estimate") = 0);
+  module.def(
+      "combine",
+      [](const std::string& codec, const BlockPair& own, int dtype,
+         const std::vector<py::bytes>& wires, double divisor, uint64_t seed, uint64_t step,
+         uint64_t first_element) {
+        return combine_bytes(codec, own, dtype, wires, divisor, {seed, step, first_element});
+      },
+      py::arg("codec"), py::arg("own"), py::arg("dtype"), py::arg("wires"), py::kw_only(),
+      py::arg("divisor") = 1.0, py::arg("seed") = 0, py::arg("step") = 0,
+      py::arg("first_element") = 0);
   module.def("decode", &decode_bytes, py::arg("codec"), py::arg("wire"), py::arg("target"),
              py::arg("dtype"), py::kw_only(), py::arg("adds") = false);
 }

@@ -40,35 +40,50 @@ std::optional<size_t> CollectiveOperation::encode_combined(const Part& part, uin
   const Feedback feedback = feedback_of(part, offset / element_bytes_);
   if (part.up && part.children.empty() && !is_scaled && feedback.lost == nullptr)
     return quantization::encode(codec, dtype, own, count, key, wire);
+  quantization::Contributions all{dtype, own, count, {}};
+  if (is_scaled || feedback.lost != nullptr) {
+    prepare_own(own, count, feedback.residual);
+    all.dtype = DataType::Float32;
+    all.values = sums_.data();
+  }
+  wires_.clear();
+  for (const Child& child : part.children) {
+    const Payload& payload = child.waiting.at(part.combined);
+    wires_.emplace_back(payload.data(), payload.size());
+  }
+  all.wires = wires_;
+  double divisor = 1;
+  if (!part.up && is_weighted) divisor = part.weight > 0 ? part.weight : 1;
+  if (!part.up && call_.signature.op == ReduceOp::Avg) divisor = static_cast<double>(call_.divisor);
+  float* sums = feedback.lost != nullptr ? sums_.data() : nullptr;
+  const auto fault = quantization::combine(codec, all, divisor, key, wire, sums);
+  if (fault && !fault->element) {
+    group_.fail({ErrorKind::RemoteProtocol, group_.describe(part.children[fault->wire].rank) +
+                                                " sent for " + describe() +
+                                                " what is not in its codec: " + fault->fault});
+    return std::nullopt;
+  }
+  if (fault) return fault->element;
+  if (feedback.lost != nullptr)
+    quantization::find_lost(codec, sums_.data(), count, divisor, wire, feedback.lost);
+  return std::nullopt;
+}
+
+// Puts the own contribution of a segment into sums_, with its factor and what was lost before.
+void CollectiveOperation::prepare_own(const std::byte* own, size_t count, const float* residual) {
+  const bool is_weighted = call_.signature.op == ReduceOp::WeightedAvg;
   sums_.resize(count);
   if (is_weighted && call_.factor == 0) {
     // Nothing, even if there are infinities in what does not count.
     std::fill(sums_.begin(), sums_.end(), 0.0F);
-  } else {
-    quantization::widen(dtype, own, count, sums_.data());
-    const auto factor = static_cast<float>(call_.factor);
-    if (is_scaled) std::for_each(sums_.begin(), sums_.end(), [factor](float& x) { x *= factor; });
-    if (feedback.residual != nullptr) {
-      std::transform(sums_.begin(), sums_.end(), feedback.residual, sums_.begin(), std::plus<>());
-    }
+    return;
   }
-  for (const Child& child : part.children) {
-    const Payload& payload = child.waiting.at(part.combined);
-    const auto fault = quantization::decode_add(codec, dtype, {payload.data(), payload.size()},
-                                                count, sums_.data());
-    if (!fault) continue;
-    group_.fail({ErrorKind::RemoteProtocol, group_.describe(child.rank) + " sent for " +
-                                                describe() +
-                                                " what is not in its codec: " + *fault});
-    return std::nullopt;
-  }
-  double divisor = 1;
-  if (!part.up && is_weighted) divisor = part.weight > 0 ? part.weight : 1;
-  if (!part.up && call_.signature.op == ReduceOp::Avg) divisor = static_cast<double>(call_.divisor);
-  const auto bad = quantization::encode_sums(codec, sums_.data(), count, divisor, key, wire);
-  if (!bad && feedback.lost != nullptr)
-    quantization::find_lost(codec, sums_.data(), count, divisor, wire, feedback.lost);
-  return bad;
+  quantization::widen(call_.signature.dtype, own, count, sums_.data());
+  const auto factor = static_cast<float>(call_.factor);
+  if (is_weighted || call_.signature.op == ReduceOp::PremulSum)
+    std::for_each(sums_.begin(), sums_.end(), [factor](float& x) { x *= factor; });
+  if (residual != nullptr)
+    std::transform(sums_.begin(), sums_.end(), residual, sums_.begin(), std::plus<>());
 }
 
 // Of a segment, from its first element in the chunk on. A contribution that does not count leaves

@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -134,6 +135,7 @@ class CollectiveOperation final : public Operation {
   uint32_t wire_length_of(const Part& part, uint32_t segment) const;
   void combine_coded(Part& part, uint32_t length);
   std::optional<size_t> encode_combined(const Part& part, uint32_t length, std::byte* wire);
+  void prepare_own(const std::byte* own, size_t count, const float* residual);
   Feedback feedback_of(const Part& part, uint64_t first) const;
   // False: these bytes are no such segment; the group is broken.
   bool take_coded_final(Part& part, uint32_t segment, transport::Payload payload);
@@ -164,7 +166,9 @@ class CollectiveOperation final : public Operation {
   void settle(const Error& error, int32_t source_rank) override;
 
   CollectiveCall call_;
-  std::vector<float> sums_;  // of one coded segment
+  // Of one coded segment: the own contribution, or the sum; and what the children have sent.
+  std::vector<float> sums_;
+  std::vector<std::span<const std::byte>> wires_;
   size_t element_bytes_;
   std::vector<Part> parts_;
   size_t parts_left_ = 0;

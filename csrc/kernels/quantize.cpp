@@ -46,6 +46,10 @@ void decode(const DecodeCall& call) {
   selected_kernels().decode(call, tile_bytes(call.codec, kTileCount));
 }
 
+Combined combine(const CombineCall& call) {
+  return selected_kernels().combine(call, tile_bytes(call.sum.codec, kTileCount));
+}
+
 bool is_payload_valid(Codec codec, const std::byte* payload, size_t count) {
   return selected_kernels().is_payload_valid(codec, payload, count, tile_bytes(codec, kTileCount));
 }

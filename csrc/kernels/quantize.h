@@ -32,6 +32,18 @@ struct DecodeCall {
   bool adds;  // values[i] += instead of =; float32 only
 };
 
+// A sum of contributions that travel in a codec, encoded in it again.
+struct CombineCall {
+  EncodeCall sum;                   // its values are the first contribution, its divisor the sum's
+  const std::byte* const* sources;  // payloads, added in their order
+  size_t source_count;
+  float* sums;  // what was encoded, before the division; may be sum.values; null: not wanted
+};
+struct Combined {
+  bool is_finite = true;  // as encode()'s
+  size_t valid = 0;       // sources up to the first that is not a valid payload, which ended it
+};
+
 // Bytes of `count` elements.
 size_t payload_bytes(Codec codec, size_t count);
 
@@ -40,6 +52,9 @@ bool encode(const EncodeCall& call);
 
 // Requires: is_payload_valid().
 void decode(const DecodeCall& call);
+
+// Reads every source once: a tile of the sum stays in L1 from its first contribution to its code.
+Combined combine(const CombineCall& call);
 
 // Whether every code stands for a finite number.
 bool is_payload_valid(Codec codec, const std::byte* payload, size_t count);

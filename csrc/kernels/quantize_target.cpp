@@ -5,291 +5,33 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/elements.h"
-#include "kernels/half_blocks.h"
-#include "kernels/quantize_float8.h"
-#include "kernels/quantize_hadamard.h"
-#include "kernels/quantize_tiles.h"
+#include "kernels/quantize_codecs.h"
 #include "kernels/reduce_table.h"
 
 namespace pccl::kernels::PCCL_KERNEL_TARGET {
 namespace {
 
-constexpr size_t kTileBytes = kTileCount * sizeof(float);
-
-// ---- Tiles of floats out of and into memory of any float type ----
-
-// Not element_bytes(): it has external linkage.
-size_t bytes_of(DataType dtype) {
-  return dtype == DataType::Float64 ? 8 : dtype == DataType::Float32 ? 4 : 2;
+Rounding rounding_of(const EncodeCall& call) {
+  Rounding rounding{(call.codec.options & kStochastic) != 0, call.stream, call.first_element, {}};
+  if (rounding.is_stochastic) rounding.key = random_key(call.stream, call.first_element);
+  return rounding;
 }
 
-// In place. A power of two is a multiplication with the same result, which is faster.
-[[gnu::noinline]] void divide_tile(std::byte* values, size_t count, float by) {
-  if ((bits_of(by) & 0x7FFFFFu) == 0 && by >= 1 && by <= 0x1p100F) {
-    const float factor = 1 / by;
-    PCCL_INDEPENDENT_ITERATIONS
-    for (size_t i = 0; i < count; ++i) {
-      const float product = multiply(Plain<float>::load(values, i), factor);
-      std::memcpy(values + i * sizeof(product), &product, sizeof(product));
-    }
-    return;
+// To the next tile.
+void go_on(Rounding& rounding) {
+  const uint64_t next = rounding.element + kTileCount;
+  if (rounding.is_stochastic && next >> 32 != rounding.element >> 32) {
+    rounding.key = random_key(rounding.stream, next);
   }
-  PCCL_INDEPENDENT_ITERATIONS
-  for (size_t i = 0; i < count; ++i) {
-    const float quotient = divide(Plain<float>::load(values, i), by);
-    std::memcpy(values + i * sizeof(quotient), &quotient, sizeof(quotient));
-  }
+  rounding.element = next;
 }
-
-// What is infinite as a float counts as not finite.
-[[gnu::noinline]] void load_tile(DataType dtype, const std::byte* in, size_t count,
-                                 std::byte* out) {
-  switch (dtype) {
-    case DataType::Float64:
-      for (size_t i = 0; i < count; ++i) {
-        const auto value = static_cast<float>(Plain<double>::load(in, i));
-        std::memcpy(out + i * sizeof(value), &value, sizeof(value));
-      }
-      return;
-    case DataType::Float16:
-      return widen(out, in, count);
-    case DataType::BFloat16:
-      for (size_t i = 0; i < count; ++i) {
-        const float value = bfloat16_to_float(Plain<uint16_t>::load(in, i));
-        std::memcpy(out + i * sizeof(value), &value, sizeof(value));
-      }
-      return;
-    default:
-      std::memcpy(out, in, count * sizeof(float));
-  }
-}
-
-[[gnu::noinline]] void store_tile(DataType dtype, const std::byte* in, size_t count,
-                                  std::byte* out) {
-  switch (dtype) {
-    case DataType::Float64:
-      for (size_t i = 0; i < count; ++i) {
-        const auto value = static_cast<double>(Plain<float>::load(in, i));
-        std::memcpy(out + i * sizeof(value), &value, sizeof(value));
-      }
-      return;
-    case DataType::Float16:
-      return narrow(out, in, count);
-    case DataType::BFloat16:
-      for (size_t i = 0; i < count; ++i) BFloat16::store(out, i, Plain<float>::load(in, i));
-      return;
-    default:
-      std::memcpy(out, in, count * sizeof(float));
-  }
-}
-
-[[gnu::noinline]] void add_tile(const std::byte* in, size_t count, std::byte* out) {
-  for (size_t i = 0; i < count; ++i) {
-    const float sum = add(Plain<float>::load(out, i), Plain<float>::load(in, i));
-    std::memcpy(out + i * sizeof(sum), &sum, sizeof(sum));
-  }
-}
-
-[[gnu::noinline]] void clamp_tile(const std::byte* __restrict in, float limit,
-                                  std::byte* __restrict out) {
-  for (size_t i = 0; i < kTileCount; ++i) {
-    const float value = clamp(Plain<float>::load(in, i), limit);
-    std::memcpy(out + i * sizeof(value), &value, sizeof(value));
-  }
-}
-
-// ---- Codecs: the tile's bytes from 256 floats (zeros past `count`), and back ----
-
-size_t take_scales(const std::byte* wire, size_t blocks, float* scales) {
-  for (size_t block = 0; block < blocks; ++block) {
-    scales[block] = bfloat16_to_float(Plain<uint16_t>::load(wire, block));
-  }
-  return blocks * sizeof(uint16_t);
-}
-
-template <class Format>
-struct WholeBytes {  // int8: one code a byte
-  static constexpr size_t kBlocks = kTileCount / Format::kBlock;
-
-  static bool encode(const std::byte* values, size_t count, const Rounding& rounding,
-                     std::byte* wire) {
-    Scales<Format> scales;
-    find_scales(values, scales);
-    const size_t scale_bytes = blocks_of(count, Format::kBlock) * sizeof(uint16_t);
-    std::memcpy(wire, scales.bits, scale_bytes);
-    std::byte* to = wire + scale_bytes;
-    if (count == kTileCount) {
-      quantize_tile_by<Format>(rounding, values, scales, reinterpret_cast<int8_t*>(to));
-      return scales.are_finite;
-    }
-    int8_t codes[kTileCount];
-    quantize_tile_by<Format>(rounding, values, scales, codes);
-    std::memcpy(to, codes, count);
-    return scales.are_finite;
-  }
-
-  template <bool kAdds>
-  static void decode(const std::byte* wire, size_t count, std::byte* out) {
-    float scales[kBlocks] = {};
-    wire += take_scales(wire, blocks_of(count, Format::kBlock), scales);
-    if (count == kTileCount) {
-      const auto* codes = reinterpret_cast<const int8_t*>(wire);
-      return dequantize_tile<Format, kAdds>(codes, scales, out);
-    }
-    int8_t codes[kTileCount] = {};
-    std::memcpy(codes, wire, count);
-    dequantize_tile<Format, kAdds>(codes, scales, out);
-  }
-
-  static bool is_valid(const std::byte* wire, size_t count) {
-    return are_scales<Format>(wire, count);
-  }
-};
-
-template <class Format, bool kClips>
-struct PackedBits {  // int6, int4
-  static constexpr size_t kBlocks = kTileCount / Format::kBlock;
-
-  static bool encode(const std::byte* values, size_t count, const Rounding& rounding,
-                     std::byte* wire) {
-    Scales<Format> scales;
-    find_scales(values, scales);
-    if constexpr (kClips) clip_scales(values, scales);
-    const size_t scale_bytes = blocks_of(count, Format::kBlock) * sizeof(uint16_t);
-    std::memcpy(wire, scales.bits, scale_bytes);
-    int8_t codes[kTileCount];
-    quantize_tile_by<Format>(rounding, values, scales, codes);
-    put_codes<Format>(codes, count, wire + scale_bytes);
-    return scales.are_finite;
-  }
-
-  template <bool kAdds>
-  static void decode(const std::byte* wire, size_t count, std::byte* out) {
-    float scales[kBlocks] = {};
-    wire += take_scales(wire, blocks_of(count, Format::kBlock), scales);
-    int8_t codes[kTileCount];
-    if (count != kTileCount) std::memset(codes, 0, sizeof(codes));
-    take_codes<Format>(wire, count, codes);
-    dequantize_tile<Format, kAdds>(codes, scales, out);
-  }
-
-  static bool is_valid(const std::byte* wire, size_t count) {
-    return are_scales<Format>(wire, count);
-  }
-};
-
-template <bool kClips>
-struct RotatedBits {  // int4 of rotated groups of 128; a shorter group is sent whole
-  using Plain4 = PackedBits<Int4HadamardFormat, kClips>;
-
-  static size_t whole_groups(size_t count) { return blocks_of(count, kRotated) * kRotated; }
-
-  static bool encode(const std::byte* values, size_t count, const Rounding& rounding,
-                     std::byte* wire) {
-    uint32_t absmax[1];
-    find_absmax<kTileCount>(values, absmax);
-    alignas(64) std::byte rotated[kTileBytes];
-    const std::byte* in = values;
-    if (absmax[0] > bits_of(kRotatedMax)) {
-      clamp_tile(values, kRotatedMax, rotated);
-      in = rotated;
-    }
-    rotate(in, kFactorThere, rotated);
-    rotate(in + kTileBytes / 2, kFactorThere, rotated + kTileBytes / 2);
-    Plain4::encode(rotated, whole_groups(count), rounding, wire);
-    if (absmax[0] < kFloatInfinity) return true;
-    std::memcpy(wire, &kScaleInvalid, sizeof(kScaleInvalid));
-    return false;
-  }
-
-  template <bool kAdds>
-  static void decode(const std::byte* wire, size_t count, std::byte* out) {
-    alignas(64) std::byte rotated[kTileBytes];
-    Plain4::template decode<false>(wire, whole_groups(count), rotated);
-    for (size_t group = 0; group < kTileBytes; group += kTileBytes / 2) {
-      rotate(rotated + group, kFactorBack, kAdds ? rotated + group : out + group);
-    }
-    if constexpr (kAdds) add_tile(rotated, kTileCount, out);
-  }
-
-  static bool is_valid(const std::byte* wire, size_t count) {
-    return Plain4::is_valid(wire, whole_groups(count));
-  }
-};
-
-template <class Format>
-struct Float8Codes {
-  static constexpr size_t kBlocks = kTileCount / Format::kBlock;
-
-  static bool encode(const std::byte* values, size_t count, const Rounding&, std::byte* wire) {
-    Scales<Format> scales;
-    find_scales(values, scales);
-    const size_t scale_bytes = blocks_of(count, Format::kBlock) * sizeof(uint16_t);
-    std::memcpy(wire, scales.bits, scale_bytes);
-    uint8_t codes[kTileCount];
-    quantize_float8<Format>(values, scales.inverses, codes);
-    std::memcpy(wire + scale_bytes, codes, count);
-    return scales.are_finite;
-  }
-
-  template <bool kAdds>
-  static void decode(const std::byte* wire, size_t count, std::byte* out) {
-    float scales[kBlocks] = {};
-    wire += take_scales(wire, blocks_of(count, Format::kBlock), scales);
-    uint8_t codes[kTileCount];
-    if (count != kTileCount) std::memset(codes, 0, sizeof(codes));
-    std::memcpy(codes, wire, count);
-    dequantize_float8<Format, kAdds>(codes, scales, out);
-  }
-
-  static bool is_valid(const std::byte* wire, size_t count) {
-    const size_t scale_bytes = blocks_of(count, Format::kBlock) * sizeof(uint16_t);
-    return are_scales<Format>(wire, count) && are_float8<Format>(wire + scale_bytes, count);
-  }
-};
-
-template <bool kBrain>
-struct Float16Codes {
-  static constexpr float kMax = kBrain ? kBFloat16Max : kFloat16Max;
-  static constexpr int32_t kExponent = kBrain ? 0x7F80 : 0x7C00;
-
-  static bool encode(const std::byte* values, size_t count, const Rounding&, std::byte* wire) {
-    uint32_t absmax[1];
-    find_absmax<kTileCount>(values, absmax);
-    alignas(64) std::byte clamped[kTileBytes];
-    clamp_tile(values, kMax, clamped);
-    store_tile(kBrain ? DataType::BFloat16 : DataType::Float16, clamped, count, wire);
-    if (absmax[0] < kFloatInfinity) return true;
-    std::memcpy(wire, &kScaleInvalid, sizeof(kScaleInvalid));
-    return false;
-  }
-
-  template <bool kAdds>
-  static void decode(const std::byte* wire, size_t count, std::byte* out) {
-    alignas(64) std::byte tile[kTileBytes];
-    load_tile(kBrain ? DataType::BFloat16 : DataType::Float16, wire, count, kAdds ? tile : out);
-    if constexpr (kAdds) add_tile(tile, count, out);
-  }
-
-  [[gnu::noinline]] static bool is_valid(const std::byte* wire, size_t count) {
-    int32_t wrong = 0;
-    for (size_t i = 0; i < count; ++i) {
-      wrong |= (Plain<uint16_t>::load(wire, i) & kExponent) == kExponent ? 1 : 0;
-    }
-    return wrong == 0;
-  }
-};
-
-// ---- From a segment to its tiles ----
 
 template <class TileCodec>
 bool encode_tiles(const EncodeCall& call, size_t tile_bytes) {
   alignas(64) std::byte scratch[kTileBytes];
   const size_t element_bytes = bytes_of(call.dtype);
   const auto* in = static_cast<const std::byte*>(call.values);
-  Rounding rounding{(call.codec.options & kStochastic) != 0, call.stream, call.first_element, {}};
-  if (rounding.is_stochastic) rounding.key = random_key(call.stream, call.first_element);
+  Rounding rounding = rounding_of(call);
   bool is_finite = true;
   std::byte* wire = call.payload;
   for (size_t begin = 0; begin < call.count; begin += kTileCount) {
@@ -304,11 +46,7 @@ bool encode_tiles(const EncodeCall& call, size_t tile_bytes) {
     }
     is_finite = TileCodec::encode(tile, count, rounding, wire) && is_finite;
     wire += tile_bytes;
-    const uint64_t next = rounding.element + kTileCount;
-    if (rounding.is_stochastic && next >> 32 != rounding.element >> 32) {
-      rounding.key = random_key(call.stream, next);
-    }
-    rounding.element = next;
+    go_on(rounding);
   }
   return is_finite;
 }
@@ -339,6 +77,45 @@ void decode_tiles(const DecodeCall& call, size_t tile_bytes) {
     }
     wire += tile_bytes;
   }
+}
+
+// Payloads of which pointers are kept at a time.
+constexpr size_t kSources = 16;
+
+template <class TileCodec>
+Combined combine_tiles(const CombineCall& call, size_t tile_bytes) {
+  alignas(64) std::byte tile[kTileBytes];
+  const EncodeCall& sum = call.sum;
+  const size_t element_bytes = bytes_of(sum.dtype);
+  const auto* own = static_cast<const std::byte*>(sum.values);
+  auto* sums = reinterpret_cast<std::byte*>(call.sums);
+  Rounding rounding = rounding_of(sum);
+  Combined found{true, call.source_count};
+  size_t offset = 0;  // of the tile, in every payload
+  for (size_t begin = 0; begin < sum.count; begin += kTileCount) {
+    const size_t left = sum.count - begin;
+    const size_t count = left < kTileCount ? left : kTileCount;
+    load_tile(sum.dtype, own + begin * element_bytes, count, tile);
+    for (size_t first = 0; first < call.source_count; first += kSources) {
+      const size_t sources =
+          call.source_count - first < kSources ? call.source_count - first : kSources;
+      const std::byte* wires[kSources];
+      for (size_t i = 0; i < sources; ++i) {
+        wires[i] = call.sources[first + i] + offset;
+        if (!TileCodec::is_valid(wires[i], count)) return {true, first + i};
+      }
+      TileCodec::add(wires, sources, count, tile);
+    }
+    if (count != kTileCount)
+      std::memset(tile + count * sizeof(float), 0, kTileBytes - count * sizeof(float));
+    if (sums != nullptr) std::memcpy(sums + begin * sizeof(float), tile, count * sizeof(float));
+    if (sum.divisor != 1) divide_tile(tile, count, sum.divisor);
+    found.is_finite =
+        TileCodec::encode(tile, count, rounding, sum.payload + offset) && found.is_finite;
+    offset += tile_bytes;
+    go_on(rounding);
+  }
+  return found;
 }
 
 template <class TileCodec>
@@ -387,6 +164,11 @@ bool encode(const EncodeCall& call, size_t tile_bytes) {
 
 void decode(const DecodeCall& call, size_t tile_bytes) {
   with_codec(call.codec, [&]<class TileCodec>() { decode_tiles<TileCodec>(call, tile_bytes); });
+}
+
+Combined combine(const CombineCall& call, size_t tile_bytes) {
+  return with_codec(call.sum.codec,
+                    [&]<class TileCodec>() { return combine_tiles<TileCodec>(call, tile_bytes); });
 }
 
 bool is_payload_valid(Codec codec, const std::byte* payload, size_t count, size_t tile_bytes) {

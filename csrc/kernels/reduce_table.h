@@ -35,6 +35,7 @@ struct KernelTable {
   // `tile_bytes`: of a tile of 256 elements.
   bool (*encode)(const EncodeCall& call, size_t tile_bytes);
   void (*decode)(const DecodeCall& call, size_t tile_bytes);
+  Combined (*combine)(const CombineCall& call, size_t tile_bytes);
   bool (*is_payload_valid)(Codec codec, const std::byte* payload, size_t count, size_t tile_bytes);
   void (*widen)(DataType dtype, const void* values, size_t count, float* sums, bool adds);
   void (*narrow)(DataType dtype, const float* values, size_t count, void* out);
@@ -62,6 +63,7 @@ extern const KernelTable kKernels;
 namespace PCCL_KERNEL_TARGET {
 bool encode(const EncodeCall& call, size_t tile_bytes);
 void decode(const DecodeCall& call, size_t tile_bytes);
+Combined combine(const CombineCall& call, size_t tile_bytes);
 bool is_payload_valid(Codec codec, const std::byte* payload, size_t count, size_t tile_bytes);
 void widen(DataType dtype, const void* values, size_t count, float* sums, bool adds);
 void narrow(DataType dtype, const float* values, size_t count, void* out);

@@ -315,6 +315,7 @@ void scale(const ScaleCall& call) {
 
 }  // namespace
 
-const KernelTable kKernels = {reduce, scale, encode, decode, is_payload_valid, widen, narrow};
+const KernelTable kKernels = {reduce,           scale, encode, decode, combine,
+                              is_payload_valid, widen, narrow};
 
 }  // namespace pccl::kernels::PCCL_KERNEL_TARGET

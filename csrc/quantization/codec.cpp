@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
+#include <vector>
 
 #include "kernels/quantize_elements.h"
 #include "quantization/payload.h"
@@ -128,6 +129,23 @@ std::optional<std::string> find_header_fault(const Header& found, const Header& 
     return std::to_string(found.elements) + " elements instead of " +
            std::to_string(expected.elements);
   }
+  return std::nullopt;
+}
+
+std::string prefix(Codec codec) { return "segment of " + codec_name(codec) + ": "; }
+
+// find_fault() without a look at the values.
+std::optional<std::string> find_frame_fault(Codec codec, DataType dtype,
+                                            std::span<const std::byte> wire, size_t elements) {
+  const size_t expected = encoded_bytes(codec, dtype, elements);
+  if (wire.size() != expected) {
+    return prefix(codec) + std::to_string(wire.size()) + " bytes, expected " +
+           std::to_string(expected) + " for " + std::to_string(elements) + " elements";
+  }
+  Header header;
+  std::memcpy(&header, wire.data(), sizeof(header));
+  if (auto fault = find_header_fault(header, make_header(codec, dtype, elements)))
+    return prefix(codec) + *fault;
   return std::nullopt;
 }
 
@@ -255,22 +273,46 @@ std::optional<size_t> encode_sums(Codec codec, const float* sums, size_t element
                          stream_of(key), key.first_element, wire + kHeaderBytes});
 }
 
+std::optional<CombineFault> combine(Codec codec, const Contributions& contributions, double divisor,
+                                    const EncodeKey& key, std::byte* wire, float* sums) {
+  assert(codec.id != CodecId::None && !is_sparse(codec) && divisor > 0);
+  const size_t count = contributions.elements;
+  std::vector<const std::byte*> payloads;
+  for (const auto& segment : contributions.wires) {
+    if (auto fault = find_frame_fault(codec, DataType::Float32, segment, count))
+      return CombineFault{std::nullopt, payloads.size(), *fault};
+    payloads.push_back(segment.data() + kHeaderBytes);
+  }
+  put_header(codec, DataType::Float32, count, wire);
+  kernels::CombineCall call{
+      {codec, contributions.dtype, contributions.values, count, static_cast<float>(divisor),
+       stream_of(key), key.first_element, wire + kHeaderBytes},
+      payloads.data(),
+      payloads.size(),
+      sums};
+  kernels::Combined found = kernels::combine(call);
+  if (found.valid < payloads.size()) {
+    return CombineFault{
+        std::nullopt, found.valid,
+        *find_fault(codec, DataType::Float32, contributions.wires[found.valid], count)};
+  }
+  if (found.is_finite) return std::nullopt;
+  std::vector<float> again(sums == nullptr ? count : 0);
+  if (sums == nullptr) {
+    call.sums = again.data();
+    found = kernels::combine(call);
+  }
+  call.sum.dtype = DataType::Float32;
+  call.sum.values = call.sums;
+  return CombineFault{first_nonfinite(call.sum), 0, {}};
+}
+
 std::optional<std::string> find_fault(Codec codec, DataType dtype, std::span<const std::byte> wire,
                                       size_t elements) {
-  const std::string where = "segment of " + codec_name(codec) + ": ";
-  const size_t expected = encoded_bytes(codec, dtype, elements);
-  if (wire.size() != expected) {
-    return where + std::to_string(wire.size()) + " bytes, expected " + std::to_string(expected) +
-           " for " + std::to_string(elements) + " elements";
-  }
-  Header header;
-  std::memcpy(&header, wire.data(), sizeof(header));
-  if (auto fault = find_header_fault(header, make_header(codec, dtype, elements)))
-    return where + *fault;
-  if (codec.id == CodecId::None) return std::nullopt;
-  if (!is_payload_valid(codec, wire.data() + kHeaderBytes, elements))
-    return where + "holds a scale or a value that no sender makes of finite numbers";
-  return std::nullopt;
+  if (auto fault = find_frame_fault(codec, dtype, wire, elements)) return fault;
+  if (codec.id == CodecId::None || is_payload_valid(codec, wire.data() + kHeaderBytes, elements))
+    return std::nullopt;
+  return prefix(codec) + "holds a scale or a value that no sender makes of finite numbers";
 }
 
 std::optional<std::string> decode(Codec codec, DataType dtype, std::span<const std::byte> wire,

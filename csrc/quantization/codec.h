@@ -74,6 +74,28 @@ std::optional<size_t> encode(Codec codec, DataType dtype, const void* values, si
 std::optional<size_t> encode_sums(Codec codec, const float* sums, size_t elements, double divisor,
                                   const EncodeKey& key, std::byte* wire);
 
+// A contribution that is still in its own dtype, and those that came as segments.
+struct Contributions {
+  DataType dtype = DataType::Float32;
+  const void* values = nullptr;
+  size_t elements = 0;
+  std::span<const std::span<const std::byte>> wires;
+};
+
+// What keeps combine() from a result; `wire` then holds nothing that a receiver takes.
+struct CombineFault {
+  std::optional<size_t> element;  // of the sum, that is not finite
+  size_t wire = 0;                // else the first one that is no such segment
+  std::string fault;
+};
+
+// What an owner does: encodes the sum of `values` and what each of the wires decodes to, in float32
+// and in their order, divided by `divisor`. The same bytes as by decode_add() and encode_sums(), in
+// one pass over all of them. `sums`: becomes the sum, undivided; may be `values`; null: not wanted.
+// Requires: not None; divisor > 0.
+std::optional<CombineFault> combine(Codec codec, const Contributions& contributions, double divisor,
+                                    const EncodeKey& key, std::byte* wire, float* sums = nullptr);
+
 // Whether `wire` is one segment of `elements` elements in this codec whose values are all finite:
 // else the fault, as a sentence. Never reads beyond it.
 std::optional<std::string> find_fault(Codec codec, DataType dtype, std::span<const std::byte> wire,

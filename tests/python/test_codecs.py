@@ -147,6 +147,22 @@ def test_an_average_of_real_values_is_as_close_as_the_reference(
 # --- options ---
 
 
+@pytest.mark.parametrize("codec", EXACT)
+def test_combine_is_decode_add_and_encode_in_one(codec: str) -> None:
+    own, *others = (np.random.default_rng(r).normal(size=1000).astype("f4") for r in range(MEMBERS))
+    wires = [codecs.encode(other, codec) for other in others]
+    sums = own.copy()
+    for wire in wires:
+        codecs.decode(wire, sums, add=True)
+    expected = reference.encode(sums / np.float32(MEMBERS), codec)
+    assert codecs.combine(own, wires, codec, divisor=MEMBERS) == expected
+    with pytest.raises(pccl.RemoteProtocolError, match=r"contribution 2: .* bytes"):
+        codecs.combine(own, [*wires[:2], wires[2][:-1]], codec)
+    own[17] = np.inf
+    with pytest.raises(pccl.NonFiniteContribution, match="element 17 of 1000"):
+        codecs.combine(own, wires, codec)
+
+
 def test_stochastic_rounding_is_right_on_average() -> None:
     values = np.random.default_rng(1).standard_normal(4096).astype(np.float32)
     rounds = [round_trip(values, "int4:stochastic", step=step) for step in range(200)]
