@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coordinator_processes import environment
+from coordinator_processes import CoordinatorProcess, environment
+from diloco_reference import make_inner, make_model, train_step
+from thread_ranks import run_ranks, run_threads
 from torch import nn
 
 import diloco
+import pccl
 from diloco.checkpoint import CheckpointError, Checkpoints
 from diloco.metrics import Metrics
 from diloco.sampler import RoundSampler, rounds
@@ -259,3 +263,60 @@ def test_metrics_go_on_in_the_same_file(tmp_path: Path) -> None:
     lines = (tmp_path / "b" / "member-alone.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["step"] for row in rows if row["kind"] == "inner"] == list(range(1, 9))
+
+
+# Members that are threads: filters of warnings belong to the process.
+IN_TURN = threading.Lock()
+
+
+def train_together(comm: Any, folder: Path, until: int, saves_at: int = -1) -> dict[int, str]:
+    """A member of several, from its slot's checkpoint if there is one: the run's hash by round."""
+    model = make_model()
+    inner = make_inner(model)
+    seen: dict[int, str] = {}
+    run = diloco.DiLoCo(comm, model, inner, sync_every=3, warmup_sync_steps=0, codec="int4")
+    checkpoints = Checkpoints(folder, run)
+    with IN_TURN:
+        checkpoints.restore()
+
+    def note(run: diloco.DiLoCo) -> None:
+        assert run.info is not None
+        seen[run.round] = run.info.hash
+
+    run.on_round.append(note)
+    with run:
+        while run.round < until:
+            train_step(model, inner, comm.rank, run.step)
+            if run.step == saves_at:
+                with IN_TURN:
+                    checkpoints.save()
+    checkpoints.close()
+    return seen
+
+
+@pytest.mark.parametrize("at", [6, 7])
+def test_members_that_all_restore_go_on_as_without_a_break(tmp_path: Path, at: int) -> None:
+    whole = run_ranks(3, lambda comm: train_together(comm, tmp_path, 5, saves_at=at))
+    again = run_ranks(3, lambda comm: train_together(comm, tmp_path, 5))
+    assert again == [{number: seen[number] for number in (3, 4, 5)} for seen in whole]
+
+
+@pytest.mark.parametrize("members", [2, 4])
+def test_a_restored_run_has_as_many_members_as_come(tmp_path: Path, members: int) -> None:
+    def train(address: object, count: int, until: int, saves_at: int = -1) -> list[dict[int, str]]:
+        def take_part(_: int) -> dict[int, str]:
+            with pccl.join(str(address), world_size_min=count) as comm:
+                return train_together(comm, tmp_path / "saved", until, saves_at)
+
+        return run_threads(count, take_part)
+
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    with CoordinatorProcess(tmp_path / "before", status=False) as coordinator:
+        before = train(coordinator.address, 3, 2, saves_at=6)
+    # All is lost but the members' files.
+    with CoordinatorProcess(tmp_path / "after", status=False) as coordinator:
+        after = train(coordinator.address, members, 4)
+    assert before == [before[0]] * 3
+    assert sorted(after[0]) == [3, 4]
+    assert after == [after[0]] * members
