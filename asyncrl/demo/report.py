@@ -34,7 +34,7 @@ def show_verdict(verdict: DemoVerdict, folder: Path, console: Console) -> None:
         files = account["files"]
         counts = (files.get("accepted", 0), files.get("refused", 0))
         coins = [account[key] for key in ("units", "stake", "claimable", "pending")]
-        reason = Text(account["ban_reason"][:60], style="red")
+        reason = Text(account["ban_reason"].partition(":")[0], style="red")
         table.add_row(name, *map(str, (*counts, *coins)), reason)
     console.print(table)
     first, last = verdict.accuracy_first, verdict.accuracy_last

@@ -222,7 +222,9 @@ class Demo:
                 process.close()  # its last words may be on the way
                 raise DemoFailed("\n".join([f"{process.name} ended by itself:", *process.errors]))
         elif "banned" in what:
-            self._tell(f"{process.name} is banned: {what['banned']}", "red")
+            # "ADDRESS: banned: REASON", and the first validator's words are enough here.
+            reason = str(what["banned"]).partition("banned: ")[2].partition("; ")[0]
+            self._tell(f"{process.name} is banned: {reason}", "red")
             self.record.banned[process.name] = what["banned"]
         elif "joined" in what:
             self._tell(f"{process.name} is in", "green")
