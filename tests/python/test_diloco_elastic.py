@@ -72,6 +72,44 @@ def test_one_dies_one_joins_one_has_a_nan_and_one_leaves(tmp_path: Path) -> None
                 member.close()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "streaming", "sync_every": 4, "fragments": 2, "delay_steps": 2},
+        {"method": "asynchronous", "sync_every": 4},
+        {"method": "gossip", "graph": "ring"},
+    ],
+)
+def test_kill_9_with_something_under_way(tmp_path: Path, settings: dict[str, Any]) -> None:
+    with CoordinatorProcess(tmp_path, status=False) as coordinator:
+        deaths: list[dict[str, Any]] = [{}, {}, {"die": [3, 2]}]
+        members = [start(coordinator.address, 3, 8, settings=settings, **d) for d in deaths]
+        try:
+            for member in members[:2]:
+                member.finish()
+        finally:
+            for member in members:
+                member.close()
+    assert [said for m in members for said in m.said if "error" in said] == []
+    first, second = (by_round(member) for member in members[:2])
+    for rounds in (first, second):
+        assert max(rounds) >= 8
+        assert {said["world_size"] for said in rounds.values()} >= {2, 3}
+    one, other = (
+        {
+            tuple(said["merge"]): (said["hash"], said["weights"])
+            for said in m.said
+            if "merge" in said
+        }
+        for m in members[:2]
+    )
+    if settings["method"] != "gossip":  # there everybody has a theta of its own
+        common = set(one) & set(other)
+        assert len(common) > 4
+        assert {key: one[key] for key in common} == {key: other[key] for key in common}
+        assert len({name for _, weights in one.values() for name in weights}) == 3
+
+
 class Meeting:
     """Lets members, threads of this process, come when a round of the others has begun."""
 
