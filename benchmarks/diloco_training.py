@@ -31,7 +31,18 @@ from common import RESULTS, head, write
 
 import pccl
 from diloco.settings import Settings
-from diloco.variants import delayed, gossip, noloco, sparse_loco, streaming, synchronous
+from diloco.variants import (
+    async_local_sgd,
+    decoupled,
+    delayed,
+    eager,
+    gossip,
+    local_sgd,
+    noloco,
+    sparse_loco,
+    streaming,
+    synchronous,
+)
 from pccl.bench.machine import describe_machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,11 +60,15 @@ ARMS: dict[str, Settings | None] = {
     "h25_int8": synchronous(25, codec="int8"),
     "h25_int4": synchronous(25, codec="int4"),
     "h100_int8": synchronous(100, codec="int8"),
+    "h25_local": local_sgd(25),
     "h25_delayed": delayed(25),
+    "h25_eager": eager(25),
     "h25_streaming": streaming(24, fragments=2, delay_steps=5),
     "h25_noloco": noloco(25),
     "h25_gossip": gossip(25),
     "h25_sparse": sparse_loco(25),
+    "h25_async": async_local_sgd(25),
+    "h24_decoupled": decoupled(24),
     "h25_kill": synchronous(25),
 }
 
@@ -80,7 +95,8 @@ def train(options: argparse.Namespace) -> None:
     losses: list[float] = []
     with contextlib.ExitStack() as stack:
         module, run = enter(stack, options, model, optimizer)
-        step = (lambda: run.step) if run else (lambda: len(losses))
+        # Members that merge when they are ready have no step in common.
+        step = (lambda: run.step) if run and not is_loose(options.arm) else (lambda: len(losses))
         RunSchedule(optimizer, cosine(options.steps, max(options.steps // 20, 1)), step)
         begin = time.perf_counter()
         while step() < options.steps:
@@ -103,6 +119,12 @@ def train(options: argparse.Namespace) -> None:
     part = Path(options.folder, f"part-{options.member}-{os.getpid()}.json")
     report = {"loss": found, "seconds": seconds, "losses": losses, "hash": digest}
     part.write_text(json.dumps(report))
+
+
+def is_loose(arm: str) -> bool:
+    """Whether members may end with other bytes than each other."""
+    settings = ARMS[arm]
+    return settings is not None and settings.method in ("gossip", "asynchronous")
 
 
 def hash_of(model: Any) -> str:
@@ -234,8 +256,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         trial = Trial(lab, options, folder, [*arguments, "--folder", folder])
         parts = trial.run()
         carried = sum(pair["bytes"] for pair in lab.stats()["pairs"].values())
-    has_theta = options.arm not in ("h25_noloco", "h25_gossip")
-    if has_theta and len({part["hash"] for part in parts}) > 1:
+    if not is_loose(options.arm) and len({part["hash"] for part in parts}) > 1:
         raise SystemExit(f"diloco_training.py: {options.arm}: members end with other bytes")
     seconds = max(part["seconds"] for part in parts)
     members = len(parts) if options.arm == "alone" else options.members
