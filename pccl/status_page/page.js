@@ -120,16 +120,22 @@ function planBox(run) {
   return label;
 }
 
+let isPlanning = false; // a plan may take seconds, the status does not wait for it
+
 async function refreshPlans() {
+  if (isPlanning) return;
+  isPlanning = true;
   for (const name of plans.keys()) {
+    let plan;
     try {
       const answer = await fetch(`plan.json?run=${encodeURIComponent(name)}`, { cache: "no-store" });
-      const plan = await answer.json();
-      if (plans.has(name)) plans.set(name, plan);
+      plan = await answer.json();
     } catch (error) {
-      plans.set(name, { reason: `the coordinator does not answer (${error.message})` });
+      plan = { reason: `the coordinator does not answer (${error.message})` };
     }
+    if (plans.has(name)) plans.set(name, plan);
   }
+  isPlanning = false;
 }
 
 function linksPart(run) {
@@ -195,7 +201,7 @@ async function poll() {
     const answer = await fetch("status.json", { cache: "no-store" });
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const status = await answer.json();
-    await refreshPlans();
+    refreshPlans();
     show(status);
   } catch (error) {
     const state = document.getElementById("state");
