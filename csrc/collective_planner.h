@@ -57,11 +57,8 @@ class CollectivePlanner final : public PlanSource {
   void prepare(CollectiveCall& call, std::span<const uint64_t> block_counts) override;
   void skip(const transport::Signature& signature) override;
 
-  // Throws std::invalid_argument where there is a graph and the call can't be done on it. Any
-  // thread; alike on all ranks.
-  void require_links(const transport::Signature& signature) const;
-  // The same for a message, to or from `peer`.
-  void require_link(int32_t peer) const;
+  void require_links(const transport::Signature& signature) const override;
+  void require_link(int32_t peer) const override;
   // "ring", "direct", ...: of a call of now. Any thread.
   std::string algorithm(const transport::Signature& signature,
                         std::span<const uint64_t> block_counts);

@@ -59,6 +59,11 @@ Run::Seen Run::seen() const {
   return seen_;
 }
 
+std::shared_ptr<PlanSource> Run::plans_of(const Place& place) const {
+  std::lock_guard lock(mutex_);
+  return place.quorum_id == seen_.place.quorum_id ? seen_.plans : nullptr;
+}
+
 bool Run::wait_for(const std::function<bool(const Seen&)>& is_there, TimePoint until) {
   while (true) {
     has_changed_.store(false);
@@ -153,6 +158,7 @@ void Run::submit(std::function<void(recovery::OperationLog&)> task, const WorkPt
 Run::WorkPtr Run::start(const Place& place, Signature signature, std::vector<BlockMemory> blocks,
                         std::span<const uint64_t> block_counts, double factor,
                         CallOptions options) {
+  if (const auto plans = plans_of(place)) plans->require_links(signature);
   auto call = std::make_shared<recovery::RunCall>();
   call->signature = signature;
   call->blocks = std::move(blocks);
@@ -176,6 +182,7 @@ Run::WorkPtr Run::start(const Place& place, Signature signature, std::vector<Blo
 }
 
 Run::WorkPtr Run::start_message(const Place& place, const MessageCall& call, CallOptions options) {
+  if (const auto plans = plans_of(place)) plans->require_link(call.peer);
   const bool is_urgent = options.is_urgent;
   WorkPtr work = make_work(call.is_send ? "send" : "recv", options);
   submit(

@@ -24,6 +24,7 @@
 #include "collectives/router.h"
 #include "membership/member.h"
 #include "recovery/operation_log.h"
+#include "topology/graphs.h"
 #include "transport/endpoint.h"
 
 namespace pccl {
@@ -40,6 +41,8 @@ struct RunOptions {
   std::string algorithm = "auto";
   bool deterministic = false;  // see PlannerOptions
   double takeover_seconds = 10;
+  // As topology::canonical_graph() spells it; must fit any number of members. "": every pair talks.
+  std::string graph;
 };
 
 struct RunMember {
@@ -51,7 +54,8 @@ struct RunMember {
 class Run final : public CollectiveCalls {
  public:
   // Begins to join. Throws ConnectError (port in use, the coordinator's name does not resolve) and
-  // std::invalid_argument (it has no key and is on another host).
+  // std::invalid_argument (it has no key and is on another host; a graph that does not fit any
+  // number of members).
   explicit Run(const RunOptions& options);
   ~Run() override;
   Run(const Run&) = delete;
@@ -72,6 +76,8 @@ class Run final : public CollectiveCalls {
   Place pin();
   void unpin();
   std::vector<RunMember> members() const;  // by rank
+  // The pairs of ranks that may talk in the quorum in force; null: all.
+  std::optional<topology::Graph> graph() const { return seen().graph; }
   transport::MemberId member_id() const { return endpoint_.address().member_id; }
   std::string describe_address() const { return endpoint_.address().describe(); }
   transport::Statistics statistics() { return endpoint_.statistics(); }
@@ -125,6 +131,7 @@ class Run final : public CollectiveCalls {
     Place place;
     std::vector<RunMember> members;
     std::shared_ptr<PlanSource> plans;
+    std::optional<topology::Graph> graph;
     bool is_joined = false;
     Error ended;
     std::string trouble;
@@ -144,6 +151,9 @@ class Run final : public CollectiveCalls {
   void run_on_driver(const std::function<void()>& task);
   void hand_over(TimePoint until);
   Seen seen() const;
+  // Of the quorum that `place` means, while it is in force; null: calls for another one end on
+  // every member.
+  std::shared_ptr<PlanSource> plans_of(const Place& place) const;
   bool wait_for(const std::function<bool(const Seen&)>& is_there, TimePoint until);
 
   std::shared_ptr<CompletionQueue> completions_ = std::make_shared<CompletionQueue>();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "collective_planner.h"
+#include "topology/overlay.h"
 
 namespace pccl {
 
@@ -27,6 +28,11 @@ membership::Progress to_membership(const recovery::OperationLog::Progress& progr
 Run::Driver::Driver(Run& run, const RunOptions& options) : run_(run), options_(options) {}
 
 void Run::Driver::resolve() {
+  if (!topology::fits_any_size(options_.graph)) {
+    throw std::invalid_argument("graph: \"" + options_.graph +
+                                "\" is one of a certain number of members, and those of an elastic "
+                                "run come and go: name one like \"regular:4\"");
+  }
   coordinator_addresses_ = transport::resolve(options_.coordinator_host, options_.coordinator_port);
   if (coordinator_addresses_.empty()) {
     throw ConnectError("run '" + options_.endpoint.run + "': the coordinator's host '" +
@@ -236,6 +242,19 @@ void Run::Driver::set_revision(uint64_t revision, const membership::Digest& dige
   perform();
 }
 
+std::optional<topology::Graph> Run::Driver::graph_of(
+    const std::vector<MemberAddress>& members) const {
+  // That of the member which has been in for longest: who names another one leaves.
+  if (members[0].graph != options_.graph) {
+    throw std::invalid_argument("graph: this member has \"" + options_.graph + "\", the run (" +
+                                members[0].describe() + ") \"" + members[0].graph +
+                                "\"; all members must name the same one");
+  }
+  std::vector<bool> accepts;
+  for (const MemberAddress& member : members) accepts.push_back(member.accepts_calls());
+  return topology::overlay_graph(options_.graph, accepts);
+}
+
 recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
                                            std::vector<RunMember>& members) const {
   recovery::RunQuorum result;
@@ -248,16 +267,28 @@ recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
     if (is_own) result.rank = static_cast<int32_t>(result.members.size());
     result.members.push_back(seat.member_id);
     result.joined_at.push_back(seat.joined_at);
-    result.connections.push_back(
-        is_own
-            ? nullptr
-            : &run_.endpoint_.connection(addresses.back(), transport::resolve(addresses.back())));
     members.push_back({seat.member_id, addresses.back().describe(), seat.joined_at});
   }
+  result.graph = graph_of(addresses);
+  const auto connections = std::make_shared<std::vector<Connection*>>();
   auto planner = std::make_shared<CollectivePlanner>(
       PlannerOptions{host_numbers(addresses), is_one_machine(addresses), result.rank,
-                     options_.algorithm, options_.deterministic},
-      [connections = result.connections] { return traffic_of(connections); });
+                     options_.algorithm, options_.deterministic, result.graph},
+      [connections] { return traffic_of(*connections); });
+  for (size_t peer = 0; peer < addresses.size(); ++peer) {
+    const MemberAddress& address = addresses[peer];
+    const bool is_dialed = address.accepts_calls();
+    const bool has_edge = planner->links().connects(result.rank, static_cast<int32_t>(peer));
+    connections->push_back(has_edge
+                               ? &run_.endpoint_.connection(
+                                     address, is_dialed ? transport::resolve(address)
+                                                        : std::vector<transport::SocketAddress>{})
+                               : nullptr);
+    // The others wait for its call.
+    if (has_edge && !run_.endpoint_.address().accepts_calls())
+      run_.endpoint_.dial(*connections->back());
+  }
+  result.connections = *connections;
   result.links = planner->links();
   result.segment_bytes = planner->segment_bytes(!run_.endpoint_.address().memory_name.empty());
   result.plans = std::move(planner);
@@ -266,9 +297,19 @@ recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
 
 void Run::Driver::act(const membership::Enter& action) {
   std::vector<RunMember> members;
-  recovery::RunQuorum quorum = quorum_of(action.quorum, members);
+  recovery::RunQuorum quorum;
+  try {
+    quorum = quorum_of(action.quorum, members);
+  } catch (const std::invalid_argument& fault) {
+    // The caller leaves with it.
+    const Error error{ErrorKind::CallMismatch, fault.what()};
+    log_->close(error);
+    show([&error](Seen& seen) { seen.ended = error; });
+    return;
+  }
   const Place place{quorum.rank, static_cast<int32_t>(members.size()), quorum.quorum_id};
   const auto plans = quorum.plans;
+  const auto graph = quorum.graph;
   note_quorum(quorum, action);
   std::vector<Connection*> closed;
   for (Connection* connection : quorum.connections) {
@@ -286,6 +327,7 @@ void Run::Driver::act(const membership::Enter& action) {
     seen.place = place;
     seen.members = std::move(members);
     seen.plans = plans;
+    seen.graph = graph;
     seen.is_joined = true;
   });
 }
@@ -303,6 +345,9 @@ void Run::Driver::note_quorum(const recovery::RunQuorum& quorum, const membershi
   }
   text += "; from operation " + std::to_string(action.first_operation);
   if (action.drops) text += ", recovers from " + std::to_string(action.recover_from);
+  for (size_t peer = 0; quorum.graph && peer < ids.size(); ++peer) {
+    if (quorum.connections[peer] != nullptr) text += "; beside " + to_text(ids[peer]);
+  }
   run_.endpoint_.recorder().note(FlightEvent::QuorumEntered, {.number = quorum.quorum_id}, text);
   last_members_ = ids;
 }
@@ -329,7 +374,9 @@ void Run::Driver::act(const membership::Evicted& action) {
 }
 
 void Run::Driver::act(const membership::TakeOver& action) {
-  const std::string fault = lines_->take_over(action.term, Clock::now());
+  const bool is_reached = options_.graph.empty() && run_.endpoint_.address().accepts_calls();
+  const std::string fault = is_reached ? lines_->take_over(action.term, Clock::now())
+                                       : "not every member can reach it (graph, outward)";
   const std::string text =
       fault.empty() ? "the coordinator stays away, and this member takes over"
                     : "the coordinator stays away, and this member can't take over: " + fault;

@@ -50,6 +50,8 @@ class Run::Driver final : public transport::FrameSink {
   void act(const membership::TakeOver& action);
   recovery::RunQuorum quorum_of(const membership::Quorum& quorum,
                                 std::vector<RunMember>& members) const;
+  std::optional<topology::Graph> graph_of(
+      const std::vector<transport::MemberAddress>& members) const;
   void note_quorum(const recovery::RunQuorum& quorum, const membership::Enter& action);
   void note_clock(const membership::Status& status, TimePoint now);
   void end(const Error& error);

@@ -275,6 +275,8 @@ class Run(CollectiveCalls):
         key_file: str = "",  # "" = a new key
         coordinator_key: bytes = b"",  # its fingerprint, 32 bytes; b"" = none, for loopback
         token: bytes = b"",  # 16 bytes; b"" = none
+        outward: bool = False,  # as in Context, and `graph`
+        graph: str = "",
     ) -> None: ...  # begins to join
     timeout_seconds: float
     # False: not by then. They raise what ended the run, and KeyboardInterrupt.
@@ -283,6 +285,8 @@ class Run(CollectiveCalls):
     def wait_for_change(self, quorum_id: int, timeout_seconds: float) -> bool: ...
     @property
     def place(self) -> tuple[int, int, int]: ...  # rank, world_size, quorum_id, of one moment
+    @property
+    def edges(self) -> list[tuple[int, int]] | None: ...  # ranks that may talk; None: all
     @property
     def in_force(self) -> tuple[int, int, int]: ...  # the same, whether pinned or not
     # Calls mean the ranks of the quorum in force now until unpin(); where it has changed by then

@@ -80,7 +80,10 @@ class Fetch:
     def _fetch_in(self, quorum_id: int, ranks: dict[str, int]) -> None:
         """One quorum's part of it; what had not come is wanted again when it ends."""
         sources = (self._sources - self._liars) & set(ranks)
-        if not sources:
+        sources, nearer = self._beside(quorum_id, ranks, sources)
+        if nearer:
+            sources = self._ask_whole(quorum_id, ranks, nearer)
+        elif not sources:
             sources = self._find_whole(quorum_id, ranks)
             self._sources |= sources
         self._running = {source: deque() for source in sources}
@@ -101,6 +104,38 @@ class Fetch:
                 self._take(source)
         if lost is not None:
             raise lost
+
+    def _edges(self, quorum_id: int) -> list[tuple[int, int]] | None:
+        edges = self._core.edges
+        if self._core.in_force[2] != quorum_id:
+            raise _core.MemberLost(f"quorum {quorum_id} is over")
+        return edges
+
+    def _beside(
+        self, quorum_id: int, ranks: dict[str, int], sources: set[str]
+    ) -> tuple[set[str], set[str]]:
+        """On a graph the sources beside this member; if there are none, who is nearer to one.
+
+        Those have or get the state before this member, so nobody waits in a circle.
+        """
+        edges = self._edges(quorum_id)
+        if edges is None or not sources:
+            return sources, set()
+        members = {rank: member for member, rank in ranks.items()}
+        beside: dict[int, set[int]] = {rank: set() for rank in members}
+        for left, right in edges:
+            beside[left].add(right)
+            beside[right].add(left)
+        steps = {ranks[source]: 0 for source in sources}
+        queue = deque(steps)
+        while queue:
+            rank = queue.popleft()
+            for other in beside[rank] - steps.keys():
+                steps[other] = steps[rank] + 1
+                queue.append(other)
+        own = ranks[self._core.member_id]
+        nearer = {members[rank] for rank in beside[own] if steps[rank] < steps[own]}
+        return nearer & sources, set() if nearer & sources else nearer
 
     def _ask(self, quorum_id: int, source: str, rank: int) -> None:
         works = self._running[source]
@@ -137,8 +172,21 @@ class Fetch:
     def _find_whole(self, quorum_id: int, ranks: dict[str, int]) -> set[str]:
         """Those that lacked pieces themselves, and have all of them now."""
         self._offer.has_no_source = True
-        whole = set()
         others = (self._offer.needy & set(ranks)) - self._liars - {self._core.member_id}
+        return self._ask_whole(quorum_id, ranks, self._reachable(quorum_id, ranks, others))
+
+    def _reachable(self, quorum_id: int, ranks: dict[str, int], others: set[str]) -> set[str]:
+        """Those of `others` that this member may talk with."""
+        edges = self._edges(quorum_id)
+        if edges is None:
+            return others
+        own = ranks[self._core.member_id]
+        beside = {rank for edge in edges if own in edge for rank in edge}
+        return {member for member in others if ranks[member] in beside}
+
+    def _ask_whole(self, quorum_id: int, ranks: dict[str, int], others: set[str]) -> set[str]:
+        """Those of `others` that have the whole state, once they do or know that they won't."""
+        whole = set()
         asked = []
         for member in others:
             answer = np.zeros(1, np.uint8)
@@ -163,6 +211,8 @@ class Fetch:
             quorum_id, ranks = ranks_now(self._core)
             others = (self._offer.holders | self._offer.needy) & set(ranks)
             try:
+                # On a graph the others hear of it at the next sync.
+                others = self._reachable(quorum_id, ranks, others)
                 for member in others - {self._core.member_id}:
                     send_request(
                         self._core, quorum_id, ranks[member], self._offer.digest, DONE

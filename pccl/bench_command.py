@@ -1,6 +1,8 @@
 """`pccl bench`: the command line of the benchmark."""
 
+import json as json_format
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +12,7 @@ from pccl.bench.options import COLLECTIVES, DTYPES, OPS, BenchOptions, parse_byt
 __all__ = ["bench"]
 
 # Panels of `pccl bench --help`.
-_SIZES, _DATA, _TIME, _OUTPUT = "Sizes", "Data", "How long", "Output"
+_SIZES, _DATA, _TIME, _OUTPUT, _LAB = "Sizes", "Data", "How long", "Output", "Lab"
 
 
 def _size(text: str) -> int:
@@ -18,6 +20,36 @@ def _size(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+
+
+def _bench_lab(spec_file: Path, folder: Path | None, json_path: str) -> int:
+    from pccl.bench.lab import lab_table, network_of, read_job, run_lab
+    from pccl.bench.machine import describe_machine, machine_line
+    from pccl.bench.wanlab import load_wanlab
+    from pccl.config import wanlab_folder
+
+    module, reason = load_wanlab(folder or wanlab_folder())
+    if module is None or reason:
+        raise typer.BadParameter(f"--lab: {reason}")
+    try:
+        spec = module.load_spec(spec_file)
+        job = read_job(spec)
+        network = network_of(spec, module)
+    except (OSError, ValueError, TypeError, module.WanlabError) as error:
+        raise typer.BadParameter(f"--lab {spec_file}: {error}") from None
+    machine = describe_machine()
+    print(f"{len(network.names)} hosts; {machine_line(machine)}\n", flush=True)
+    try:
+        found = run_lab(spec, job, module)
+    except (RuntimeError, OSError) as error:
+        print(f"pccl bench: {error}", file=sys.stderr)
+        return 1
+    lines = lab_table(found, network, network)
+    print("\n".join(lines))
+    if json_path:
+        document = {"machine": machine, "spec": spec, **found}
+        Path(json_path).write_text(json_format.dumps(document, indent=1) + "\n")
+    return 0
 
 
 def bench(
@@ -101,6 +133,22 @@ def bench(
     plot: Annotated[
         str, typer.Option(metavar="FILE.png", help="draw busbw over size", rich_help_panel=_OUTPUT)
     ] = "",
+    lab: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SPEC.json",
+            help="between the hosts of this network instead; of the other options --json counts",
+            rich_help_panel=_LAB,
+        ),
+    ] = None,
+    wanlab: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="of wanlab.py, which makes the hosts (root); default: the variable WANLAB",
+            rich_help_panel=_LAB,
+        ),
+    ] = None,
 ) -> None:
     """Measure collectives; the table is that of nccl-tests.
 
@@ -112,8 +160,12 @@ def bench(
 
     torchrun --nproc-per-node 4 -m pccl bench --max-bytes 1G
 
+    pccl bench --lab examples/lab.json
+
     Starts its own ranks, or is one under a launcher. Exit code 1 when a result was wrong.
     """
+    if lab is not None:
+        raise typer.Exit(_bench_lab(lab, wanlab, json))
     try:
         options = BenchOptions(
             collective=collective,

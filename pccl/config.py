@@ -248,6 +248,11 @@ def names_elastic_run(environment: Mapping[str, str] = os.environ) -> bool:
     return bool(environment.get("PCCL_RUN", "").strip()) and not environment.get("RANK")
 
 
+def wanlab_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where wanlab.py lies, for `pccl bench --lab`: WANLAB, else beside the working folder."""
+    return Path(environment.get("WANLAB", "") or "../shared/wanlab")
+
+
 def state_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """Where a coordinator keeps what it must not forget, by the XDG base directory specification.
 

@@ -91,8 +91,6 @@ def join(
         raise ValueError("address: expected pccl://host:port/run#key.token, here or in PCCL_RUN")
     world_size_min = world_size_min or config.world_size_min
     place = RunAddress.parse(address or config.run)
-    if config.graph or config.outward:
-        raise ValueError("graph, outward: for members that do not change; use init()")
     if config.insecure and place.fingerprint:
         raise ValueError(f"insecure=True contradicts the key in the address of {place.shown}")
     coordinator = _host(place, config) if host_coordinator else None
@@ -177,6 +175,8 @@ def _open(place: RunAddress, config: Config, timeout_seconds: float | None) -> _
                 key_file=config.key,
                 coordinator_key=place.fingerprint,
                 token=place.token,
+                outward=config.outward,
+                graph=config.graph,
             )
         except _core.ConnectError as error:
             last = error

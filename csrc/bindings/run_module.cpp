@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -14,9 +15,11 @@
 #include "bindings/exceptions.h"
 #include "bindings/keep_alive.h"
 #include "bindings/key_module.h"
+#include "bindings/topology_module.h"
 #include "bindings/transport_module.h"
 #include "membership/coordinator_server.h"
 #include "run.h"
+#include "topology/overlay.h"
 #include "transport/key_file.h"
 
 namespace pccl::bindings {
@@ -270,6 +273,12 @@ void bind_run_membership(RunClass& run) {
                                }
                                return result;
                              })
+      .def_property_readonly("edges",
+                             [](const Run& self) -> std::optional<Pairs> {
+                               const auto graph = self.graph();
+                               if (!graph) return std::nullopt;
+                               return pairs_of(*graph);
+                             })
       .def_property_readonly("trouble",
                              [](const Run& self) { return to_text(self.trouble().c_str()); })
       .def_property_readonly("round_trip_seconds", &Run::round_trip_seconds)
@@ -320,11 +329,13 @@ void bind_run_init(RunClass& run) {
                       double timeout_seconds, std::string algorithm, bool deterministic,
                       double takeover_seconds, std::string trace_folder, const std::string& tls,
                       const std::string& key_file, const py::bytes& coordinator_key,
-                      const py::bytes& token) {
+                      const py::bytes& token, bool outward, std::string graph) {
             RunOptions options;
             options.endpoint = {.run = std::move(name),
                                 .bind_host = std::move(bind_host),
                                 .port = static_cast<uint16_t>(port),
+                                .accepts_calls = !outward,
+                                .graph = topology::shown_graph(graph),
                                 .advertise_hosts = std::move(advertise_hosts),
                                 .sockets = sockets,
                                 .shared_memory = shared_memory,
@@ -340,6 +351,7 @@ void bind_run_init(RunClass& run) {
             options.algorithm = std::move(algorithm);
             options.deterministic = deterministic;
             options.takeover_seconds = takeover_seconds;
+            options.graph = std::move(graph);
             py::gil_scoped_release release;
             return std::make_shared<Run>(options);
           }),
@@ -350,7 +362,8 @@ void bind_run_init(RunClass& run) {
           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
           py::arg("deterministic") = false, py::arg("takeover_seconds") = 10.0,
           py::arg("trace_folder") = "", py::arg("tls") = "remote", py::arg("key_file") = "",
-          py::arg("coordinator_key") = py::bytes(), py::arg("token") = py::bytes());
+          py::arg("coordinator_key") = py::bytes(), py::arg("token") = py::bytes(),
+          py::arg("outward") = false, py::arg("graph") = "");
 }
 
 }  // namespace

@@ -310,49 +310,7 @@ void OperationLog::remove_old_layers() {
   }
 }
 
-// --- telling -------------------------------------------------------------------------------------
-
-void OperationLog::send_to(Layer& layer, int32_t rank, transport::OutFrame frame) {
-  transport::Connection* connection = layer.quorum.connections[static_cast<size_t>(rank)];
-  if (connection->state == transport::Connection::State::Idle) endpoint_.dial(*connection);
-  if (connection->state == transport::Connection::State::Closed) return;
-  frame.header.group = layer.group->id;
-  frame.header.source_rank = layer.quorum.rank;
-  frame.header.length = static_cast<uint32_t>(frame.owned.size());
-  connection->send_control(std::move(frame));
-  endpoint_.mark_unsent(*connection);
-}
-
-void OperationLog::announce() {
-  announce_at_ = TimePoint::max();
-  unannounced_bytes_ = 0;
-  if (layers_.empty() || completed_.below() == announced_) return;
-  announced_ = completed_.below();
-  Layer& layer = layers_.back();
-  for (size_t rank = 0; rank < layer.quorum.members.size(); ++rank) {
-    if (layer.quorum.members[rank] == own_ || layer.quorum.joined_at[rank] >= announced_) continue;
-    transport::OutFrame frame;
-    frame.header.type = FrameType::Done;
-    frame.header.count = announced_;
-    send_to(layer, static_cast<int32_t>(rank), std::move(frame));
-  }
-}
-
-void OperationLog::on_elastic_frame(Group& group, const FrameHeader& header,
-                                    transport::Payload payload) {
-  for (const Layer& layer : layers_) {
-    if (layer.group != &group) continue;
-    const MemberId from = layer.quorum.members[static_cast<size_t>(header.source_rank)];
-    if (header.type == FrameType::Done) {
-      uint64_t& done = done_[from];
-      done = std::max(done, header.count);
-      release_known();
-    } else if (header.type == FrameType::Finals && &layer == &layer_of(header.operation)) {
-      on_finals(from, header, {payload.data(), payload.size()});
-    }
-    return;
-  }
-}
+// --- breaking ------------------------------------------------------------------------------------
 
 void OperationLog::on_member_lost(Group& group, int32_t rank, const Error& error) {
   for (const Layer& layer : layers_) {
@@ -361,8 +319,6 @@ void OperationLog::on_member_lost(Group& group, int32_t rank, const Error& error
   }
   release_known();
 }
-
-// --- breaking ------------------------------------------------------------------------------------
 
 void OperationLog::on_broken(Group& /*group*/, const Error& error) { fail(error); }
 

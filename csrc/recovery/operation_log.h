@@ -27,6 +27,7 @@
 #include "collectives/work.h"
 #include "recovery/final_map.h"
 #include "recovery/plan.h"
+#include "topology/graphs.h"
 
 namespace pccl::recovery {
 
@@ -37,8 +38,10 @@ struct RunQuorum {
   int32_t rank = 0;
   std::vector<MemberId> members;    // by rank
   std::vector<uint64_t> joined_at;  // by rank: the first operation that it takes part in
-  std::vector<transport::Connection*> connections;  // by rank; null at the own one
+  // By rank; null at the own one, and where the graph has no edge.
+  std::vector<transport::Connection*> connections;
   topology::Links links;
+  std::optional<topology::Graph> graph;  // the pairs that may talk; null: all
   uint32_t segment_bytes = 0;
   std::shared_ptr<PlanSource> plans;
 };
@@ -135,6 +138,8 @@ class OperationLog final : public GroupObserver {
     RunQuorum quorum;
     Group* group = nullptr;
     uint64_t first = 0;
+    // On a graph: those that this one passes on to what everybody must hear, over a tree of edges.
+    std::vector<int32_t> beside;
   };
 
   // Which operations a survivor can complete although members are lost: the others end everywhere
@@ -161,7 +166,7 @@ class OperationLog final : public GroupObserver {
     MemberId member{};              // who refused it
   };
   void refuse(Record& record, const Refusal& refusal);
-  void send_refusal(Layer& layer, int32_t rank, uint64_t number, const Refusal& refusal);
+  void send_refusal(Layer& layer, uint64_t number, const Refusal& refusal);
   void on_refusal(const MemberId& from, uint64_t number, std::span<const std::byte> bytes);
   void end_refused(uint64_t number, const Refusal& refusal);
   void launch_waiting();
@@ -186,6 +191,10 @@ class OperationLog final : public GroupObserver {
   void recover(Record& record, const std::vector<int32_t>& ranks);
   void end_whole(Record& record);
   void send_to(Layer& layer, int32_t rank, transport::OutFrame frame);
+  // To every member that has a part in operation `number`; on a graph to all, by way of others.
+  void tell(Layer& layer, uint64_t number, const transport::OutFrame& frame);
+  void pass_on(Layer& layer, const transport::FrameHeader& header, int32_t origin,
+               std::span<const std::byte> payload);
 
   transport::Endpoint& endpoint_;
   Router& router_;

@@ -1,9 +1,11 @@
 // What the log does when the quorum changes: it stands still, enters, compares, runs the rest.
 #include <algorithm>
+#include <stdexcept>
 #include <utility>
 
 #include "base/bytes.h"
 #include "recovery/operation_log.h"
+#include "topology/overlay.h"
 
 namespace pccl::recovery {
 
@@ -62,7 +64,12 @@ void OperationLog::enter(RunQuorum quorum, uint64_t first_operation, uint64_t re
   const std::string name = "quorum " + std::to_string(quorum.quorum_id);
   auto group = std::make_unique<Group>(endpoint_, name, group_id(run_, name), quorum.rank,
                                        quorum.connections);
-  Layer layer{std::move(quorum), group.get(), drops ? 0 : first_operation};
+  Layer layer{std::move(quorum), group.get(), drops ? 0 : first_operation, {}};
+  if (layer.quorum.graph) {
+    const auto size = static_cast<int32_t>(layer.quorum.members.size());
+    layer.beside =
+        topology::spanning_tree(size, *layer.quorum.graph)[static_cast<size_t>(layer.quorum.rank)];
+  }
   group->observe(this);
   group->skip_below(drops ? recover_from : first_operation);
   history_.push_back({first_operation, layer.quorum});
@@ -121,15 +128,12 @@ void OperationLog::begin_recovery(Record& record) {
 
 void OperationLog::send_finals(Record& record) {
   Layer& layer = layer_of(record.number);
-  for (const int32_t rank : participants(layer.quorum, record.number)) {
-    if (rank == layer.quorum.rank) continue;
-    transport::OutFrame frame;
-    frame.header.type = FrameType::Finals;
-    frame.header.operation = record.number;
-    frame.header.set_signature(record.call.signature);
-    frame.owned = record.finals.encode();
-    send_to(layer, rank, std::move(frame));
-  }
+  transport::OutFrame frame;
+  frame.header.type = FrameType::Finals;
+  frame.header.operation = record.number;
+  frame.header.set_signature(record.call.signature);
+  frame.owned = record.finals.encode();
+  tell(layer, record.number, frame);
 }
 
 void OperationLog::on_finals(const MemberId& from, const FrameHeader& header,
@@ -143,8 +147,7 @@ void OperationLog::on_finals(const MemberId& from, const FrameHeader& header,
   if (!has_begun) {
     const auto refused = ended_refused_.find(header.operation);
     if (refused != ended_refused_.end()) {
-      send_refusal(layer_of(header.operation), header.source_rank, header.operation,
-                   refused->second);
+      send_refusal(layer_of(header.operation), header.operation, refused->second);
       return;
     }
     // Its caller is not here yet.
@@ -196,7 +199,15 @@ void OperationLog::recover(Record& record, const std::vector<int32_t>& ranks) {
     const bool is_own = rank == layer.quorum.rank;
     request.survivors.push_back({rank, is_own ? record.finals : record.told.at(member)});
   }
-  RecoveryPlan plan = plan_recovery(request);
+  RecoveryPlan plan;
+  try {
+    plan = plan_recovery(request);
+  } catch (const std::invalid_argument& fault) {
+    // On every member alike.
+    fail({ErrorKind::Connect, "those that are left of operation " + std::to_string(record.number) +
+                                  " can't reach each other: " + fault.what()});
+    return;
+  }
   record.told.clear();
   if (plan.elements_lost > 0) {
     const Error lost{ErrorKind::MemberLost,
@@ -275,15 +286,11 @@ void OperationLog::end_whole(Record& record) {
 // They end in the same error on every member. Nothing is final then: every element lacks the
 // contribution of who refused, unless a quorum without it has formed.
 void OperationLog::refuse(Record& record, const Refusal& refusal) {
-  Layer& layer = layer_of(record.number);
-  for (const int32_t rank : participants(layer.quorum, record.number)) {
-    if (rank != layer.quorum.rank) send_refusal(layer, rank, record.number, refusal);
-  }
+  send_refusal(layer_of(record.number), record.number, refusal);
   end_refused(record.number, refusal);
 }
 
-void OperationLog::send_refusal(Layer& layer, int32_t rank, uint64_t number,
-                                const Refusal& refusal) {
+void OperationLog::send_refusal(Layer& layer, uint64_t number, const Refusal& refusal) {
   transport::OutFrame frame;
   frame.header.type = FrameType::Finals;
   frame.header.operation = number;
@@ -293,7 +300,7 @@ void OperationLog::send_refusal(Layer& layer, int32_t rank, uint64_t number,
   out.put(refusal.element);
   out.put(refusal.member);
   frame.owned = out.bytes();
-  send_to(layer, rank, std::move(frame));
+  tell(layer, number, frame);
 }
 
 void OperationLog::on_refusal(const MemberId& from, uint64_t number,

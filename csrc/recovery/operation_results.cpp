@@ -9,6 +9,8 @@
 namespace pccl::recovery {
 
 using transport::Collective;
+using transport::FrameHeader;
+using transport::FrameType;
 
 namespace {
 
@@ -95,9 +97,11 @@ std::vector<Contribution> OperationLog::contributions(const Record& record) cons
 bool OperationLog::may_need(const RunQuorum& quorum, size_t rank, uint64_t number) const {
   const MemberId& member = quorum.members[rank];
   if (member == own_ || quorum.joined_at[rank] > number) return false;
-  const transport::Connection& connection = *quorum.connections[rank];
-  if (connection.state == transport::Connection::State::Closed && connection.has_ended)
-    return false;
+  // Of one that has no edge to this member the quorum tells, by its end.
+  const transport::Connection* connection = quorum.connections[rank];
+  const bool is_closed =
+      connection != nullptr && connection->state == transport::Connection::State::Closed;
+  if (is_closed && connection->has_ended) return false;
   const auto done = done_.find(member);
   return done == done_.end() || done->second <= number;
 }
@@ -141,11 +145,87 @@ std::string OperationLog::phase(const Record& record) const {
   for (size_t rank = 0; rank < quorum.members.size(); ++rank) {
     if (!may_need(quorum, rank, record.number)) continue;
     if (is_collecting && record.told.contains(quorum.members[rank])) continue;
-    text += separator + ("rank " + std::to_string(rank)) + " (" +
-            quorum.connections[rank]->peer.describe() + ")";
+    text += separator + ("rank " + std::to_string(rank));
+    if (const transport::Connection* connection = quorum.connections[rank])
+      text += " (" + connection->peer.describe() + ")";
     separator = ", ";
   }
   return text + " in quorum " + std::to_string(quorum.quorum_id);
+}
+
+// --- telling -------------------------------------------------------------------------------------
+
+void OperationLog::send_to(Layer& layer, int32_t rank, transport::OutFrame frame) {
+  transport::Connection* connection = layer.quorum.connections[static_cast<size_t>(rank)];
+  if (connection->state == transport::Connection::State::Idle) endpoint_.dial(*connection);
+  if (connection->state == transport::Connection::State::Closed) return;
+  frame.header.group = layer.group->id;
+  frame.header.source_rank = layer.quorum.rank;
+  frame.header.length = static_cast<uint32_t>(frame.owned.size());
+  connection->send_control(std::move(frame));
+  endpoint_.mark_unsent(*connection);
+}
+
+void OperationLog::announce() {
+  announce_at_ = TimePoint::max();
+  unannounced_bytes_ = 0;
+  if (layers_.empty() || completed_.below() == announced_) return;
+  announced_ = completed_.below();
+  Layer& layer = layers_.back();
+  transport::OutFrame frame;
+  frame.header.type = FrameType::Done;
+  frame.header.count = announced_;
+  tell(layer, announced_ - 1, frame);
+}
+
+void OperationLog::tell(Layer& layer, uint64_t number, const transport::OutFrame& frame) {
+  if (layer.quorum.graph) {
+    pass_on(layer, frame.header, layer.quorum.rank, frame.owned);
+    return;
+  }
+  for (const int32_t rank : participants(layer.quorum, number)) {
+    if (rank == layer.quorum.rank) continue;
+    transport::OutFrame copy;
+    copy.header = frame.header;
+    copy.owned = frame.owned;
+    send_to(layer, rank, std::move(copy));
+  }
+}
+
+void OperationLog::pass_on(Layer& layer, const FrameHeader& header, int32_t origin,
+                           std::span<const std::byte> payload) {
+  for (const int32_t rank : layer.beside) {
+    // Where it came from; in what this member says itself, nowhere.
+    if (rank == header.source_rank && origin != layer.quorum.rank) continue;
+    transport::OutFrame copy;
+    copy.header = header;
+    copy.header.sequence = 0;
+    copy.header.chunk = static_cast<uint32_t>(1 + origin);
+    copy.owned.assign(payload.begin(), payload.end());
+    send_to(layer, rank, std::move(copy));
+  }
+}
+
+void OperationLog::on_elastic_frame(Group& group, const FrameHeader& header,
+                                    transport::Payload payload) {
+  for (Layer& layer : layers_) {
+    if (layer.group != &group) continue;
+    const auto size = static_cast<uint32_t>(layer.quorum.members.size());
+    const bool is_passed_on = layer.quorum.graph && header.chunk >= 1 && header.chunk <= size;
+    const int32_t origin =
+        is_passed_on ? static_cast<int32_t>(header.chunk) - 1 : header.source_rank;
+    if (origin == layer.quorum.rank) return;  // it comes back: the members have other graphs
+    if (is_passed_on) pass_on(layer, header, origin, {payload.data(), payload.size()});
+    const MemberId from = layer.quorum.members[static_cast<size_t>(origin)];
+    if (header.type == FrameType::Done) {
+      uint64_t& done = done_[from];
+      done = std::max(done, header.count);
+      release_known();
+    } else if (header.type == FrameType::Finals && &layer == &layer_of(header.operation)) {
+      on_finals(from, header, {payload.data(), payload.size()});
+    }
+    return;
+  }
 }
 
 }  // namespace pccl::recovery

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <span>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
+#include "topology/capacities.h"
 #include "topology/planners.h"
 
 namespace pccl::recovery {
@@ -98,6 +101,43 @@ void add_moves(const Held& held, std::vector<Chunk>& chunks) {
   }
 }
 
+// The same where only some pairs may talk: who lacks them gets them from the nearest holder, by way
+// of others that lack them. Each holder has a tree of its own.
+void add_moves_along(const topology::Links& links, const Held& held, std::vector<Chunk>& chunks) {
+  std::vector<Chunk> trees;
+  std::vector<size_t> tree_of(static_cast<size_t>(links.world_size));
+  std::vector<int32_t> reached = held.holders;
+  for (const int32_t holder : held.holders) {
+    tree_of[static_cast<size_t>(holder)] = trees.size();
+    Chunk chunk;
+    chunk.block = kBlockFinals;
+    chunk.offset = held.piece.begin;
+    chunk.count = held.piece.end - held.piece.begin;
+    chunk.core = {holder};
+    trees.push_back(std::move(chunk));
+  }
+  std::vector<int32_t> lacking = held.lacking;
+  for (size_t next = 0; next < reached.size(); ++next) {
+    const int32_t from = reached[next];
+    const size_t tree = tree_of[static_cast<size_t>(from)];
+    std::erase_if(lacking, [&](int32_t to) {
+      if (!links.connects(from, to)) return false;
+      trees[tree].down.push_back({from, to});
+      tree_of[static_cast<size_t>(to)] = tree;
+      reached.push_back(to);
+      return true;
+    });
+  }
+  if (!lacking.empty()) {
+    throw std::invalid_argument("no way over the graph from rank " +
+                                std::to_string(held.holders.front()) + " to rank " +
+                                std::to_string(lacking.front()));
+  }
+  for (Chunk& chunk : trees) {
+    if (!chunk.down.empty()) chunks.push_back(std::move(chunk));
+  }
+}
+
 // Plans one all_reduce of all gaps as if they lay side by side, then cuts its chunks where the gaps
 // end.
 void add_reductions(const RecoveryRequest& request, const std::vector<Piece>& gaps,
@@ -163,10 +203,15 @@ RecoveryPlan plan_recovery(const RecoveryRequest& request) {
     plan.elements_lost = missing;
     return plan;
   }
+  const bool is_sparse = topology::has_gaps(request.links);
   for (const Held& held : runs) {
     if (held.holders.empty() || held.lacking.empty()) continue;
     plan.elements_moved += held.piece.end - held.piece.begin;
-    add_moves(held, plan.schedule.chunks);
+    if (is_sparse) {
+      add_moves_along(request.links, held, plan.schedule.chunks);
+    } else {
+      add_moves(held, plan.schedule.chunks);
+    }
   }
   plan.elements_reduced = missing;
   if (missing > 0) add_reductions(request, gaps, plan.schedule);

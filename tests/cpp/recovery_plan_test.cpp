@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "recovery/plan.h"
+#include "topology/graphs.h"
 
 namespace pccl::recovery {
 namespace {
@@ -113,6 +114,32 @@ TEST_CASE("after a recovery every survivor has every element, from one set of co
     RecoveryRequest request = random_request(random, world_size, random() % 200);
     request.is_uniform = random() % 4 == 0;
     check_plan(request);
+  }
+}
+
+TEST_CASE("over a graph it moves nothing beside the edges") {
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    CAPTURE(seed);
+    std::mt19937_64 random(seed);
+    RecoveryRequest request = random_request(random, static_cast<int32_t>(1 + random() % 9), 90);
+    request.is_uniform = random() % 4 == 0;
+    request.is_coded = random() % 4 == 0;
+    topology::Graph graph;
+    for (size_t next = 1; next < request.survivors.size(); ++next) {
+      const size_t other = random() % next;
+      for (const size_t before : {other, next - 1 - other / 2})
+        graph.push_back({request.survivors[before].rank, request.survivors[next].rank});
+    }
+    request.links = topology::links_of_graph(request.links, graph);
+    request.links.is_measured = true;
+    check_plan(request);
+    for (const Chunk& chunk : plan_recovery(request).schedule.chunks) {
+      std::vector<Edge> edges = chunk.up;
+      edges.insert(edges.end(), chunk.down.begin(), chunk.down.end());
+      for (const auto& round : topology::exchange_rounds(chunk))
+        edges.insert(edges.end(), round.begin(), round.end());
+      for (const Edge& edge : edges) CHECK(request.links.connects(edge.from, edge.to));
+    }
   }
 }
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from coordinator_processes import CoordinatorProcess
+from member_processes import MemberProcess, agree, members
 from wide_area import REASON, WANLAB
 from wire_format import Address
 
@@ -204,3 +207,84 @@ def test_another_graph_is_an_error_on_every_member_before_a_byte_is_sent(tmp_pat
         other, own = ("ring", "star") if rank == 1 else ("star", "ring")
         assert f'has graph "{other}", this member has graph "{own}"' in lines[0]["error"], lines
     assert sent == 0
+
+
+# --- members that come and go ---
+
+
+def test_survivors_end_alike_over_a_graph(tmp_path: Path) -> None:
+    steps = 40
+    variables = {"PCCL_GRAPH": "small_world:2", "PCCL_SHARED_MEMORY": "0"}
+    with CoordinatorProcess(tmp_path, status=False) as coordinator:
+        program = ("random", steps, 60_001)
+        with members(6, coordinator.address, *program, **variables) as started:
+            for number, step in ((2, 5), (4, 15)):
+                started[0].wait_for("step", step)
+                started[number].kill()
+            # With another graph it is out, and costs the others a moment.
+            wrong = {**variables, "PCCL_GRAPH": "star"}
+            with MemberProcess(coordinator.address, 1, *program, **wrong) as other:
+                while other.next() is not None:
+                    pass
+                assert 'this member has "star", the run' in str(other.said) + other.errors()
+            survivors = [member for number, member in enumerate(started) if number not in (2, 4)]
+            for member in survivors:
+                member.finish()
+            agree(survivors, steps)
+            ends = [member.said[-1]["statistics"] for member in survivors]
+    assert all(statistics["recovered_operations"] > 0 for statistics in ends)
+    assert min(statistics["connections"] for statistics in ends) <= 3, "with all it would be 4"
+
+
+@pytest.mark.parametrize("graph", ["0-1", "hypercube"])
+def test_a_graph_of_a_certain_number_of_members_is_none_of_an_elastic_run(graph: str) -> None:
+    with pytest.raises(ValueError, match="those of an elastic run come and go"):
+        pccl.join("pccl://127.0.0.1:1/nobody", config=pccl.Config(graph=graph))
+
+
+@pytest.mark.skipif(bool(REASON), reason=REASON)
+def test_members_come_and_go_over_the_edges_of_a_graph_alone(tmp_path: Path) -> None:
+    assert WANLAB is not None
+    steps = 40
+    with WANLAB.Lab(seed=1) as lab, ExitStack() as stack:
+        hosts = [lab.add_host(f"h{i}", up="400mbit", down="400mbit") for i in range(7)]
+        for first, second in itertools.combinations(hosts, 2):
+            lab.link(first, second, rtt="6ms")
+        hosts[3].set(nat=True)
+        coordinator = stack.enter_context(
+            CoordinatorProcess(tmp_path, status=False, host=hosts[6].addr, launch=hosts[6].popen)
+        )
+
+        def start(number: int, world_size: int) -> MemberProcess:
+            outward = {"PCCL_OUTWARD": "1"} if number == 3 else {}
+            member = MemberProcess(
+                coordinator.address,
+                world_size,
+                *("train", steps),
+                host=hosts[number].addr,
+                launch=hosts[number].popen,
+                PCCL_GRAPH="ring",
+                **outward,
+            )
+            stack.callback(member.close)
+            return member
+
+        started = [start(number, 5) for number in range(5)]
+        started[0].wait_for("step", 4)
+        started[1].wait_for("step", 2)
+        started[1].kill()
+        started.append(start(5, 1))
+        said = [member.finish() for number, member in enumerate(started) if number != 1]
+        number_of = {member.said[0]["member"]: n for n, member in enumerate(started)}
+        edges = set()
+        for lines in said:
+            own = number_of[lines[0]["member"]]
+            for beside in re.findall("; beside ([0-9a-f]{8})", lines[-1]["record"]):
+                edges.add(tuple(sorted((own, number_of[beside]))))
+        carried = {
+            pair for pair in itertools.combinations(range(6), 2) if packets(lab, hosts, *pair)
+        }
+    assert len({line["digest"] for lines in said for line in lines if "digest" in line}) == 1
+    assert {line["world_size"] for line in said[0] if "step" in line} == {4, 5}
+    assert carried <= edges
+    assert len(edges) < 15, edges
