@@ -107,6 +107,26 @@ class Worker:
             seconds.append(time.monotonic() - begin)
         return {"seconds": seconds[1:]}
 
+    def burst(self, count: int, tensors: int) -> Spec:
+        """Seconds of all_reduces that are started together, and of the same one by one."""
+        dtype, op = _core.DATA_TYPES["float32"], _core.REDUCE_OPS["sum"]
+        seconds = []
+        for sync in (True, False, True):  # the first for the connections
+            data = np.full((tensors, count), self.group.rank + 1, np.float32)
+            self.group.barrier(0.0, True)
+            begin = time.monotonic()
+            works = []
+            for row in data:
+                pointer = row.ctypes.data
+                works.append(
+                    self.group.all_reduce(pointer, pointer, count, dtype, op, 1.0, 0.0, sync, row)
+                )
+            for work in works:
+                work.wait()
+            seconds.append(time.monotonic() - begin)
+            assert (data == self.group.world_size * (self.group.world_size + 1) / 2).all()
+        return {"together": seconds[1], "one_by_one": seconds[2], "digest": digest([data])}
+
     def loop(self, count: int, timeout_seconds: float = 0) -> Spec:
         """all_reduce until a line comes on rank 0's stdin; every rank checks every result."""
         group = self.group

@@ -106,6 +106,16 @@ def test_uneven_and_changing_links_change_the_time_and_not_the_result() -> None:
         wide.same_everywhere()
 
 
+def test_small_operations_that_are_started_together_share_the_latency() -> None:
+    with wide_area({"rtt": "100ms"}) as wide:
+        results = wide.ranks.ask("burst", count=1024, tensors=20)
+        assert len({result["digest"] for result in results}) == 1
+        # One by one they take 20 times the way to the others, together that and what TCP needs to
+        # get going: a quarter, where nothing else is in the way.
+        assert results[0]["one_by_one"] > 20 * 0.05
+        assert results[0]["together"] < results[0]["one_by_one"] / 2, results
+
+
 def test_a_short_outage_is_only_a_pause() -> None:
     with wide_area({"rtt": "20ms"}) as wide:
         wide.ranks.tell("loop", count=100_000, timeout_seconds=30)
