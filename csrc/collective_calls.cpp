@@ -53,6 +53,14 @@ void check_codec(Codec codec, DataType dtype, ReduceOp op) {
   }
 }
 
+void check_encoded(const CallOptions& options, ReduceOp op) {
+  const bool is_sum = op == ReduceOp::Sum || op == ReduceOp::Avg;
+  if (options.codec != Codec{} && is_sum && options.feedback.lost == nullptr) return;
+  throw std::invalid_argument(
+      "all_reduce: a contribution that is encoded already is for sums and averages in its codec, "
+      "without factors and without error feedback");
+}
+
 void check_blocks(std::span<const Block> blocks, int32_t world_size, const char* operation,
                   const char* which) {
   if (blocks.size() == static_cast<size_t>(world_size)) return;
@@ -78,6 +86,7 @@ CollectiveCalls::WorkPtr CollectiveCalls::all_reduce(const std::byte* source, st
   const Feedback feedback = options.feedback;
   if (feedback.lost != nullptr && options.codec == Codec{})
     throw std::invalid_argument("all_reduce: error feedback is for a codec, and none is given");
+  if (options.is_encoded) check_encoded(options, op);
   const Signature signature{.collective = Collective::AllReduce,
                             .dtype = dtype,
                             .op = op,

@@ -29,10 +29,12 @@ struct CallOptions {
   double timeout_seconds = 0;  // 0: the communicator's
   bool is_uniform = false;     // all_reduce of a run: one contributor set for the whole tensor
   bool checks_finite =
-      false;              // all_reduce of a run: a contribution with NaN or infinity is refused
-  Codec codec = {};       // all_reduce by sum or avg of floating point: what travels
-  Feedback feedback;      // with a codec: as long as the tensor
-  bool is_urgent = true;  // false: the caller wait()s at once, so no other thread is woken
+      false;          // all_reduce of a run: a contribution with NaN or infinity is refused
+  Codec codec = {};   // all_reduce by sum or avg of floating point: what travels
+  Feedback feedback;  // with a codec: as long as the tensor
+  // With a codec: source and target are encoded, as CollectiveCall::is_encoded.
+  bool is_encoded = false;
+  bool is_urgent = true;       // false: the caller wait()s at once, so no other thread is woken
   std::shared_ptr<void> keep;  // released when the operation has ended
 };
 

@@ -213,6 +213,7 @@ Communicator::WorkPtr Communicator::start(const Place& /*place*/, Signature sign
   call.blocks = std::move(blocks);
   call.factor = factor;
   call.divisor = signature.op == ReduceOp::Avg ? world_size() : 1;
+  call.is_encoded = options.is_encoded;
   call.segment_bytes = segment_bytes_;
   // Segments hold whole elements; the largest has 16 bytes, and both sizes are multiples of it.
   WorkPtr work = make_work(transport::collective_name(signature.collective), options);

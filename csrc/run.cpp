@@ -158,6 +158,9 @@ void Run::submit(std::function<void(recovery::OperationLog&)> task, const WorkPt
 Run::WorkPtr Run::start(const Place& place, Signature signature, std::vector<BlockMemory> blocks,
                         std::span<const uint64_t> block_counts, double factor,
                         CallOptions options) {
+  // What is final is told apart, and sent again, by elements.
+  if (options.is_encoded)
+    throw std::invalid_argument("all_reduce: an elastic run takes no encoded contributions");
   if (const auto plans = plans_of(place)) plans->require_links(signature);
   auto call = std::make_shared<recovery::RunCall>();
   call->signature = signature;

@@ -118,6 +118,7 @@ class CollectiveCalls:
         codec: str = "",
         residual: int = 0,
         lost: int = 0,
+        is_encoded: bool = False,  # source and target are tiles, of `count` elements
     ) -> Work: ...
     def reduce(
         self,
@@ -473,6 +474,26 @@ def combine(
 
 def decode(codec: str, wire: bytes, target: Block, dtype: int, *, adds: bool = False) -> None:
     """Set, or with `adds` (float32) add to, `target`. Raises RemoteProtocolError for bad bytes."""
+
+def load_cuda_codecs(path: str) -> bool:
+    """Whether the codecs on a device are there; the first call's path counts."""
+
+def has_cuda_kernels(codec: str, dtype: int) -> bool: ...
+def cuda_encode(
+    codec: str,
+    values: Block,
+    dtype: int,
+    payload: int,
+    nonfinite: int,
+    stream: int,
+    *,
+    seed: int = 0,
+    step: int = 0,
+) -> None:
+    """Device memory; put into the stream. Raises RuntimeError for an error of CUDA."""
+
+def cuda_decode(codec: str, payload: int, values: Block, dtype: int, stream: int) -> None:
+    """Likewise; what is decoded was accepted on the host."""
 
 def simd_target() -> str: ...
 

@@ -16,6 +16,8 @@ from pccl.codecs import Difference, ErrorFeedback
 # A sum of weights must not overflow; the core's kWeightMax.
 _WEIGHT_MAX = 1e30
 
+_HEADER_BYTES = 8  # of encoded bytes
+
 _OP_ALIASES = {"mean": "avg", "prod": "product"}
 
 
@@ -81,6 +83,62 @@ class Reductions(GroupBase):
         )
         if error_feedback is not None:
             error_feedback.end(work)
+        return work if async_op else None
+
+    def all_reduce_encoded(
+        self,
+        wire: Array,
+        op: str = "sum",
+        *,
+        dtype: str = "float32",
+        async_op: bool = False,
+        timeout_seconds: float = 0,
+    ) -> Work | None:
+        """all_reduce of a contribution that is encoded already, as a GPU has done; in place.
+
+        The others may encode theirs inside, by all_reduce(codec=) of a tensor of `dtype`: every
+        rank ends with the same bytes, here still encoded. They are those of all_reduce() of what
+        `wire` decodes to.
+
+        Args:
+            wire: uint8, what codecs.encode() returns, in memory that can be written to; the result
+                replaces what is behind its header.
+            op: "sum" or "avg".
+            dtype: of the tensors; all ranks name the same.
+
+        Raises:
+            ValueError: not such bytes, or a codec that is not for sums.
+            NonFiniteContribution: it holds a tile of values one of which was NaN or infinite.
+            PcclError: see the class; `wire` must not be used then.
+        """
+        buffer = _arrays.target(wire, "wire")
+        head = bytes(_arrays.bytes_at(buffer, 0, min(buffer.count, _HEADER_BYTES)))
+        segment = _core.read_segment(head)
+        if buffer.dtype_name != "uint8" or segment is None:
+            raise ValueError(f"wire: expected encoded bytes as uint8, got {buffer}")
+        codec, _, count = segment
+        number = _core.DATA_TYPES[dtype]
+        if codec == "none" or buffer.count != _core.encoded_bytes(codec, number, count):
+            raise ValueError(
+                f"wire: {buffer.count} bytes are not {count} elements in a codec that loses "
+                f"something; its header says {codec}"
+            )
+        if op not in ("sum", "avg"):
+            raise ValueError(f"op: encoded contributions have a sum and an avg, not {op!r}")
+        tiles = buffer.pointer + _HEADER_BYTES
+        work = self._core.all_reduce(
+            tiles,
+            tiles,
+            count,
+            number,
+            _core.REDUCE_OPS[op],
+            1.0,
+            timeout_seconds,
+            not async_op,
+            buffer,
+            codec=codec,
+            is_encoded=True,
+        )
         return work if async_op else None
 
     def _average_difference(

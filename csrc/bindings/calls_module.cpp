@@ -148,7 +148,7 @@ void bind_reductions(CallsClass& calls) {
           [](CollectiveCalls& self, uintptr_t source, uintptr_t target, uint64_t count, int dtype,
              int op, double factor, double timeout_seconds, bool sync, const py::object& keep,
              bool is_uniform, bool checks_finite, const std::string& codec, uintptr_t residual,
-             uintptr_t lost) {
+             uintptr_t lost, bool is_encoded) {
             const Codec parsed = codec.empty() ? Codec{} : quantization::parse_codec(codec);
             return launch(timeout_seconds, sync, keep, [&](CallOptions options) {
               options.is_uniform = is_uniform;
@@ -156,6 +156,7 @@ void bind_reductions(CallsClass& calls) {
               options.codec = parsed;
               options.feedback = {reinterpret_cast<const float*>(residual),
                                   reinterpret_cast<float*>(lost)};
+              options.is_encoded = is_encoded;
               return self.all_reduce(to_pointer(source), to_pointer(target), count, to_dtype(dtype),
                                      to_op(op), factor, std::move(options));
             });
@@ -163,7 +164,7 @@ void bind_reductions(CallsClass& calls) {
           py::arg("source"), py::arg("target"), py::arg("count"), py::arg("dtype"), py::arg("op"),
           py::arg("factor"), py::arg("timeout_seconds"), py::arg("sync"), py::arg("keep"),
           py::arg("is_uniform") = false, py::arg("checks_finite") = false, py::arg("codec") = "",
-          py::arg("residual") = 0, py::arg("lost") = 0)
+          py::arg("residual") = 0, py::arg("lost") = 0, py::arg("is_encoded") = false)
       .def(
           "reduce",
           [](CollectiveCalls& self, uintptr_t source, uintptr_t target, uint64_t count, int dtype,

@@ -13,8 +13,12 @@
 
 #include "base/errors.h"
 #include "bindings/calls_module.h"
+#include "kernels/cuda_codecs.h"
+#include "kernels/quantize.h"
+#include "kernels/quantize_elements.h"
 #include "quantization/codec.h"
 #include "quantization/error_feedback.h"
+#include "quantization/payload.h"
 
 namespace pccl::bindings {
 
@@ -146,9 +150,72 @@ void decode_bytes(const std::string& name, const py::bytes& wire, const BlockPai
   if (fault) throw RemoteProtocolError("decode: " + *fault);
 }
 
+void check_cuda(int status, const char* what) {
+  if (status == 0) return;
+  throw std::runtime_error(std::string(what) + " on the device: CUDA error " +
+                           std::to_string(status));
+}
+
+const kernels::CudaCodecs& cuda_codecs() {
+  const kernels::CudaCodecs* codecs = kernels::load_cuda_codecs();
+  if (codecs == nullptr)
+    throw std::runtime_error("no codecs on a device: load_cuda_codecs() first");
+  return *codecs;
+}
+
+// Device memory at `values` and `payload`; put into `stream`, nobody waits.
+void cuda_encode(const std::string& name, const BlockPair& values, int dtype, uintptr_t payload,
+                 uintptr_t nonfinite, uintptr_t stream, uint64_t seed, uint64_t step) {
+  const Codec codec = codec_for(name, to_dtype(dtype), values.second);
+  const kernels::CudaEncodeCall call{
+      .codec = codec,
+      .dtype = to_dtype(dtype),
+      .values = reinterpret_cast<const void*>(values.first),
+      .count = values.second,
+      .stream = stream_of({.seed = seed, .step = step}),
+      .tile_bytes = kernels::payload_bytes(codec, kernels::kTileCount),
+      .payload = reinterpret_cast<void*>(payload),
+      .nonfinite = reinterpret_cast<unsigned*>(nonfinite),
+      .cuda_stream = reinterpret_cast<void*>(stream)};
+  check_cuda(cuda_codecs().encode(&call), "encode");
+}
+
+void cuda_decode(const std::string& name, uintptr_t payload, const BlockPair& values, int dtype,
+                 uintptr_t stream) {
+  const Codec codec = codec_for(name, to_dtype(dtype), values.second);
+  const kernels::CudaDecodeCall call{
+      .codec = codec,
+      .payload = reinterpret_cast<const void*>(payload),
+      .count = values.second,
+      .tile_bytes = kernels::payload_bytes(codec, kernels::kTileCount),
+      .dtype = to_dtype(dtype),
+      .values = reinterpret_cast<void*>(values.first),
+      .cuda_stream = reinterpret_cast<void*>(stream)};
+  check_cuda(cuda_codecs().decode(&call), "decode");
+}
+
+void bind_cuda(py::module_& module) {
+  module.def(
+      "load_cuda_codecs",
+      [](const std::string& path) { return kernels::load_cuda_codecs(path.c_str()) != nullptr; },
+      py::arg("path"));
+  module.def(
+      "has_cuda_kernels",
+      [](const std::string& codec, int dtype) {
+        return kernels::has_cuda_kernels(parse_codec(codec), to_dtype(dtype));
+      },
+      py::arg("codec"), py::arg("dtype"));
+  module.def("cuda_encode", &cuda_encode, py::arg("codec"), py::arg("values"), py::arg("dtype"),
+             py::arg("payload"), py::arg("nonfinite"), py::arg("stream"), py::kw_only(),
+             py::arg("seed") = 0, py::arg("step") = 0);
+  module.def("cuda_decode", &cuda_decode, py::arg("codec"), py::arg("payload"), py::arg("values"),
+             py::arg("dtype"), py::arg("stream"));
+}
+
 }  // namespace
 
 void bind_codecs(py::module_& module) {
+  bind_cuda(module);
   module.def(
       "parse_codec",
       [](const std::string& name) {

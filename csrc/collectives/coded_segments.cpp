@@ -2,6 +2,8 @@
 // in float32 and encoded again where they go on; the owner encodes a final once, and everybody, the
 // owner too, decodes those bytes: so all hold the same.
 #include <algorithm>
+#include <cassert>
+#include <cstring>
 #include <functional>
 #include <span>
 #include <utility>
@@ -10,6 +12,7 @@
 #include "collectives/group.h"
 #include "quantization/codec.h"
 #include "quantization/error_feedback.h"
+#include "quantization/payload.h"
 
 namespace pccl {
 
@@ -31,17 +34,22 @@ std::optional<size_t> CollectiveOperation::encode_combined(const Part& part, uin
   const DataType dtype = call_.signature.dtype;
   const size_t count = length / element_bytes_;
   const uint64_t offset = uint64_t{part.combined} * part.segment_bytes;
-  const std::byte* own = part.input + offset;
+  const std::byte* own = part.input + memory_offset(part, offset / element_bytes_);
   const quantization::EncodeKey key{.seed = static_cast<uint64_t>(group_.rank),
                                     .step = number,
                                     .first_element = part.plan->offset + offset / element_bytes_};
   const bool is_weighted = call_.signature.op == ReduceOp::WeightedAvg;
   const bool is_scaled = call_.signature.op == ReduceOp::PremulSum || is_weighted;
   const Feedback feedback = feedback_of(part, offset / element_bytes_);
-  if (part.up && part.children.empty() && !is_scaled && feedback.lost == nullptr)
+  const bool is_plain = !is_scaled && feedback.lost == nullptr;
+  if (call_.is_encoded) {
+    const auto bad = copy_encoded(part, count, wire);
+    if (bad || (part.up && part.children.empty())) return bad;
+  } else if (part.up && part.children.empty() && is_plain) {
     return quantization::encode(codec, dtype, own, count, key, wire);
+  }
   quantization::Contributions all{dtype, own, count, {}};
-  if (is_scaled || feedback.lost != nullptr) {
+  if (!is_plain || call_.is_encoded) {
     prepare_own(own, count, feedback.residual);
     all.dtype = DataType::Float32;
     all.values = sums_.data();
@@ -69,6 +77,31 @@ std::optional<size_t> CollectiveOperation::encode_combined(const Part& part, uin
   return std::nullopt;
 }
 
+uint64_t CollectiveOperation::memory_offset(const Part& part, uint64_t element) const {
+  if (!call_.is_encoded || !part.is_coded) return element * element_bytes_;
+  assert(element % quantization::block_elements(call_.signature.codec) == 0);
+  return quantization::payload_bytes(call_.signature.codec, element);
+}
+
+// Writes the own contribution of a segment, which is encoded already, to `wire`. Returns the first
+// element of a tile that holds what no sender makes of finite numbers, if there is one.
+std::optional<size_t> CollectiveOperation::copy_encoded(const Part& part, size_t count,
+                                                        std::byte* wire) const {
+  const Codec codec = call_.signature.codec;
+  const std::byte* own = part.input + memory_offset(part, uint64_t{part.combined} *
+                                                              part.segment_bytes / element_bytes_);
+  quantization::put_header(codec, call_.signature.dtype, count, wire);
+  std::memcpy(wire + quantization::kHeaderBytes, own, quantization::payload_bytes(codec, count));
+  if (quantization::is_payload_valid(codec, own, count)) return std::nullopt;
+  const size_t tile = quantization::block_elements(codec);
+  for (size_t begin = 0; begin < count; begin += tile) {
+    const size_t left = std::min(tile, count - begin);
+    const std::byte* at = own + quantization::payload_bytes(codec, begin);
+    if (!quantization::is_payload_valid(codec, at, left)) return begin;
+  }
+  return 0;
+}
+
 // Puts the own contribution of a segment into sums_, with its factor and what was lost before.
 void CollectiveOperation::prepare_own(const std::byte* own, size_t count, const float* residual) {
   const bool is_weighted = call_.signature.op == ReduceOp::WeightedAvg;
@@ -76,6 +109,11 @@ void CollectiveOperation::prepare_own(const std::byte* own, size_t count, const 
   if (is_weighted && call_.factor == 0) {
     // Nothing, even if there are infinities in what does not count.
     std::fill(sums_.begin(), sums_.end(), 0.0F);
+    return;
+  }
+  if (call_.is_encoded) {
+    quantization::decode_payload(
+        {call_.signature.codec, own, count, DataType::Float32, sums_.data(), false});
     return;
   }
   quantization::widen(call_.signature.dtype, own, count, sums_.data());
@@ -109,7 +147,8 @@ void CollectiveOperation::combine_coded(Part& part, uint32_t length) {
     const uint64_t first =
         part.plan->offset + uint64_t{segment} * part.segment_bytes / element_bytes_;
     group_.fail({ErrorKind::NonFinite,
-                 describe() + ": element " + std::to_string(first + *element) +
+                 describe() + (call_.is_encoded ? ": the tile of element " : ": element ") +
+                     std::to_string(first + *element) +
                      (part.children.empty() ? " of the contribution of rank "
                                             : " of the sum, or of the contribution, of rank ") +
                      std::to_string(group_.rank) + " is NaN or infinite."});
@@ -127,10 +166,18 @@ void CollectiveOperation::combine_coded(Part& part, uint32_t length) {
 }
 
 bool CollectiveOperation::take_coded_final(Part& part, uint32_t segment, Payload payload) {
-  const uint32_t length = length_of(part, segment);
-  const auto fault = quantization::decode(call_.signature.codec, call_.signature.dtype,
-                                          {payload.data(), payload.size()}, length / element_bytes_,
-                                          part.output + uint64_t{segment} * part.segment_bytes);
+  const Codec codec = call_.signature.codec;
+  const DataType dtype = call_.signature.dtype;
+  const size_t count = length_of(part, segment) / element_bytes_;
+  const std::span<const std::byte> wire{payload.data(), payload.size()};
+  std::byte* output =
+      part.output + memory_offset(part, uint64_t{segment} * part.segment_bytes / element_bytes_);
+  const auto fault = call_.is_encoded ? quantization::find_fault(codec, dtype, wire, count)
+                                      : quantization::decode(codec, dtype, wire, count, output);
+  if (call_.is_encoded && !fault) {
+    std::memcpy(output, wire.data() + quantization::kHeaderBytes,
+                wire.size() - quantization::kHeaderBytes);
+  }
   if (fault) {
     const int32_t from = part.plan->down_parent >= 0 ? part.plan->down_parent : group_.rank;
     group_.fail({ErrorKind::RemoteProtocol, group_.describe(from) + " sent for " + describe() +

@@ -57,8 +57,9 @@ void CollectiveOperation::start() {
     part.plan = &plan;
     part.bytes = count * element_bytes_;
     part.is_coded = plan.reduces && signature_.codec != Codec{};
-    if (block.input != nullptr) part.input = block.input + plan.offset * element_bytes_;
-    if (block.output != nullptr) part.output = block.output + plan.offset * element_bytes_;
+    const uint64_t offset = memory_offset(part, plan.offset);
+    if (block.input != nullptr) part.input = block.input + offset;
+    if (block.output != nullptr) part.output = block.output + offset;
     // Exchanged values are small and travel whole.
     part.segment_bytes = plan.is_exchanged ? transport::kPayloadBytesMax : call_.segment_bytes;
     part.segments =
@@ -341,6 +342,7 @@ std::string CollectiveOperation::buffer_state() const {
 }
 
 std::string CollectiveOperation::reduced_state() const {
+  if (call_.is_encoded) return "Its encoded bytes are partly the result: do not use them.";
   std::vector<ElementRange> results;
   for (const FinalRange& range : finals()) results.push_back({range.begin, range.end});
   std::vector<ElementRange> torn;

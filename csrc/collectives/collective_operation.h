@@ -63,6 +63,9 @@ struct CollectiveCall {
   // An element of an output that is an input, too, changes only from its input to its final value:
   // nothing is received right into it.
   bool keeps_inputs = false;
+  // An all_reduce in a codec whose input and output are its tiles, as they lie behind the header of
+  // one segment of the whole; what other ranks have does not matter.
+  bool is_encoded = false;
   // Told of the end instead of the work; it also knows what an all_reduce's memory then holds.
   std::function<void(CollectiveOperation&, const Error&)> on_end;
 };
@@ -135,6 +138,9 @@ class CollectiveOperation final : public Operation {
   uint32_t wire_length_of(const Part& part, uint32_t segment) const;
   void combine_coded(Part& part, uint32_t length);
   std::optional<size_t> encode_combined(const Part& part, uint32_t length, std::byte* wire);
+  // Where an element lies in the memory of a block: of a tile's first one, where that is encoded.
+  uint64_t memory_offset(const Part& part, uint64_t element) const;
+  std::optional<size_t> copy_encoded(const Part& part, size_t count, std::byte* wire) const;
   void prepare_own(const std::byte* own, size_t count, const float* residual);
   Feedback feedback_of(const Part& part, uint64_t first) const;
   // False: these bytes are no such segment; the group is broken.

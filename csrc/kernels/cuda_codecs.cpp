@@ -25,6 +25,13 @@ CudaCodecs load(const char* path) {
 
 }  // namespace
 
+bool has_cuda_kernels(Codec codec, DataType dtype) {
+  const bool is_block_codec = codec.id >= CodecId::Int8 && codec.id <= CodecId::Float8E5M2;
+  const bool is_plain = !codec.has(kMseClip) && !codec.has(kHadamard);
+  return is_block_codec && is_plain &&
+         (dtype == DataType::Float32 || dtype == DataType::BFloat16 || dtype == DataType::Float16);
+}
+
 const CudaCodecs* load_cuda_codecs(const char* path) {
   // One library for the process, that of the first call.
   static const CudaCodecs loaded = load(path);

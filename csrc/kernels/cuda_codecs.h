@@ -32,10 +32,14 @@ struct CudaDecodeCall {
   const void* payload = nullptr;  // that is_payload_valid() took on the host
   size_t count = 0;
   size_t tile_bytes = 0;
-  bool adds = false;
-  float* values = nullptr;
+  bool adds = false;                   // float32 only
+  DataType dtype = DataType::Float32;  // or bfloat16, float16: each value is rounded once
+  void* values = nullptr;
   void* cuda_stream = nullptr;
 };
+
+// Whether there are kernels for it.
+bool has_cuda_kernels(Codec codec, DataType dtype);
 
 // Its functions return 0, a CUDA error number, or -1 where there is no kernel for the codec.
 struct CudaCodecs {

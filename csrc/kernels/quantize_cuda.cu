@@ -43,6 +43,10 @@ __device__ float to_float(T value) {
 __device__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 __device__ float to_float(__half value) { return __half2float(value); }
 
+__device__ void put_float(float* to, float value) { *to = value; }
+__device__ void put_float(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
+__device__ void put_float(__half* to, float value) { *to = __float2half_rn(value); }
+
 template <class Format, class T>
 __global__ void encode_tiles(const T* values, size_t count, float divisor, TeamRounding rounding,
                              size_t tile_bytes, uint8_t* payload, unsigned* nonfinite) {
@@ -65,15 +69,18 @@ __global__ void encode_tiles(const T* values, size_t count, float divisor, TeamR
   if (!is_finite && team.lane == 0) atomicOr(nonfinite, 1u);
 }
 
-template <class Format>
+template <class Format, class T>
 __global__ void decode_tiles(const uint8_t* payload, size_t count, size_t tile_bytes, bool adds,
-                             float* values) {
+                             T* values) {
   WarpTeam team{threadIdx.x % kWarp};
   const size_t number = size_t{blockIdx.x} * kWarpsPerBlock + threadIdx.x / kWarp;
   const size_t begin = number * kTileCount;
   if (begin >= count) return;
   const size_t part = count - begin < kTileCount ? count - begin : kTileCount;
-  decode_tile<Format>(team, payload + number * tile_bytes, part, adds, values + begin);
+  decode_tile<Format>(team, payload + number * tile_bytes, part, [&](size_t i, float value) {
+    T* to = values + begin + i;
+    put_float(to, adds ? add(to_float(*to), value) : value);
+  });
 }
 
 unsigned blocks_for(size_t count) {
@@ -91,30 +98,38 @@ void launch_encode(const CudaEncodeCall& call) {
       static_cast<uint8_t*>(call.payload), call.nonfinite);
 }
 
-template <class Format>
-bool launch_encode_of(const CudaEncodeCall& call) {
+template <class Format, class T>
+void launch_decode(const CudaDecodeCall& call) {
+  decode_tiles<Format, T><<<blocks_for(call.count), kWarp * kWarpsPerBlock, 0,
+                            static_cast<cudaStream_t>(call.cuda_stream)>>>(
+      static_cast<const uint8_t*>(call.payload), call.count, call.tile_bytes, call.adds,
+      static_cast<T*>(call.values));
+}
+
+template <class Format, class T>
+void launch(const CudaEncodeCall& call) {
+  launch_encode<Format, T>(call);
+}
+template <class Format, class T>
+void launch(const CudaDecodeCall& call) {
+  launch_decode<Format, T>(call);
+}
+
+template <class Format, class Call>
+bool launch_of(const Call& call) {
   switch (call.dtype) {
     case DataType::Float32:
-      launch_encode<Format, float>(call);
+      launch<Format, float>(call);
       return true;
     case DataType::BFloat16:
-      launch_encode<Format, __nv_bfloat16>(call);
+      launch<Format, __nv_bfloat16>(call);
       return true;
     case DataType::Float16:
-      launch_encode<Format, __half>(call);
+      launch<Format, __half>(call);
       return true;
     default:
       return false;
   }
-}
-
-template <class Format>
-bool launch_decode(const CudaDecodeCall& call) {
-  decode_tiles<Format><<<blocks_for(call.count), kWarp * kWarpsPerBlock, 0,
-                         static_cast<cudaStream_t>(call.cuda_stream)>>>(
-      static_cast<const uint8_t*>(call.payload), call.count, call.tile_bytes, call.adds,
-      call.values);
-  return true;
 }
 
 // Calls body.operator()<Format>() for the codec's format; false where there is no kernel for it.
@@ -148,13 +163,13 @@ extern "C" int pccl_cuda_devices() {
 extern "C" int pccl_cuda_encode(const CudaEncodeCall* call) {
   if (call->count == 0) return 0;
   const bool is_known =
-      with_format(call->codec, [&]<class Format>() { return launch_encode_of<Format>(*call); });
+      with_format(call->codec, [&]<class Format>() { return launch_of<Format>(*call); });
   return is_known ? static_cast<int>(cudaGetLastError()) : -1;
 }
 
 extern "C" int pccl_cuda_decode(const CudaDecodeCall* call) {
   if (call->count == 0) return 0;
   const bool is_known =
-      with_format(call->codec, [&]<class Format>() { return launch_decode<Format>(*call); });
+      with_format(call->codec, [&]<class Format>() { return launch_of<Format>(*call); });
   return is_known ? static_cast<int>(cudaGetLastError()) : -1;
 }

@@ -137,16 +137,14 @@ PCCL_HOST_DEVICE bool encode_tile(Team& lanes, TeamTile& tile, size_t count,
   return is_finite;
 }
 
-// values[i] = element i, or += where `adds`. Requires: a valid payload.
-template <class Format, class Team>
-PCCL_HOST_DEVICE void decode_tile(Team& lanes, const uint8_t* wire, size_t count, bool adds,
-                                  float* values) {
+// put(i, element i) for all of them. Requires: a valid payload.
+template <class Format, class Team, class Put>
+PCCL_HOST_DEVICE void decode_tile(Team& lanes, const uint8_t* wire, size_t count, const Put& put) {
   const uint8_t* codes = wire + (count + Format::kBlock - 1) / Format::kBlock * sizeof(uint16_t);
   lanes.each([&](unsigned lane, unsigned size) {
     for (size_t i = lane; i < count; i += size) {
       const float scale = bfloat16_to_float(team::take_half(wire, i / Format::kBlock));
-      const float value = team::value_of<Format>(team::unpacked<Format>(codes, count, i), scale);
-      values[i] = adds ? add(values[i], value) : value;
+      put(i, team::value_of<Format>(team::unpacked<Format>(codes, count, i), scale));
     }
   });
 }

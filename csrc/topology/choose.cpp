@@ -177,8 +177,26 @@ Schedule choose_all_reduce(const Links& links, uint64_t count, uint64_t element_
   return choose(candidates, algorithm, links, element_bytes, "all_reduce");
 }
 
-Schedule choose_coded_all_reduce(const Links& links, uint64_t count, std::string_view algorithm,
-                                 const Routes* routes) {
+namespace {
+
+// What a codec encodes together begins at multiples of it: quantization::block_elements().
+constexpr uint64_t kTileElements = 256;
+
+// Boundaries of chunks moved down to those of tiles. A tensor that is encoded already can be cut
+// only there.
+Schedule in_whole_tiles(Schedule schedule, uint64_t count) {
+  for (Chunk& chunk : schedule.chunks) {
+    const uint64_t end = chunk.offset + chunk.count;
+    const uint64_t last = end == count ? count : end / kTileElements * kTileElements;
+    chunk.offset = chunk.offset / kTileElements * kTileElements;
+    chunk.count = last - chunk.offset;
+  }
+  std::erase_if(schedule.chunks, [](const Chunk& chunk) { return chunk.count == 0; });
+  return schedule;
+}
+
+Schedule choose_coded(const Links& links, uint64_t count, std::string_view algorithm,
+                      const Routes* routes) {
   // A codec of one byte, about.
   constexpr uint64_t kElementBytes = 1;
   if (algorithm == "doubling") algorithm = "halving_doubling";
@@ -201,6 +219,12 @@ Schedule choose_coded_all_reduce(const Links& links, uint64_t count, std::string
   return best;
 }
 
+}  // namespace
+
+Schedule choose_coded_all_reduce(const Links& links, uint64_t count, std::string_view algorithm,
+                                 const Routes* routes) {
+  return in_whole_tiles(choose_coded(links, count, algorithm, routes), count);
+}
 Schedule choose_broadcast(const Links& links, int32_t root, uint64_t count, uint64_t element_bytes,
                           std::string_view algorithm) {
   const int32_t world_size = links.world_size;

@@ -16,6 +16,7 @@ from pccl import _core
 from pccl._core import PcclError
 from pccl._run import CompletionThread
 from pccl.process_group.abort_hooks import AbortHooks
+from pccl.process_group.device_codec import EncodedStaging
 from pccl.process_group.tensors import Staging, fail, seconds
 from pccl.process_group.work import DONE, BaseWork, PcclWork, Recording, failed, joined
 
@@ -65,7 +66,7 @@ class GroupBase(_Base):  # type: ignore[misc]
         arguments: tuple[Any, ...],
         opts: Any,
         outputs: Any,
-        staging: Staging | None,
+        staging: Staging | EncodedStaging | None,
         keep: object,
         inputs: Sequence[Tensor] | None = None,
     ) -> Work:

@@ -12,10 +12,12 @@ from torch import Tensor
 from torch._C._autograd import _profiler_enabled
 from torch.distributed import ReduceOp, Work
 
+from pccl import _core
 from pccl._core import PcclError
 from pccl._quantized import codec_in_force
 from pccl._reductions import feedback_memory
 from pccl.codecs import ErrorFeedback
+from pccl.process_group import device_codec
 from pccl.process_group.base import GroupBase
 from pccl.process_group.tensors import (
     DEFAULTS,
@@ -109,6 +111,9 @@ class Reductions(GroupBase):
         if tensors[0].layout is torch.sparse_coo:
             return self._all_reduce_sparse(tensors, opts)
         dtype, op, factor = reduce_codes(opts.reduceOp, tensors[0], name)
+        codec = self._codec_for(tensors[0], opts)
+        if len(tensors) == 1 and self._encodes_on_device(tensors[0], codec):
+            return self._all_reduce_encoded(tensors[0], codec, (dtype, op), opts)
         staging = Staging(name)
         if len(tensors) == 1:
             staged = staging.both(tensors[0])
@@ -123,12 +128,31 @@ class Reductions(GroupBase):
 
     def _coded_all_reduce(self, tensor: Tensor, opts: Any) -> Any:
         """Return the core's all_reduce, with the codec in force if it is one for this call."""
+        launch = self._core.all_reduce
+        codec = self._codec_for(tensor, opts)
+        return functools.partial(launch, codec=codec) if codec else launch
+
+    def _codec_for(self, tensor: Tensor, opts: Any) -> str:
+        """The codec in force if it is one for this call, else ""."""
         codec = codec_in_force(self._codec)
         # Not `in`, which asks torch's enum first, and that knows no ReduceOp.
         is_sum = opts.reduceOp == SUM or opts.reduceOp == ReduceOp.AVG
-        if not codec or not is_sum or not tensor.is_floating_point():
-            return self._core.all_reduce
-        return functools.partial(self._core.all_reduce, codec=codec)
+        return codec if is_sum and tensor.is_floating_point() else ""
+
+    def _encodes_on_device(self, tensor: Tensor, codec: str) -> bool:
+        # What an elastic run sends again after a loss are elements.
+        is_fixed = isinstance(self._core, _core.Communicator)
+        return codec not in ("", "none") and is_fixed and device_codec.takes(tensor, codec)
+
+    def _all_reduce_encoded(
+        self, tensor: Tensor, codec: str, codes: tuple[int, int], opts: Any
+    ) -> Work:
+        """A sum or an average of one tensor on a device, whose encoded bytes come to the host."""
+        staging = device_codec.EncodedStaging(tensor, codec, self._rank, self._sequence)
+        pointer = staging.host.data_ptr()
+        arguments = (pointer, pointer, tensor.numel(), *codes, 1.0)
+        launch = functools.partial(self._core.all_reduce, codec=codec, is_encoded=True)
+        return self._launch("all_reduce", launch, arguments, opts, [tensor], staging, staging)
 
     def all_reduce_in(
         self,
@@ -152,6 +176,9 @@ class Reductions(GroupBase):
         """
         name = "all_reduce_in"
         dtype, code, factor = reduce_codes(op, tensor, name)
+        if error_feedback is None and self._encodes_on_device(tensor, codec):
+            options = Options(timeout=timeout)
+            return self._all_reduce_encoded(tensor, codec, (dtype, code), options)
         staging = Staging(name)
         staged = staging.both(tensor)
         residual, lost = feedback_memory(error_feedback, codec, staged.numel())

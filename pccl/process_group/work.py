@@ -42,8 +42,14 @@ class CopyBack:
     streams of later callers wait for them.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        copy: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> None:
+        """copy(caller's tensor, staged result): instead of a copy of the elements."""
         self._lock = threading.Lock()
+        self._copy_one = copy or _copy_elements
         # Guarded by _lock.
         self._pairs = list(pairs)  # (caller's tensor, staged result)
         self._events: list[tuple[torch.device, Any]] = []
@@ -61,12 +67,16 @@ class CopyBack:
         for target, staged in self._pairs:
             # A parameter may be the target, and an inference tensor on another thread.
             with torch.inference_mode(target.is_inference()), torch.no_grad():
-                target.copy_(staged, non_blocking=True)
+                self._copy_one(target, staged)
         for device in devices:
             event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(device))
             self._events.append((device, event))
         self._pairs.clear()
+
+
+def _copy_elements(target: Tensor, staged: Tensor) -> None:
+    target.copy_(staged, non_blocking=True)
 
 
 class Recording:

@@ -241,6 +241,7 @@ void check_planner(const std::string& planner, const Problem& problem, const Mem
   CAPTURE(planner);
   const topology::Schedule schedule =
       topology::choose_coded_all_reduce(problem.links, problem.count, planner, &problem.routes);
+  for (const topology::Chunk& chunk : schedule.chunks) CHECK(chunk.offset % 256 == 0);
   std::vector<Bytes> first;
   for (const char* target : kTargets) {
     if (!kernels::select_target(target)) continue;

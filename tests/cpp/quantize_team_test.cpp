@@ -7,6 +7,7 @@
 #include <cstring>
 #include <vector>
 
+#include "emulated_team.h"
 #include "kernels/cuda_codecs.h"
 #include "quantization_values.h"
 
@@ -14,21 +15,6 @@ using namespace codecs;
 using namespace pccl::kernels;
 
 namespace {
-
-// kLanes lanes, the last first: no lane may need what an earlier one did in the same step.
-template <unsigned kLanes>
-struct EmulatedTeam {
-  template <class F>
-  uint32_t max(const F& f) {
-    uint32_t most = 0;
-    for (unsigned lane = kLanes; lane-- > 0;) most = std::max(most, f(lane, kLanes));
-    return most;
-  }
-  template <class F>
-  void each(const F& f) {
-    for (unsigned lane = kLanes; lane-- > 0;) f(lane, kLanes);
-  }
-};
 
 template <class Format, unsigned kLanes>
 void check(const char* name, const Floats& values, uint64_t first_element) {
@@ -50,8 +36,10 @@ void check(const char* name, const Floats& values, uint64_t first_element) {
     std::memcpy(tile.values, values.data() + begin, part * sizeof(float));
     const TeamRounding rounding{codec.has(kStochastic), stream, first_element + begin};
     CHECK(encode_tile<Format>(team, tile, part, rounding, at));
-    decode_tile<Format>(team, at, part, false, back.data() + begin);
-    decode_tile<Format>(team, at, part, true, sums.data() + begin);
+    decode_tile<Format>(team, at, part, [&](size_t i, float value) { back[begin + i] = value; });
+    decode_tile<Format>(team, at, part, [&](size_t i, float value) {
+      sums[begin + i] = add(sums[begin + i], value);
+    });
     at += encoded_bytes(codec, DataType::Float32, part) - kHeaderBytes;
   }
   CHECK(wire == expected);
