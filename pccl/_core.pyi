@@ -426,12 +426,32 @@ def probe(
     *,
     fingerprint: bytes = b"",  # of the key that must answer; b"" = speak plainly
     token: bytes = b"",
+    key_file: str = "",  # "" = a new key
     timeout_seconds: float = 5,
 ) -> tuple[int, int, str]:
     """Ask whether somebody is there, and change nothing: protocol version, answer, words.
 
     Version -1: what answered is no pccl; answer -1: it is of another version. Raises ConnectError:
-    no connection, another key, no answer in time.
+    no connection, another key, no answer in time. ValueError: the key file is none.
+    """
+
+def examine(
+    host: str,
+    port: int,
+    run: str,
+    own_port: int,  # which the coordinator is to dial at the address that it sees; 0 = none
+    *,
+    fingerprint: bytes = b"",
+    token: bytes = b"",
+    key_file: str = "",
+    timeout_seconds: float = 20,
+) -> dict[str, Any]:
+    """Ask a coordinator how it sees this machine: a dial back, and a burst of bytes each way.
+
+    reply: as of probe(); unless its answer is 3, the rest is empty. seen_as: "address:port";
+    was_dialed, is_reached, dial_seconds, error: of the dial back; sent_bytes_per_second,
+    received_bytes_per_second (0 = unknown). Takes some seconds, releases the GIL. Raises as
+    probe().
     """
 
 # Codecs, by name ("int8", "int4:hadamard", ...): see pccl/codecs.py. All release the GIL.

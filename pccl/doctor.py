@@ -13,13 +13,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 from pccl import _core
 from pccl.address import RunAddress, bracketed, decode_key
 from pccl.config import Config, variables_set
+from pccl.doctor_check import Check
+from pccl.doctor_reach import Way, look_from_there
 from pccl.status_command import RunUnknown, StatusUnknown, fetch_status
 
 __all__ = ["Check", "examine", "judge_own_address"]
@@ -37,24 +38,14 @@ _CLOCK_SECONDS_MAX = 2.0  # an HTTP date has whole seconds
 _SLOW_SECONDS = 0.5
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of the report."""
-
-    name: str
-    state: str  # "ok", "warning", "FAILED"
-    value: str  # what was measured
-    fix: str = ""
-
-
 def examine(address: RunAddress | None, host: str, port: int, status_port: int) -> Iterator[Check]:
     """Yield one check after the other; `address` is None where only a place is known.
 
     Opens a few connections to the coordinator and to the run's members, which change nothing there.
     """
     yield from _versions()
-    hosts: list[str] = []
-    yield _settings(hosts)
+    config, check = _settings()
+    yield check
     yield from _limits()
     addresses: list[tuple[socket.AddressFamily, tuple[str, int]]] = []
     yield _resolve(host, port, addresses)
@@ -68,8 +59,13 @@ def examine(address: RunAddress | None, host: str, port: int, status_port: int) 
             connected = (family, place)
     if connected is None:
         return
-    yield from _handshake(connected[1], address)
-    yield _nat(*connected, hosts)
+    way = Way(*connected, address, config)
+    handshake = _handshake(way)
+    yield handshake
+    if handshake.state == "ok":
+        yield from look_from_there(way)
+    else:
+        yield judge_own_address(way.own_host(), way.place[0], config.hosts)
     if address is not None:
         yield from _run_of(address, status_port)
     yield _clock(host, status_port)
@@ -86,17 +82,17 @@ def _versions() -> Iterator[Check]:
     yield Check("version", "ok", f"pccl {package}, protocol {_core.PROTOCOL_VERSION}")
 
 
-def _settings(hosts: list[str]) -> Check:
+def _settings() -> tuple[Config, Check]:
     try:
-        hosts += Config.from_environment().hosts
+        config = Config.from_environment()
     except ValueError as error:
-        return Check("variables", "FAILED", str(error), "correct or unset that variable")
+        fix = "correct or unset that variable"
+        return Config(), Check("variables", "FAILED", str(error), fix)
     names, unknown = variables_set()
+    value, fix = ", ".join(names) or "all PCCL_* at their defaults", ""
     if unknown:
-        return Check(
-            "variables", "warning", f"unknown: {', '.join(unknown)}", "they have no effect: unset"
-        )
-    return Check("variables", "ok", ", ".join(names) or "all PCCL_* at their defaults")
+        value, fix = f"unknown: {', '.join(unknown)}", "they have no effect: unset"
+    return config, Check("variables", "warning" if unknown else "ok", value, fix)
 
 
 def _limits() -> Iterator[Check]:
@@ -193,29 +189,27 @@ def _fix_of(error: OSError, port: int) -> str:
     return "check the network between the two machines"
 
 
-def _ask(
-    place: tuple[str, int], run: str, key: bytes = b"", token: bytes = b""
-) -> tuple[int, int, str]:
-    """The other's protocol version (-1: none of ours), its answer, and its words."""
-    return _core.probe(*place, run, fingerprint=key, token=token, timeout_seconds=_TIMEOUT_SECONDS)
-
-
-def _handshake(place: tuple[str, int], address: RunAddress | None) -> Iterator[Check]:
-    run = address.run if address else "doctor"
-    key = address.fingerprint if address else b""
+def _handshake(way: Way) -> Check:
+    run = way.address.run if way.address else "doctor"
+    key = way.address.fingerprint if way.address else b""
     seconds = []
     for _ in range(_ROUNDS):
         begin = time.monotonic()
         try:
-            version, answer, words = _ask(place, run, key, address.token if address else b"")
-        except _core.ConnectError as error:
-            yield _no_handshake(str(error))
-            return
+            version, answer, words = _core.probe(
+                *way.place,
+                run,
+                fingerprint=key,
+                token=way.address.token if way.address else b"",
+                key_file=way.config.key,
+                timeout_seconds=_TIMEOUT_SECONDS,
+            )
+        except (_core.ConnectError, ValueError) as error:
+            return _no_handshake(str(error))
         seconds.append(time.monotonic() - begin)
         if version != _core.PROTOCOL_VERSION or answer != _ALIVE:
-            yield _refusal(version, answer, words)
-            return
-    yield Check(
+            return _refusal(version, answer, words)
+    return Check(
         "handshake",
         "ok",
         f"a coordinator of protocol {version}"
@@ -250,14 +244,8 @@ def _refusal(version: int, answer: int, words: str) -> Check:
     return Check("handshake", "FAILED", words or f"answer {answer}", fix)
 
 
-def _nat(family: socket.AddressFamily, place: tuple[str, int], hosts: Sequence[str]) -> Check:
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        probe.connect(place)  # looks up the route, sends nothing
-        return judge_own_address(str(probe.getsockname()[0]), place[0], hosts)
-
-
 def judge_own_address(own: str, there: str, hosts: Sequence[str]) -> Check:
-    """Whether others can call this machine, as far as addresses tell; `hosts`: of PCCL_HOST."""
+    """Say it as far as addresses tell, where nobody there can be asked; `hosts`: of PCCL_HOST."""
     if hosts:
         return Check("own address", "ok", ", ".join(hosts))
     here, coordinator = (ipaddress.ip_address(text.partition("%")[0]) for text in (own, there))
@@ -310,7 +298,12 @@ def _member(address: str, run: str, key: str) -> Check:
     begin = time.monotonic()
     try:
         place = (host.strip("[]"), int(port))
-        version, answer, words = _ask(place, run, decode_key(key) if key else b"")
+        version, answer, words = _core.probe(
+            *place,
+            run,
+            fingerprint=decode_key(key) if key else b"",
+            timeout_seconds=_TIMEOUT_SECONDS,
+        )
     except (_core.ConnectError, ValueError) as error:
         fix = "open that port there, or see PCCL_HOST: one of each two members must reach the other"
         return Check(name, "warning", f"can't be reached from here: {error}", fix)

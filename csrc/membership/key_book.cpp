@@ -203,7 +203,7 @@ KeyBook::Verdict KeyBook::judge_token(const transport::Hello& hello,
         "used-up token: it has admitted as many keys as it may, and this is another (the run's "
         "owner can `pccl invite`; a member keeps its key with PCCL_KEY=FILE)"};
   }
-  return {"", hello.intent != transport::Intent::Probe};
+  return {"", !transport::asks_only(hello.intent)};
 }
 
 void KeyBook::add_key(const transport::Hello& hello, const TokenId& token) {

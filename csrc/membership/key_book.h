@@ -39,7 +39,7 @@ class KeyBook {
     std::string reason;   // why the caller is not welcome; "": it is
     bool is_new = false;  // it was not known, and its token has admitted it
   };
-  // A Probe is told what would be said, and changes nothing.
+  // Who only asks is told what would be said, and changes nothing.
   Verdict judge(const transport::Hello& hello, const transport::ChannelBinding& channel);
   // Why a key that was welcome is so no more; "": it still is.
   std::string why_barred(const std::string& run, const Fingerprint& key);

@@ -98,6 +98,7 @@ class Greeter final : public Pollable {
   void refuse(Answer answer, const std::string& reason);
   void count_refused(const std::string& reason);
   bool read_hello();
+  void examine(uint16_t port);
   bool meet();  // who must speak TLS, does
   void prove(const Hello& hello, Connection& connection);
   void finish();

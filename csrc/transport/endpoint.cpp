@@ -8,6 +8,7 @@
 
 #include "base/random.h"
 #include "transport/dialer.h"
+#include "transport/examiner.h"
 #include "transport/frame.h"
 #include "transport/socket.h"
 #include "transport/socket_link.h"
@@ -38,6 +39,7 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
     : options_(std::move(options)),
       sink_(sink),
       engine_(*this),
+      examinations_(std::make_unique<Examinations>(engine_)),
       source_limit_(options_.calls_per_second, options_.calls_at_once) {
   if (options_.run.empty() || options_.run.size() > 255) {
     throw std::invalid_argument("endpoint: the run's name must have 1 to 255 characters");
@@ -206,6 +208,7 @@ void Endpoint::close(TimePoint deadline) {
   if (recorder_.file_due() != TimePoint::max()) recorder_.write_file(Clock::now());
   dialers_.clear();
   greeters_.clear();
+  examinations_.reset();
   graveyard_.clear();
   forgotten_.clear();
   tcp_listener_.reset();
@@ -354,6 +357,7 @@ TimePoint Endpoint::on_time(TimePoint now) {
   if (memory_listener_) memory_listener_->on_turn();
   for (size_t i = 0; i < dialers_.size(); ++i) next = std::min(next, dialers_[i]->on_time(now));
   for (size_t i = 0; i < greeters_.size(); ++i) next = std::min(next, greeters_[i]->on_time(now));
+  next = std::min(next, examinations_->on_time(now));
   // Who is told of a loss may forget the connection, which then lives until the driver sleeps.
   for (Connection* connection : connections()) next = std::min(next, watch(*connection, now));
   return next;

@@ -86,6 +86,7 @@ struct Statistics {
 };
 
 class Dialer;
+class Examinations;
 class Greeter;
 
 class Endpoint final : public LinkHost, public Periodic {
@@ -115,15 +116,12 @@ class Endpoint final : public LinkHost, public Periodic {
   // The connection to that member, made if unknown (Idle). `resolved`: where to dial.
   Connection& connection(const MemberAddress& peer, const std::vector<SocketAddress>& resolved);
   // A new connection, dialed at once, to whoever answers there as a coordinator: one TCP socket.
-  // `label` names it in errors.
-  // With a fingerprint that side must have that key, and is shown the token.
+  // `label` is for errors. With a fingerprint that side must have that key, and sees the token.
   Connection& call(const std::string& label, std::vector<SocketAddress> resolved,
                    const Fingerprint& fingerprint = {}, const std::optional<Token>& token = {});
-  // Gives a Closed (or Idle) connection back; nobody may use it any more. A member of which nothing
-  // is known any more may call again.
+  // Gives a Closed (or Idle) connection back; nobody may use it any more, and its member may call.
   void forget(Connection& connection);
-  // Says goodbye to this member alone, behind what is queued for it, and ends the connection; one
-  // that is still being dialed at once.
+  // Says goodbye to this member alone, behind what is queued for it; ends one being dialed at once.
   void hang_up(Connection& connection);
   // Ends it at once, whatever is queued.
   void give_up(Connection& connection, const std::string& reason) {
@@ -176,6 +174,7 @@ class Endpoint final : public LinkHost, public Periodic {
   }
   bool has_key() const { return options_.tls != TlsUse::Never; }
   const std::shared_ptr<const Identity>& identity() const { return identity_; }
+  Examinations& examinations() { return *examinations_; }
 
  private:
   class Listener final : public Pollable {
@@ -232,6 +231,7 @@ class Endpoint final : public LinkHost, public Periodic {
   std::vector<std::unique_ptr<Connection>> forgotten_;  // destroyed as the graveyard is
   std::vector<std::unique_ptr<Dialer>> dialers_;
   std::vector<std::unique_ptr<Greeter>> greeters_;
+  std::unique_ptr<Examinations> examinations_;
   std::vector<Connection*> unsent_;
   std::vector<MemoryLink*> memory_links_;         // alive and up
   std::vector<std::unique_ptr<Link>> graveyard_;  // destroyed when no callback is on the stack

@@ -52,7 +52,7 @@ Reply Endpoint::judge(const Hello& hello, const TlsSession* tls, Connection*& co
   if (is_nobody(hello.from.member_id)) return {Answer::Refused, "the caller has no member id"};
   if (hello.from.member_id == address_.member_id)
     return {Answer::Refused, "a member can't connect to itself"};
-  if (hello.intent == Intent::Probe) return {Answer::Alive, ""};
+  if (asks_only(hello.intent)) return {Answer::Alive, ""};
   if (hello.intent == Intent::Resume) return judge_resume(hello, connection);
   connection = &this->connection(hello.from, {});
   // Unless there is something left to tell the caller.

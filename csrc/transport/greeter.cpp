@@ -9,6 +9,7 @@
 
 #include "transport/dialer.h"
 #include "transport/endpoint.h"
+#include "transport/examiner.h"
 #include "transport/socket.h"
 
 namespace pccl::transport {
@@ -127,6 +128,10 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
   Connection* connection = nullptr;
   const TlsSession* tls = socket_.is_secure() ? &socket_.tls() : nullptr;
   const Reply reply = endpoint_.judge(*hello, tls, connection);
+  if (reply.answer == Answer::Alive && hello->intent == Intent::Examine) {
+    examine(hello->from.port);
+    return;
+  }
   if (reply.answer != Answer::Welcome) {
     refuse(reply.answer, reply.reason);
     return;
@@ -142,6 +147,20 @@ void Greeter::on_events(uint32_t /*epoll_events*/) {
   endpoint_.adopt(
       *connection, std::move(socket), std::move(descriptors_),
       {.hello = *hello, .side = 1, .resumes = reply.resumes, .consumed = hello->consumed});
+}
+
+void Greeter::examine(uint16_t port) {
+  const TimePoint now = Clock::now();
+  const std::string why_not = endpoint_.examinations().why_not(remote_address(socket_.get()), now);
+  if (!why_not.empty()) {
+    refuse(Answer::Refused, why_not);
+  } else if (!socket_.send_whole(Reply{Answer::Alive, ""}.encode())) {
+    finish();
+  } else {
+    endpoint_.engine().remove(socket_.get(), this);
+    finished_ = true;
+    endpoint_.examinations().begin(std::exchange(socket_, Stream()), port, now);
+  }
 }
 
 // The caller's listener is where its call comes from, if it says that it is to be reached there.

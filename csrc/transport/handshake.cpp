@@ -84,7 +84,7 @@ std::optional<Hello> decode_hello(std::span<const std::byte> bytes) {
   hello.consumed = in.get<uint32_t>();
   hello.token_id = in.get<TokenId>();
   hello.proof = in.get<TokenProof>();
-  if (!in.ok() || !in.at_end() || road > 1 || intent > 2 || resumes > 1) return std::nullopt;
+  if (!in.ok() || !in.at_end() || road > 1 || intent > 3 || resumes > 1) return std::nullopt;
   hello.road = static_cast<Road>(road);
   hello.intent = static_cast<Intent>(intent);
   hello.resumes = resumes != 0;

@@ -23,10 +23,15 @@ inline constexpr size_t kHandshakeBytesMax = kHandshakePrefixBytes + kAddressByt
 enum class Road : uint8_t { Tcp = 0, Memory = 1 };
 
 enum class Intent : uint8_t {
-  Open = 0,    // a new connection, or a further socket of one that is being made
-  Resume = 1,  // a socket in place of one that broke
-  Probe = 2,   // only to hear whether the process is there
+  Open = 0,     // a new connection, or a further socket of one that is being made
+  Resume = 1,   // a socket in place of one that broke
+  Probe = 2,    // only to hear whether the process is there
+  Examine = 3,  // of a coordinator: to hear how it sees the caller; see transport/examination.h
 };
+// Whether it makes no connection, and changes nothing.
+constexpr bool asks_only(Intent intent) {
+  return intent == Intent::Probe || intent == Intent::Examine;
+}
 
 struct Hello {
   MemberAddress from;

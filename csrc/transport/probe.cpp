@@ -24,22 +24,44 @@ class Probe {
   Probe(const SocketAddress& place, const ProbeOptions& options)
       : place_(place), options_(options) {}
 
-  ProbeResult ask() {
+  ProbeResult ask(Intent intent, uint16_t port) {
     std::string error;
     stream_ = Stream(begin_connect(place_, error));
     if (!stream_) fail(error);
     await(POLLOUT);
     error = connect_error(stream_.get());
     if (!error.empty()) fail(error);
+    set_stream_options(stream_.get());
     Hello hello;
     hello.from.run = options_.run;
     hello.from.member_id = random_value<MemberId>();
-    hello.intent = Intent::Probe;
+    hello.from.port = port;
+    hello.intent = intent;
     if (options_.fingerprint != Fingerprint{}) {
       if (!secure(hello)) return result_of(stream_.first_bytes());
     }
     if (!stream_.send_whole(hello.encode())) fail("the handshake could not be sent");
     return result_of(read());
+  }
+
+  Examination examine(uint16_t port) {
+    Examination result;
+    result.reply = ask(Intent::Examine, port);
+    if (result.reply.answer != static_cast<int>(Answer::Alive)) return result;
+    const std::vector<std::byte> length = exactly(sizeof(uint16_t));
+    const size_t size = ByteReader(length).get<uint16_t>();
+    const auto sighting =
+        size <= kSightingBytesMax ? Sighting::decode(exactly(size)) : std::optional<Sighting>();
+    if (!sighting) fail("it says how it sees us in words that can't be understood");
+    result.sighting = *sighting;
+    BurstSender sender;
+    run(sender, POLLOUT);
+    const std::vector<std::byte> rate = exactly(sizeof(uint64_t));
+    result.sent_bytes_per_second = static_cast<double>(ByteReader(rate).get<uint64_t>());
+    BurstReceiver receiver;
+    run(receiver, POLLIN);
+    result.received_bytes_per_second = receiver.bytes_per_second();
+    return result;
   }
 
  private:
@@ -57,7 +79,7 @@ class Probe {
 
   // False: the other side answers, and speaks no TLS.
   bool secure(Hello& hello) {
-    const auto identity = Identity::generate();
+    const auto identity = options_.identity ? options_.identity : Identity::generate();
     stream_.secure(identity, TlsSession::Role::Dials);
     std::string error;
     int progress = 0;
@@ -78,7 +100,30 @@ class Probe {
     return true;
   }
 
-  // A Reply, or what came until it was clear that it is none.
+  template <typename Burst>
+  void run(Burst& burst, short events) {
+    while (true) {
+      const BurstStep step = burst.go_on(stream_, Clock::now());
+      if (step == BurstStep::Done) return;
+      if (step == BurstStep::Failed) fail("it closed the connection during the burst");
+      if (step == BurstStep::Waits) await(events);
+    }
+  }
+
+  std::vector<std::byte> exactly(size_t size) {
+    std::vector<std::byte> bytes(size);
+    size_t filled = 0;
+    while (filled < size) {
+      std::string error;
+      const long count = stream_.receive(bytes.data() + filled, size - filled, error);
+      if (count < 0) fail("it closed the connection before it said what it saw");
+      filled += static_cast<size_t>(count);
+      if (count == 0) await(POLLIN);
+    }
+    return bytes;
+  }
+
+  // A Reply and nothing behind it, or what came until it was clear that it is none.
   std::vector<std::byte> read() {
     std::vector<std::byte> received;
     std::array<std::byte, 2048> bytes;
@@ -86,8 +131,10 @@ class Probe {
       std::string fault;
       const auto whole = handshake_bytes(received, kReplyMagic, fault);
       if (!fault.empty() || (whole && received.size() >= *whole)) break;
+      const size_t wanted = whole ? *whole : kHandshakePrefixBytes;
       std::string error;
-      const long count = stream_.receive(bytes.data(), bytes.size() - received.size(), error);
+      const long count =
+          stream_.receive(bytes.data(), std::min(wanted, bytes.size()) - received.size(), error);
       if (count < 0 && !error.empty()) fail(error);
       if (count < 0) break;
       received.insert(received.end(), bytes.begin(), bytes.begin() + count);
@@ -121,7 +168,11 @@ class Probe {
 }  // namespace
 
 ProbeResult probe(const SocketAddress& place, const ProbeOptions& options) {
-  return Probe(place, options).ask();
+  return Probe(place, options).ask(Intent::Probe, 0);
+}
+
+Examination examine(const SocketAddress& place, const ProbeOptions& options, uint16_t port) {
+  return Probe(place, options).examine(port);
 }
 
 }  // namespace pccl::transport

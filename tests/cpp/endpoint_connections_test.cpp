@@ -7,6 +7,7 @@
 
 #include "child_process.h"
 #include "raw_socket.h"
+#include "transport/examiner.h"
 #include "transport_nodes.h"
 
 using namespace pccl;
@@ -48,6 +49,20 @@ double milliseconds_since(TimePoint begin) {
 constexpr double kAtOnceMs = 500;
 
 }  // namespace
+
+TEST_CASE("one source may ask to be examined three times at once, then once in 10 s") {
+  Node node(coordinator_options());
+  node.run([&] {
+    Examinations& examinations = node.endpoint.examinations();
+    const TimePoint now = Clock::now();
+    const SocketAddress caller = resolve("203.0.113.7", 1).front();
+    for (int times = 0; times < 3; ++times) CHECK(examinations.why_not(caller, now).empty());
+    CHECK(examinations.why_not(caller, now).find("several times") != std::string::npos);
+    CHECK(examinations.why_not(resolve("203.0.113.8", 1).front(), now).empty());
+    CHECK(examinations.why_not(caller, after(now, 10.5)).empty());
+    CHECK_FALSE(examinations.why_not(caller, after(now, 10.6)).empty());
+  });
+}
 
 TEST_CASE("a coordinator takes callers of every run that do not know its member id") {
   Node coordinator(coordinator_options());
