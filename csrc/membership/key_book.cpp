@@ -117,7 +117,9 @@ void KeyBook::open() {
   } else if (number("PRAGMA user_version") == 1) {
     execute(kUpgrade);
   }
-  execute("PRAGMA user_version=" + std::to_string(kSchemaVersion));
+  // Writing it costs a sync of the disk, which every start would wait for.
+  if (number("PRAGMA user_version") != kSchemaVersion)
+    execute("PRAGMA user_version=" + std::to_string(kSchemaVersion));
   transaction.commit();
   Statement whole(handle_.get(), "PRAGMA quick_check(1)");
   check(whole.step());
