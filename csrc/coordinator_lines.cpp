@@ -14,7 +14,7 @@ using transport::MemberAddress;
 namespace {
 
 // Pauses between calls at a coordinator that does not answer.
-constexpr double kCallPauseSeconds = 0.05;
+constexpr double kCallPauseSeconds = 0.01;
 constexpr double kCallPauseSecondsMax = 1;
 // How often who has taken over says so: whoever did not hear it the first time hears it then.
 constexpr double kTellSeconds = 1;

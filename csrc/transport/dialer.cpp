@@ -21,6 +21,8 @@ namespace {
 // One address gets this long before the next is tried; a handshake likewise.
 constexpr auto kCandidateTimeout = std::chrono::seconds(5);
 constexpr auto kRetryPause = std::chrono::milliseconds(100);
+// A coordinator that was killed starts again within a tenth of a second, and members wait for it.
+constexpr auto kCallRetryPause = std::chrono::milliseconds(10);
 // After a break. Most are over at once, and a process that dies may close its listener some
 // microseconds after its sockets; one that lasts is not to be asked more often than this.
 constexpr auto kRedialPauseMin = std::chrono::milliseconds(1);
@@ -42,7 +44,8 @@ Dialer::Dialer(Endpoint& endpoint, Connection& connection, const Options& option
   const MemberAddress& peer = connection.peer;
   const bool same_host = !own.host_key.empty() && own.host_key == peer.host_key;
   const bool is_open = options.intent == Intent::Open;
-  pause_ = is_open ? kRetryPause : kRedialPauseMin;
+  const auto open_pause = connection.is_called ? kCallRetryPause : kRetryPause;
+  pause_ = is_open ? open_pause : kRedialPauseMin;
   if (is_open) {
     has_memory_ = same_host && options.socket_index == 0 && !own.memory_name.empty() &&
                   !peer.memory_name.empty();
