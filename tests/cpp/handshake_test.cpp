@@ -145,7 +145,7 @@ TEST_CASE("an unknown road, intent, answer or truth value is malformed") {
   // From the end: a token's proof and id, consumed and attempt, then these.
   for (const size_t from_end : {81, 82, 83}) {
     Bytes bytes = hello().encode();
-    bytes[bytes.size() - from_end] = std::byte{3};
+    bytes[bytes.size() - from_end] = std::byte{4};
     CHECK_FALSE(decode_hello(bytes));
   }
   Bytes bytes = Reply{}.encode();
