@@ -170,7 +170,11 @@ void Engine::poll_once(TimePoint until, const std::atomic<bool>* done) {
       pollable->on_turn();
   }
   TimePoint now = Clock::now();
-  if (now >= next_time_) next_time_ = periodic_.on_time(now);
+  if (now >= next_time_) {
+    next_time_ = TimePoint::max();
+    const TimePoint next = periodic_.on_time(now);
+    wake_at(next);  // no later than what it has asked for meanwhile
+  }
   periodic_.flush();
   // A caller whose tasks are done at once need not poll; but if it does nothing else, the events of
   // everybody else would wait for it to end.
