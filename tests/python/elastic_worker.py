@@ -134,7 +134,9 @@ def main() -> None:
                 reduce_slowly(comm, int(steps), int(sys.argv[5]))
             else:
                 reduce(comm, int(steps), int(sys.argv[5]), program)
-            say(record=comm.flight_record(), statistics=comm.statistics())
+            statistics = comm.statistics()
+        # Who leaves sees the quorums of those that left before.
+        say(record=comm.flight_record(), statistics=statistics)
     except pccl.PcclError as error:
         say(error=type(error).__name__, text=str(error))
 
