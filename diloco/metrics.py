@@ -197,7 +197,7 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(self, project: str, member: str) -> None:
-        import wandb  # type: ignore[import-not-found, unused-ignore]
+        import wandb  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
         self._run = wandb.init(project=project, name=member, group=project)
 
