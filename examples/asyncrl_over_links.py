@@ -8,12 +8,11 @@ names the folder of wanlab.py, which makes hosts out of network namespaces. Othe
 `python -m asyncrl.demo`, with its page (to be seen from those hosts only), kills and verdict.
 """
 
-import importlib.util
 import itertools
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
@@ -21,29 +20,15 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from asyncrl.demo.run import DemoOptions, run_demo
+from pccl.bench.wanlab import load_wanlab
 
 BESIDE = Path(__file__).resolve().parents[2] / "shared" / "wanlab"
 # name -> (rate of its line, both ways; one-way delay to everybody, milliseconds)
 CENTER = ("1gbit", 2)
 NEAR = ("100mbit", 10)
 FAR = ("20mbit", 75)
-HOSTS = {
-    **{"center": CENTER, "relay 1": NEAR, "relay 2": NEAR, "validator 1": NEAR},
-    "validator 2": NEAR,
-}
-
-
-def load_wanlab() -> Any:
-    file = Path(os.environ.get("WANLAB", "") or BESIDE) / "wanlab.py"
-    spec = importlib.util.spec_from_file_location("wanlab", file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise SystemExit(f"asyncrl_over_links.py: {file} is not there; WANLAB names its folder")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["wanlab"] = module
-    spec.loader.exec_module(module)
-    if reason := module.unavailable_reason():
-        raise SystemExit(f"asyncrl_over_links.py: {reason}")
-    return module
+HOSTS = {"center": CENTER, **dict.fromkeys(("relay 1", "relay 2"), NEAR)}
+HOSTS |= dict.fromkeys(("validator 1", "validator 2"), NEAR)
 
 
 def main(
@@ -61,7 +46,10 @@ def main(
     )  # fmt: skip
     names = [f"worker {number}" for number in range(1, workers + 1)] + ["cheater"]
     lines = {**HOSTS, **dict.fromkeys(names, FAR)}
-    with load_wanlab().Lab(seed=1) as lab:
+    wanlab, reason = load_wanlab(Path(os.environ.get("WANLAB", "") or BESIDE))
+    if wanlab is None or reason:
+        raise SystemExit(f"asyncrl_over_links.py: {reason}")
+    with wanlab.Lab(seed=1) as lab:
         hosts = {
             name: lab.add_host(name.replace(" ", ""), up=rate, down=rate)
             for name, (rate, _) in lines.items()
