@@ -20,6 +20,8 @@ class AbortHooks:
         # Guarded by _lock; every launch asks whether there are any, without it.
         self.hooks: dict[int, Callable[[], None]] = {}
         self._was_called = False
+        self.generation = 0
+        """How often the group was made anew; written with _lock."""
 
     def register(self, hook_id: int, hook: Callable[[], None]) -> None:
         with self._lock:
@@ -33,10 +35,16 @@ class AbortHooks:
         """The group works again: its next break is another one."""
         with self._lock:
             self._was_called = False
+            self.generation += 1
 
-    def call(self) -> None:
-        """The group is broken. What a hook raises is logged: it must not hide what broke."""
+    def call(self, generation: int = -1) -> None:
+        """The group is broken. What a hook raises is logged: it must not hide what broke.
+
+        generation: that of the call which found it; the breaks of older ones are over. -1: now.
+        """
         with self._lock:
+            if generation not in (-1, self.generation):
+                return
             hooks = [] if self._was_called else list(self.hooks.values())
             self._was_called = True
         for hook in hooks:

@@ -120,11 +120,12 @@ class GroupBase(_Base):  # type: ignore[misc]
         return work
 
     def _watch_for_abort(self, work: _core.Work) -> None:
-        group = self._core  # reconfigure() may replace it
+        # reconfigure() may replace both.
+        group, generation = self._core, self._abort_hooks.generation
 
         def look() -> None:
             if work.exception() is not None and group.error():
-                self._abort_hooks.call()
+                self._abort_hooks.call(generation)
 
         self._completions.watch(work, look)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,7 +113,13 @@ def a_second_init_after_an_abort_works(path: str) -> list[Tensor]:
     dist.init_process_group("pccl", init_method=f"file://{path}1", rank=_rank(), world_size=_size())
     tensor = torch.ones(3)
     dist.all_reduce(tensor)
+    Path(f"{path}-{_rank()}").touch()
     if _rank() == 1:
+        # An abort takes the result from those that don't have it yet.
+        deadline = time.monotonic() + 60
+        while not all(Path(f"{path}-{rank}").exists() for rank in range(_size())):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         dist.group.WORLD.abort()
     with pytest.raises(RuntimeError):  # noqa: PT012  # one of them, when the word arrives
         for _ in range(1000):
