@@ -251,6 +251,7 @@ std::optional<topology::Graph> Run::Driver::graph_of(
                                 "\"; all members must name the same one");
   }
   std::vector<bool> accepts;
+  accepts.reserve(members.size());
   for (const MemberAddress& member : members) accepts.push_back(member.accepts_calls());
   return topology::overlay_graph(options_.graph, accepts);
 }

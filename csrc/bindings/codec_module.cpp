@@ -113,6 +113,7 @@ py::bytes combine_bytes(const std::string& name, const BlockPair& own, int dtype
     throw py::value_error("codec '" + name + "' is not for sums");
   if (!(divisor > 0)) throw py::value_error("a divisor is above 0");
   std::vector<std::span<const std::byte>> wires;
+  wires.reserve(contributions.size());
   for (const py::bytes& contribution : contributions) wires.push_back(as_span(contribution));
   py::bytes wire = empty_bytes(encoded_bytes(codec, dtype, own.second));
   auto* out = reinterpret_cast<std::byte*>(PyBytes_AS_STRING(wire.ptr()));

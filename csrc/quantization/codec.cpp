@@ -289,7 +289,8 @@ std::optional<CombineFault> combine(Codec codec, const Contributions& contributi
        stream_of(key), key.first_element, wire + kHeaderBytes},
       payloads.data(),
       payloads.size(),
-      sums};
+      nullptr};
+  call.sums = sums;
   kernels::Combined found = kernels::combine(call);
   if (found.valid < payloads.size()) {
     return CombineFault{

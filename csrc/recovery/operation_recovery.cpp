@@ -203,10 +203,9 @@ void OperationLog::recover(Record& record, const std::vector<int32_t>& ranks) {
   try {
     plan = plan_recovery(request);
   } catch (const std::invalid_argument& fault) {
-    // On every member alike.
     fail({ErrorKind::Connect, "those that are left of operation " + std::to_string(record.number) +
                                   " can't reach each other: " + fault.what()});
-    return;
+    return;  // on every member alike
   }
   record.told.clear();
   if (plan.elements_lost > 0) {

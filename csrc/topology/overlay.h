@@ -29,7 +29,7 @@ bool fits_any_size(std::string_view graph);
 // worlds and regular graphs the first k ranks are connected, whatever k.
 // Throws std::invalid_argument that names the fault: a rank that is not there, two ranks that are
 // not connected, an edge in a list between two ranks that accept nothing.
-std::optional<Graph> overlay_graph(std::string_view graph, const std::vector<bool>& accepts);
+std::optional<Graph> overlay_graph(std::string_view text, const std::vector<bool>& accepts);
 
 // By rank: those beside it in a tree of edges of `graph`, the same for all. Requires: connected.
 std::vector<std::vector<int32_t>> spanning_tree(int32_t world_size, const Graph& graph);
