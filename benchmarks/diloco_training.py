@@ -272,8 +272,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def quality(found: list[dict[str, Any]]) -> list[str]:
-    """Each arm at its best learning rate; seeds are its sample."""
+def quality(found: list[dict[str, Any]], warm_share: float) -> list[str]:
+    """Each arm at its best learning rate, beside ddp with the same seeds.
+
+    warm_share: of the steps, those with averaged gradients that nearly every arm begins with.
+    """
     arms = list(dict.fromkeys(one["arm"] for one in found))
     best = {}
     for arm in arms:
@@ -283,23 +286,24 @@ def quality(found: list[dict[str, Any]]) -> list[str]:
                 by_rate.setdefault(one["lr"], []).append(one)
         best[arm] = min(by_rate.values(), key=lambda ones: mean(ones, "loss"))
     lines = [
-        "| arm | learning rate | held-out loss, mean (least .. largest) | against ddp | MB carried "
-        "| of ddp's | tokens/s |",
-        "|---|---|---|---|---|---|---|",
+        "| arm | learning rate | seeds | held-out loss, mean (least .. largest) | against ddp "
+        "| MB carried | of ddp's | behind the warm start | tokens/s |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, ones in best.items():
         loss, sent = mean(ones, "loss"), mean(ones, "bytes")
-        against = ["", ""]
-        if "ddp" in best:
-            against = [
-                f"{100 * (loss / mean(best['ddp'], 'loss') - 1):+.1f} %",
-                f"{sent / mean(best['ddp'], 'bytes'):.4f}",
-            ]
         losses = [one["loss"] for one in ones]
-        spread = f"({min(losses):.4f} .. {max(losses):.4f})"
+        beside = [one for one in best.get("ddp", []) if one["seed"] in {o["seed"] for o in ones}]
+        against = ["", "", ""]
+        if beside:
+            share = sent / mean(beside, "bytes")
+            against = [f"{100 * (loss / mean(beside, 'loss') - 1):+.1f} %", f"{share:.4f}", ""]
+            if ARMS[arm] is not None:
+                against[2] = f"{(share - warm_share) / (1 - warm_share):.4f}"
         lines.append(
-            f"| {arm} | {ones[0]['lr']:g} | {loss:.4f} {spread} | {against[0]} | {sent / 1e6:.1f} "
-            f"| {against[1]} | {mean(ones, 'tokens_per_second'):.0f} |"
+            f"| {arm} | {ones[0]['lr']:g} | {len(ones)} | {loss:.4f} ({min(losses):.4f} .. "
+            f"{max(losses):.4f}) | {against[0]} | {sent / 1e6:.1f} | {against[1]} | {against[2]} "
+            f"| {mean(ones, 'tokens_per_second'):.0f} |"
         )
     return lines
 
@@ -382,7 +386,9 @@ def main() -> int:
             partial(options).write_text(json.dumps(found))
     machine = describe_machine()
     lines = head(f"DiLoCo, {options.members} members, {options.steps} steps", machine)
-    lines += quality(found) if len(options.rates) == 1 else speed(found)
+    is_quality = len(options.rates) == 1
+    warm_share = options.warmup / options.steps
+    lines += quality(found, warm_share) if is_quality else speed(found)
     if options.name:
         write(options.results, options.name, {"machine": machine, "trials": found}, lines)
         partial(options).unlink(missing_ok=True)
