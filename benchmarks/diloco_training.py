@@ -265,7 +265,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "loss": statistics.mean(part["loss"] for part in parts), "bytes": carried,
         "seconds": seconds,
         "tokens_per_second": members * options.batch * CONTEXT * options.steps / seconds,
-        "losses": parts[0]["losses"],
+        "losses": [round(loss, 3) for loss in parts[0]["losses"]],
     }  # fmt: skip
 
 
