@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -232,7 +233,13 @@ def _open_gloo(told: Mapping[str, Any], rank: int) -> Callable[[Any], Any]:
     torch.set_num_threads(1)
     world_size = len(told["hosts"])
     store = dist.FileStore(f"{told['folder']}/gloo", world_size)  # type: ignore[attr-defined]
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=_CALL_SECONDS),
+    )
     return lambda tensor: dist.all_reduce(torch.from_numpy(tensor))
 
 
