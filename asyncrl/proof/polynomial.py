@@ -1,8 +1,9 @@
 """Polynomials over GF(65497): interpolation and evaluation, many at a time.
 
-A batch costs a fixed number of numpy calls, whatever its size: products of polynomials are FFTs in
-float64, sums of powers are matrix products. Both are exact: every integer in them stays below
-2^40, and the rounding of a float64 FFT of 256 such sums is below 0.001.
+A batch costs a fixed number of numpy calls, whatever its size. All numbers are integers in float64,
+as residues between -PRIME / 2 and PRIME / 2: products of polynomials are outer products or FFTs,
+sums of powers are matrix products, and a remainder is three multiplications. All of it is exact:
+every sum stays below 2^38, and the rounding of an FFT of 256 such numbers is below 0.001.
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ __all__ = ["PRIME", "evaluate", "interpolate"]
 PRIME = 65497  # the field of the published format
 
 Integers = NDArray[numpy.int64]
+# Integers in float64; the result of _reduce() is one.
+Residues = NDArray[numpy.float64]
 
-_STRIDE = (
-    16  # powers below it are held, the rest is Horner's scheme: 16 + 8 products instead of 128
-)
+# x^m is x^(m mod 16) times x^(16 * (m div 16)): 16 + 8 powers instead of 128.
+_STRIDE = 16
+# Longer products of coefficients, of all polynomials of a call, are FFTs.
+_OUTER_COUNT_MAX = 1 << 14
+# Of the field's multiplicative group, whose order is PRIME - 1 = 2^3 * 3 * 2729.
+_GENERATOR = 7
 
 
 def evaluate(coefficients: Integers, x: Integers) -> Integers:
@@ -30,18 +36,8 @@ def evaluate(coefficients: Integers, x: Integers) -> Integers:
         coefficients: [batch, terms], of x^0 first, each from 0 to PRIME - 1.
         x: [batch, points], likewise.
     """
-    batch, terms = coefficients.shape
-    block_count = max(1, -(-terms // _STRIDE))
-    padded = numpy.zeros((batch, block_count * _STRIDE))
-    padded[:, :terms] = coefficients
-    blocks = padded.reshape(batch, block_count, _STRIDE).transpose(0, 2, 1)
-    powers = _powers(x)
-    values = _reduce(powers.astype(numpy.float64) @ blocks)  # [batch, points, blocks]
-    stride_power = powers[..., -1] * x % PRIME
-    result = values[..., -1]
-    for block in range(block_count - 2, -1, -1):
-        result = _reduce(result * stride_power + values[..., block])
-    return result
+    powers = _powers(x, coefficients.shape[1])
+    return _integers(_values(_reduce(coefficients.astype(numpy.float64)), *powers))
 
 
 def interpolate(x: Integers, y: Integers) -> Integers:
@@ -54,79 +50,114 @@ def interpolate(x: Integers, y: Integers) -> Integers:
         x, y: [batch, points], each from 0 to PRIME - 1; those of x distinct in a row.
     """
     count = x.shape[1]
-    product = _product_of_roots(x)  # [batch, count + 1]
-    slope = product[:, 1:] * numpy.arange(1, count + 1) % PRIME
-    weights = _inverses()[evaluate(slope, x)] * y % PRIME
-    sums = _power_sums(x, weights)  # [batch, count]
-    reversed_sums = sums[:, ::-1]  # index count - 1 - m
-    # The sum above is a convolution: l + (count - 1 - m) = j + count.
-    return _multiply(product, reversed_sums)[:, count : 2 * count]
+    small, large = _powers(x, count)
+    product = _product_of_roots(_reduce(x.astype(numpy.float64)))  # [batch, count + 1]
+    slope = _reduce(product[:, 1:] * numpy.arange(1, count + 1))
+    logarithms, powers = _tables()
+    inverses = powers[-logarithms[_integers(_values(slope, small, large))]]
+    weights = _reduce(inverses * _reduce(y.astype(numpy.float64)))
+    sums = _power_sums(weights, small, large)[:, :count]
+    # The sum above is a convolution: S_m is at count - 1 - m, and l + (count - 1 - m) = j + count.
+    return _integers(_multiply_by_fft(product, sums[:, ::-1])[:, count : 2 * count])
 
 
-def _powers(x: Integers) -> Integers:
-    """x^0 .. x^(_STRIDE - 1): [batch, points, _STRIDE]."""
-    powers = numpy.ones((*x.shape, _STRIDE), numpy.int64)
-    powers[..., 1] = x
-    filled = 2
-    while filled < _STRIDE:
-        top = powers[..., filled - 1] * x % PRIME
-        powers[..., filled : 2 * filled] = _reduce(powers[..., :filled] * top[..., None])
-        filled *= 2
-    return powers
+def _powers(x: Integers, count: int) -> tuple[Residues, Residues]:
+    """x^0 .. x^(_STRIDE - 1), and x^0, x^_STRIDE, x^(2 * _STRIDE) .. below x^count.
+
+    Both [batch, points, powers].
+    """
+    logarithms, powers = _tables()
+    large_count = max(1, -(-count // _STRIDE))
+    exponents = numpy.arange(_STRIDE + large_count)
+    exponents[_STRIDE:] = exponents[:large_count] * _STRIDE
+    logs = logarithms[x][..., None] * exponents
+    logs -= logs // (PRIME - 1) * (PRIME - 1)  # several times faster than a remainder
+    found = powers[logs]
+    small, large = found[..., :_STRIDE], found[..., _STRIDE:]
+    is_zero = x == 0  # has no logarithm
+    if is_zero.any():
+        small[is_zero, 1:] = 0
+        large[is_zero, 1:] = 0
+    return small, large
 
 
-def _power_sums(x: Integers, weights: Integers) -> Integers:
-    """Sums of weights_i * x_i^m for m from 0 to points - 1: [batch, points]."""
-    batch, count = x.shape
-    powers = _powers(x)
-    stride_power = powers[..., -1] * x % PRIME
-    block_count = -(-count // _STRIDE)
-    scaled = numpy.empty((batch, block_count, count))  # weights_i * x_i^(_STRIDE * block)
-    current = weights
-    for block in range(block_count):
-        scaled[:, block] = current
-        current = _reduce(current * stride_power)
-    sums = _reduce(scaled @ powers.astype(numpy.float64))  # [batch, blocks, _STRIDE]
-    return sums.reshape(batch, -1)[:, :count]
+def _values(coefficients: Residues, small: Residues, large: Residues) -> Residues:
+    """Values [batch, points] of polynomials with coefficients [batch, terms]."""
+    batch, terms = coefficients.shape
+    padded = numpy.zeros((batch, large.shape[-1] * _STRIDE))
+    padded[:, :terms] = coefficients
+    parts = _reduce(small @ padded.reshape(batch, -1, _STRIDE).transpose(0, 2, 1))
+    parts *= large
+    return _reduce(parts.sum(axis=-1))
 
 
-def _product_of_roots(x: Integers) -> Integers:
+def _power_sums(weights: Residues, small: Residues, large: Residues) -> Residues:
+    """Sums of weights_i * x_i^m for m from 0 on: [batch, powers]."""
+    scaled = _reduce(large * weights[..., None])
+    sums = _reduce(scaled.transpose(0, 2, 1) @ small)
+    return sums.reshape(len(weights), -1)
+
+
+def _product_of_roots(x: Residues) -> Residues:
     """Coefficients [batch, points + 1] of the products of (X - x_i), by a tree of products."""
     batch, count = x.shape
     leaf_count = 1 << (count - 1).bit_length()
-    level = numpy.zeros((batch, leaf_count, 2), numpy.int64)
+    level = numpy.zeros((batch, leaf_count, 2))
     level[..., 0] = 1  # the polynomial 1, where there is no root
-    level[:, :count, 0] = (PRIME - x) % PRIME
+    numpy.negative(x, out=level[:, :count, 0])
     level[:, :count, 1] = 1
     while level.shape[1] > 1:
-        level = _multiply(level[:, ::2], level[:, 1::2])
+        outer_count = level.size * level.shape[2]
+        multiply = _multiply if outer_count <= _OUTER_COUNT_MAX else _multiply_by_fft
+        level = multiply(level[:, ::2], level[:, 1::2])
     return level[:, 0, : count + 1]
 
 
-def _multiply(first: Integers, second: Integers) -> Integers:
+def _multiply(first: Residues, second: Residues) -> Residues:
+    """Products of polynomials [batch, polynomials, terms] with as many terms each."""
+    batch, polynomials, terms = first.shape
+    # Row i of the outer product belongs i places to the right. Read again as rows that are
+    # one shorter, each begins one place further right than the row before.
+    rows = numpy.zeros((batch, polynomials, terms, 2 * terms))
+    numpy.multiply(first[..., None], second[:, :, None], out=rows[..., :terms])
+    flat = rows.reshape(batch, polynomials, -1)[..., : terms * (2 * terms - 1)]
+    return _reduce(flat.reshape(batch, polynomials, terms, -1).sum(axis=2))
+
+
+def _multiply_by_fft(first: Residues, second: Residues) -> Residues:
     """Products of polynomials along the last axis, which holds coefficients."""
     terms = first.shape[-1] + second.shape[-1] - 1
     size = 1 << (terms - 1).bit_length()
-    spectrum = numpy.fft.rfft(first, size) * numpy.fft.rfft(second, size)
+    spectrum = numpy.fft.rfft(first, size)
+    spectrum *= numpy.fft.rfft(second, size)
     return _reduce(numpy.rint(numpy.fft.irfft(spectrum, size)[..., :terms]))
 
 
-def _reduce(values: NDArray[numpy.float64] | Integers) -> Integers:
-    # A division by a constant is vectorised in numpy, the remainder is not.
-    integers = values.astype(numpy.int64)
-    reduced: Integers = integers - integers // PRIME * PRIME
-    return reduced
+def _reduce(values: Residues) -> Residues:
+    """The residues nearest to 0, in place."""
+    # Division and remainder of integers take several times as long.
+    quotients = values * (1 / PRIME)
+    numpy.rint(quotients, out=quotients)
+    quotients *= PRIME
+    values -= quotients
+    return values
+
+
+def _integers(values: Residues) -> Integers:
+    found: Integers = values.astype(numpy.int64) % PRIME
+    return found
 
 
 @functools.cache
-def _inverses() -> Integers:
-    """1 / i modulo PRIME at index i, which is i^(PRIME - 2) (Fermat); 0 at 0."""
-    inverses = numpy.ones(PRIME, numpy.int64)
-    base = numpy.arange(PRIME, dtype=numpy.int64)
-    exponent = PRIME - 2
-    while exponent:
-        if exponent & 1:
-            inverses = _reduce(inverses * base)
-        base = _reduce(base * base)
-        exponent >>= 1
-    return inverses
+def _tables() -> tuple[Integers, Residues]:
+    """Logarithms of 1 to PRIME - 1 (0 of 0, which has none), and powers 0 to PRIME - 2 of
+    _GENERATOR."""
+    powers = numpy.ones(PRIME - 1)
+    filled, top = 1, float(_GENERATOR)  # top is _GENERATOR^filled
+    while filled < len(powers):
+        more = powers[filled : 2 * filled]
+        more[:] = _reduce(powers[: len(more)] * top)
+        filled, top = 2 * filled, top * top % PRIME
+    logarithms = numpy.zeros(PRIME, numpy.int64)
+    logarithms[_integers(powers)] = numpy.arange(PRIME - 1)
+    return logarithms, powers

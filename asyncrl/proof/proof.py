@@ -86,7 +86,7 @@ def build_proofs(
 ) -> list[bytes]:
     """The proofs of each rollout, one after the other: `proof_bytes` for each 32 rows.
 
-    About 0.25 ms a proof at width 192 and 64 rollouts a call, 0.7 ms in calls of one.
+    About 0.1 ms a proof at width 192 and 64 rollouts a call, 0.25 ms in calls of one.
 
     Args:
         hidden: last hidden states of each rollout, [rows, width], of the format's dtype.
@@ -117,7 +117,7 @@ def verify_proofs(
 ) -> list[list[ProofErrors]]:
     """The errors of each proof of each rollout; whether they are small enough is the caller's.
 
-    About 0.15 ms a proof at width 192 and 64 rollouts a call.
+    About 0.06 ms a proof at width 192 and 64 rollouts a call, 0.13 ms in calls of one.
 
     Args:
         hidden: recomputed, as for build_proofs().
@@ -209,12 +209,20 @@ def _chunks(states: NDArray[Any], proof_format: ProofFormat) -> list[_Chunk]:
 
 def _largest(magnitudes: NDArray[Any], count: int) -> Integers:
     """Indices of the `count` largest; of equal ones those at the smaller indices."""
-    below = len(magnitudes) - count
-    if below <= 0:
+    if len(magnitudes) <= count:
         return numpy.arange(len(magnitudes))
+    # `count` groups have a value that is at least this one, so that many reach it, and few more.
+    groups = 2 * count
+    least = 0
+    if len(magnitudes) > 2 * groups:
+        whole = len(magnitudes) // groups * groups
+        largest = magnitudes[:whole].reshape(-1, groups).max(axis=0)
+        least = numpy.partition(largest, count)[count]
+    near = numpy.flatnonzero(magnitudes >= least)
+    values = magnitudes[near]
     # Partitioning values and searching for them is several times faster than argpartition.
-    smallest = numpy.partition(magnitudes, below)[below]
-    found = numpy.flatnonzero(magnitudes >= smallest)
+    smallest = numpy.partition(values, len(values) - count)[len(values) - count]
+    found: Integers = near[values >= smallest]
     if len(found) > count:
         is_equal = magnitudes[found] == smallest
         larger, equal = found[~is_equal], found[is_equal]
