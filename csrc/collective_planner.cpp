@@ -224,7 +224,7 @@ CollectivePlanner::CollectivePlanner(PlannerOptions options, LinkExchange::Traff
   // Two ranks have no choice, and within a machine the links are known.
   if (traffic && !options.deterministic && !options.is_one_machine && n > 2 &&
       n <= LinkExchange::kRanksMax)
-    exchange_.emplace(unknown_, rank_, std::move(traffic));
+    exchange_.emplace(unknown_, rank_, options.table, std::move(traffic));
 }
 
 CollectivePlanner::~CollectivePlanner() = default;

@@ -45,6 +45,7 @@ struct PlannerOptions {
   // The same inputs give the same bytes every time: plans depend on nothing that is measured.
   bool deterministic = false;
   std::optional<topology::Graph> graph;  // no byte moves beside its edges; null: every pair
+  topology::LinkTable table;  // what is known of the links to begin with, alike on all ranks
 };
 
 class CollectivePlanner final : public PlanSource {
@@ -67,6 +68,9 @@ class CollectivePlanner final : public PlanSource {
   int32_t world_size() const { return unknown_.world_size; }
   // Whether plans depend on what is measured. If not, prepare() may be called from any thread.
   bool adapts() const { return exchange_.has_value(); }
+  // What was measured of links, for whoever keeps it for later ones; null where nothing is. Driver
+  // only.
+  const LinkExchange* exchange() const { return exchange_ ? &*exchange_ : nullptr; }
   // Where all ranks share memory and `shares_memory`, else of TCP.
   uint32_t segment_bytes(bool shares_memory) const;
 

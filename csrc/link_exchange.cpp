@@ -12,13 +12,15 @@ using transport::Collective;
 using transport::LinkTraffic;
 using transport::Signature;
 
-LinkExchange::LinkExchange(topology::Links unknown, int32_t rank, TrafficSource traffic)
+LinkExchange::LinkExchange(topology::Links unknown, int32_t rank, const topology::LinkTable& table,
+                           TrafficSource traffic)
     : unknown_(std::move(unknown)),
       rank_(rank),
       traffic_(std::move(traffic)),
       told_(static_cast<size_t>(unknown_.world_size)),
-      links_(unknown_),
-      now_{0, std::make_shared<const topology::Links>(unknown_)} {}
+      links_(topology::with_table(unknown_, table)),
+      measured_at_(links_.cost.size()),
+      now_{links_.is_measured ? 1U : 0U, std::make_shared<const topology::Links>(links_)} {}
 
 bool LinkExchange::is_large(const Signature& signature) {
   return signature.collective == Collective::AllReduce &&
@@ -42,6 +44,11 @@ void LinkExchange::learn(const Told& told) {
         topology::decode_figures(std::span(told.memory).subspan(rank * bytes, bytes), n));
   }
   links_ = topology::learned(unknown_, links_, figures);
+  const TimePoint now = Clock::now();
+  for (size_t link = 0; link < measured_at_.size(); ++link) {
+    const auto ranks = static_cast<size_t>(n);
+    if (topology::measures(figures[link / ranks][link % ranks])) measured_at_[link] = now;
+  }
   if (!topology::is_other(*now_.links, links_)) return;
   now_ = {now_.version + 1, std::make_shared<const topology::Links>(links_)};
 }
@@ -80,17 +87,48 @@ topology::RankFigures LinkExchange::measure() {
   for (size_t rank = 0; rank < now.size(); ++rank) {
     // A connection that is another one now counts anew.
     const bool is_same = now[rank].busy_us >= told_[rank].busy_us &&
-                         now[rank].delivered_bytes >= told_[rank].delivered_bytes;
+                         now[rank].delivered_bytes >= told_[rank].delivered_bytes &&
+                         now[rank].received_bytes >= told_[rank].received_bytes;
     const LinkTraffic before = is_same ? told_[rank] : LinkTraffic{};
     figures[rank] = {
         .bytes = now[rank].delivered_bytes - before.delivered_bytes,
         .busy_us = static_cast<uint32_t>(
             std::min<uint64_t>(now[rank].busy_us - before.busy_us, UINT32_MAX)),
         .round_trip_us = static_cast<uint32_t>(now[rank].round_trip_seconds_min * 1e6),
+        .received_bytes = now[rank].received_bytes - before.received_bytes,
+        .receiving_us = static_cast<uint32_t>(
+            std::min<uint64_t>(now[rank].receiving_us - before.receiving_us, UINT32_MAX)),
     };
   }
   told_ = std::move(now);
   return figures;
+}
+
+LinkExchange::Measured LinkExchange::measured(int32_t peer, TimePoint now) const {
+  Measured result;
+  const auto look = [&](int32_t from, int32_t to) -> uint32_t {
+    const auto link = static_cast<size_t>(from) * told_.size() + static_cast<size_t>(to);
+    const TimePoint at = measured_at_[link];
+    if (at == TimePoint{}) return 0;
+    const auto ago = std::chrono::duration_cast<std::chrono::seconds>(now - at).count();
+    result.seconds_ago = std::max(result.seconds_ago, static_cast<uint32_t>(ago));
+    return topology::to_kib_per_second(links_.at(from, to).seconds_per_byte);
+  };
+  result.sends = look(rank_, peer);
+  result.receives = look(peer, rank_);
+  return result;
+}
+
+topology::LinkTable LinkExchange::known() const {
+  const topology::Links& links = *now_.links;
+  return links.is_measured ? topology::to_table(unknown_, links) : topology::LinkTable{};
+}
+
+topology::CapEntry LinkExchange::own_cap() const {
+  if (links_.out_seconds_per_byte.empty()) return {};
+  const auto rank = static_cast<size_t>(rank_);
+  return {topology::to_kib_per_second(links_.out_seconds_per_byte[rank]),
+          topology::to_kib_per_second(links_.in_seconds_per_byte[rank])};
 }
 
 }  // namespace pccl

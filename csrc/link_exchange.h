@@ -14,9 +14,11 @@
 #include <span>
 #include <vector>
 
+#include "base/clock.h"
 #include "collectives/collective_operation.h"
 #include "topology/cost_model.h"
 #include "topology/link_figures.h"
+#include "topology/link_table.h"
 #include "topology/packing.h"
 #include "transport/traffic.h"
 
@@ -39,7 +41,9 @@ class LinkExchange {
 
   // `traffic` gives what was counted of the connections so far, by rank.
   using TrafficSource = std::function<std::vector<transport::LinkTraffic>()>;
-  LinkExchange(topology::Links unknown, int32_t rank, TrafficSource traffic);
+  // `table`: what is known of them to begin with.
+  LinkExchange(topology::Links unknown, int32_t rank, const topology::LinkTable& table,
+               TrafficSource traffic);
 
   static bool is_large(const transport::Signature& signature);
   // Whether the next large call may begin: from then on the links are those that it is planned by.
@@ -51,6 +55,16 @@ class LinkExchange {
   // `trees`: the ways of the blocks, by rank; none: straight to all.
   static void add_chunks(topology::Schedule& schedule, size_t element_bytes,
                          std::span<const topology::TreePair> trees = {});
+  // Of the links to and from a rank, what was measured since this began, as plans use it.
+  struct Measured {
+    uint32_t sends = 0;  // KiB a second; 0: not measured
+    uint32_t receives = 0;
+    uint32_t seconds_ago = 0;
+  };
+  Measured measured(int32_t peer, TimePoint now) const;
+  topology::CapEntry own_cap() const;
+  // All links between hosts, as large calls are planned now; empty: by nothing that was measured.
+  topology::LinkTable known() const;
   // In place of attach(), for a call that ends everywhere without having begun here.
   void skip();
 
@@ -75,6 +89,7 @@ class LinkExchange {
   std::vector<transport::LinkTraffic> told_;   // what was counted when figures were last told
   std::deque<std::shared_ptr<Told>> pending_;  // of the last large calls, at most kBehind
   topology::Links links_;                      // after all that is not pending
+  std::vector<TimePoint> measured_at_;         // [from * world_size + to]; epoch: never
   KnownLinks now_;
 };
 

@@ -135,6 +135,14 @@ std::string Run::plan(Collective collective, uint64_t count, DataType dtype) {
   return planner->algorithm(signature, counts);
 }
 
+topology::LinkTable Run::links() {
+  topology::LinkTable table;
+  const auto planner = std::dynamic_pointer_cast<CollectivePlanner>(seen().plans);
+  if (!planner || planner->exchange() == nullptr) return table;
+  run_on_driver([&] { table = planner->exchange()->known(); });
+  return table;
+}
+
 // --- calls ---------------------------------------------------------------------------------------
 
 Run::WorkPtr Run::make_work(const char* name, CallOptions& options) {

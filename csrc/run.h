@@ -91,6 +91,9 @@ class Run final : public CollectiveCalls {
   std::string error() const;
   // Name of the algorithm that a call takes in the quorum in force.
   std::string plan(transport::Collective collective, uint64_t count, DataType dtype);
+  // Between hosts, by rank, as the next large call of the quorum in force is planned. Empty: none
+  // is known.
+  topology::LinkTable links();
 
   // --- newcomers and the shared state ---
   // From now on newcomers wait until admit() lets them in; before, they enter between any two

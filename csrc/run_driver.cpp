@@ -4,7 +4,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "collective_planner.h"
 #include "topology/overlay.h"
 
 namespace pccl {
@@ -193,6 +192,7 @@ membership::Figures Run::Driver::figures() {
                               .resent_bytes = sum.resent_bytes,
                               .recovered_operations = log_->recovered_operations(),
                               .recovery_us = log_->recovery_us(),
+                              .cap = {},
                               .links = {}};
   std::vector<transport::LinkTraffic> links = run_.endpoint_.link_traffic();
   if (links.size() > membership::kLinksMax) {
@@ -203,10 +203,17 @@ membership::Figures Run::Driver::figures() {
     links.resize(membership::kLinksMax);
     last_told_ = links.back().to;
   }
-  for (const transport::LinkTraffic& link : links)
+  const LinkExchange* exchange = planner_ ? planner_->exchange() : nullptr;
+  if (exchange != nullptr) figures.cap = exchange->own_cap();
+  for (const transport::LinkTraffic& link : links) {
+    LinkExchange::Measured measured;
+    const int32_t rank = member_->quorum().rank_of(link.to);
+    if (exchange != nullptr && rank >= 0) measured = exchange->measured(rank, Clock::now());
     figures.links.push_back({link.to, link.bytes_sent, link.busy_us,
                              static_cast<uint32_t>(link.round_trip_seconds * 1e6),
-                             link.replaced_sockets});
+                             link.replaced_sockets, measured.sends, measured.receives,
+                             measured.seconds_ago});
+  }
   return figures;
 }
 
@@ -257,7 +264,7 @@ std::optional<topology::Graph> Run::Driver::graph_of(
 }
 
 recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
-                                           std::vector<RunMember>& members) const {
+                                           std::vector<RunMember>& members) {
   recovery::RunQuorum result;
   result.quorum_id = quorum.quorum_id;
   std::vector<MemberAddress> addresses;
@@ -274,7 +281,7 @@ recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
   const auto connections = std::make_shared<std::vector<Connection*>>();
   auto planner = std::make_shared<CollectivePlanner>(
       PlannerOptions{host_numbers(addresses), is_one_machine(addresses), result.rank,
-                     options_.algorithm, options_.deterministic, result.graph},
+                     options_.algorithm, options_.deterministic, result.graph, quorum.table},
       [connections] { return traffic_of(*connections); });
   for (size_t peer = 0; peer < addresses.size(); ++peer) {
     const MemberAddress& address = addresses[peer];
@@ -292,6 +299,7 @@ recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
   result.connections = *connections;
   result.links = planner->links();
   result.segment_bytes = planner->segment_bytes(!run_.endpoint_.address().memory_name.empty());
+  planner_ = planner;
   result.plans = std::move(planner);
   return result;
 }

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "collective_planner.h"
 #include "coordinator_lines.h"
 #include "membership/member.h"
 #include "recovery/operation_log.h"
@@ -48,8 +49,7 @@ class Run::Driver final : public transport::FrameSink {
   void act(const membership::Enter& action);
   void act(const membership::Evicted& action);
   void act(const membership::TakeOver& action);
-  recovery::RunQuorum quorum_of(const membership::Quorum& quorum,
-                                std::vector<RunMember>& members) const;
+  recovery::RunQuorum quorum_of(const membership::Quorum& quorum, std::vector<RunMember>& members);
   std::optional<topology::Graph> graph_of(
       const std::vector<transport::MemberAddress>& members) const;
   void note_quorum(const recovery::RunQuorum& quorum, const membership::Enter& action);
@@ -66,6 +66,7 @@ class Run::Driver final : public transport::FrameSink {
   std::unique_ptr<recovery::OperationLog> log_;
   std::unique_ptr<membership::Member> member_;
   std::unique_ptr<CoordinatorLines> lines_;
+  std::shared_ptr<CollectivePlanner> planner_;  // of the quorum in force; with its log
   // Connections that were lost inside a callback, to be told to the member machine outside of it.
   struct LostLink {
     transport::MemberId peer{};

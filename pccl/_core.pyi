@@ -304,6 +304,8 @@ class Run(CollectiveCalls):
     @property
     def trouble(self) -> str: ...  # with the coordinator; "" if there is none
     @property
+    def links(self) -> list[tuple[int, int, float, float]]: ...  # from, to, bytes/s, round trip
+    @property
     def round_trip_seconds(self) -> float: ...  # to the coordinator; 0: unknown
     # Newcomers enter between any two operations until gate_newcomers(); then they wait for every
     # member's admit().

@@ -46,6 +46,11 @@ def measured_network(run: dict[str, Any]) -> MeasuredNetwork:
             rates[pair] = link["busy_bytes_per_second"] or np.nan
             if link["round_trip_seconds"] is not None:
                 latencies[pair] = link["round_trip_seconds"] / 2
+    # What members plan by has been compared at both ends; counters have not.
+    for sender, receiver, rate, round_trip in run.get("known_links", ()):
+        rates[sender, receiver] = rate
+        if round_trip > 0:
+            latencies[sender, receiver] = round_trip / 2
     np.fill_diagonal(rates, np.nan)
     if np.isnan(rates).all():
         raise ValueError(

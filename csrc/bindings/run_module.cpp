@@ -81,6 +81,15 @@ py::dict to_dict(const membership::LinkStatus& link) {
   return result;
 }
 
+py::list to_list(const topology::LinkTable& table) {
+  py::list result;
+  for (const topology::LinkEntry& link : table.links) {
+    result.append(py::make_tuple(link.from, link.to, 1024.0 * link.kib_per_second,
+                                 1e-6 * link.round_trip_us));
+  }
+  return result;
+}
+
 template <typename T>
 py::list to_list(const std::vector<T>& values) {
   py::list result;
@@ -98,6 +107,7 @@ py::dict to_dict(const membership::RunStatus& run) {
   result["world_size_min"] = run.world_size_min;
   result["members"] = to_list(run.members);
   result["links"] = to_list(run.links);
+  result["known_links"] = to_list(run.known);
   result["events"] = to_list(run.events);
   return result;
 }
@@ -282,6 +292,15 @@ void bind_run_membership(RunClass& run) {
       .def_property_readonly("trouble",
                              [](const Run& self) { return to_text(self.trouble().c_str()); })
       .def_property_readonly("round_trip_seconds", &Run::round_trip_seconds)
+      .def_property_readonly("links",
+                             [](Run& self) {
+                               topology::LinkTable table;
+                               {
+                                 py::gil_scoped_release release;
+                                 table = self.links();
+                               }
+                               return to_list(table);
+                             })
       .def_property_readonly("pending_quorum_id", &Run::pending_quorum_id)
       .def_property_readonly(
           "committed_revision",

@@ -216,6 +216,7 @@ void Coordinator::on(const MemberId& from, const Report& report, TimePoint now) 
     known.out = "it left";
     known.is_gone = true;  // it accepts nothing any more, and has told what it accepted
   }
+  if (ranks_.contains(from)) links_.on_report(from, report.figures, now);
   learn_gone(report);
   learn_revision(report);
   answer(from, report, now);

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "membership/link_book.h"
 #include "membership/messages.h"
 
 namespace pccl::membership {
@@ -97,6 +98,10 @@ class Coordinator {
   // The quorum in force and what belongs to it, as far as this coordinator knows.
   const Durable& durable() const { return durable_; }
   CoordinatorState state() const { return state_; }
+  // Between its seats, as the next quorum would begin with them.
+  topology::LinkTable known_links(TimePoint now) const {
+    return links_.table(durable_.quorum.seats, now);
+  }
   // It had taken over, and has met a higher term: it does nothing any more. Stop it.
   bool has_retired() const { return state_ == CoordinatorState::Retired; }
 
@@ -199,6 +204,7 @@ class Coordinator {
   // Since the last change of the quorum: somebody holds its operations, or has frozen them.
   bool somebody_holds_ = false;
   bool somebody_froze_ = false;
+  LinkBook links_;  // of members of this and earlier quorums
   std::string waiting_;
   TimePoint now_;
 };

@@ -351,6 +351,8 @@ void Coordinator::propose(Outstanding next, TimePoint now) {
   Proposal& proposal = next.proposal;
   proposal.term = durable_.term;
   proposal.ballot = ++ballot_;
+  proposal.quorum.table = links_.table(proposal.quorum.seats, now);
+  if (encoded_bytes(proposal.quorum) > kQuorumBytesMax) proposal.quorum.table = {};
   for (const Seat& seat : durable_.quorum.seats) {
     const Known& known = known_.at(seat.member_id);
     const bool is_said = std::find(proposal.gone.begin(), proposal.gone.end(), seat.member_id) !=

@@ -102,6 +102,7 @@ struct RunStatus {
   int32_t world_size_min = 1;
   std::vector<MemberStatus> members;  // by rank, then who waits to get in
   std::vector<LinkStatus> links;      // that have carried anything
+  topology::LinkTable known;          // what quorums plan by, by rank
   std::vector<Event> events;          // oldest first
 };
 

@@ -105,6 +105,7 @@ RunStatus CoordinatorServer::describe(const std::string& name, const Run& run, T
                    .world_size_min = run.options.world_size_min,
                    .members = {},
                    .links = describe_links(run),
+                   .known = run.machine.known_links(now),
                    .events = {run.events.begin(), run.events.end()}};
   for (const Seat& seat : durable.quorum.seats) {
     const auto rank = static_cast<int32_t>(result.members.size());

@@ -30,6 +30,18 @@ constexpr const char* kSchema =
     " WITHOUT ROWID;"
     "CREATE TABLE seats (run TEXT NOT NULL, rank INTEGER NOT NULL, member_id BLOB NOT NULL,"
     " joined_at INTEGER NOT NULL, address BLOB NOT NULL, PRIMARY KEY (run, rank)) WITHOUT ROWID;";
+// Of the quorum with that id alone: versions that do not know of it leave it behind.
+constexpr const char* kLinksSchema =
+    "CREATE TABLE IF NOT EXISTS links (run TEXT PRIMARY KEY, quorum_id INTEGER NOT NULL,"
+    " links BLOB NOT NULL, caps BLOB NOT NULL) WITHOUT ROWID;";
+
+template <typename Entry>
+bool copy_entries(std::span<const std::byte> bytes, std::vector<Entry>& entries) {
+  if (bytes.size() % sizeof(Entry) != 0) return false;
+  entries.resize(bytes.size() / sizeof(Entry));
+  if (!bytes.empty()) std::memcpy(entries.data(), bytes.data(), bytes.size());
+  return true;
+}
 
 template <size_t N>
 bool copy_exactly(std::span<const std::byte> bytes, std::array<uint8_t, N>& target) {
@@ -68,6 +80,7 @@ Database::Database(const std::string& path) {
   const bool is_new = tables.number(0) == 0;
   tables.again();
   if (is_new) execute(kSchema);
+  execute(kLinksSchema);
   execute("PRAGMA application_id=" + std::to_string(kApplicationId));
   execute("PRAGMA user_version=" + std::to_string(kSchemaVersion));
   execute("COMMIT");
@@ -169,9 +182,21 @@ std::optional<Durable> Database::load(const std::string& run) {
     durable.quorum.seats.push_back(std::move(seat));
   }
   if (step != SQLITE_DONE && step != SQLITE_ROW) fail(step, "run '" + run + "' can't be read");
-  is_whole = is_whole && encoded_bytes(durable.quorum) <= kQuorumBytesMax;
+  is_whole = is_whole && load_links(run, durable.quorum) &&
+             encoded_bytes(durable.quorum) <= kQuorumBytesMax;
   if (!is_whole) fail(SQLITE_CORRUPT, "the record of run '" + run + "' is not one that pccl wrote");
   return durable;
+}
+
+bool Database::load_links(const std::string& run, Quorum& quorum) {
+  Statement row(handle_.get(), "SELECT links, caps FROM links WHERE run=? AND quorum_id=?");
+  row.bind(1, run);
+  row.bind(2, quorum.quorum_id);
+  const int code = row.step();
+  if (code == SQLITE_DONE) return true;
+  if (code != SQLITE_ROW) fail(code, "run '" + run + "' can't be read");
+  return copy_entries(row.bytes(0), quorum.table.links) &&
+         copy_entries(row.bytes(1), quorum.table.caps);
 }
 
 void Database::save(const std::string& run, const Durable& durable) {
@@ -226,6 +251,13 @@ void Database::replace_rows(const std::string& run, const Durable& durable) {
     finish(seat_row);
     seat_row.again();
   }
+  const topology::LinkTable& table = durable.quorum.table;
+  Statement links(handle_.get(), "INSERT OR REPLACE INTO links VALUES (?, ?, ?, ?)");
+  links.bind(1, run);
+  links.bind(2, durable.quorum.quorum_id);
+  links.bind(3, std::as_bytes(std::span(table.links)));
+  links.bind(4, std::as_bytes(std::span(table.caps)));
+  finish(links);
 }
 
 size_t Database::run_count() { return count("runs"); }

@@ -51,6 +51,7 @@ class Database {
   void check_content();
   void execute(const std::string& sql);
   size_t count(const std::string& rows);
+  bool load_links(const std::string& run, Quorum& quorum);
   void replace_rows(const std::string& run, const Durable& durable);
   [[noreturn]] void fail(int code, const std::string& doing) const;
   [[noreturn]] void refuse(const std::string& what) const;

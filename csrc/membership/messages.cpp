@@ -1,7 +1,6 @@
 #include "membership/messages.h"
 
 #include <algorithm>
-#include <sstream>
 #include <string_view>
 
 #include "base/bytes.h"
@@ -10,7 +9,7 @@ namespace pccl::membership {
 namespace {
 
 // A kind is never used again for another layout: version and kind together name one.
-constexpr uint8_t kVersion = 3;
+constexpr uint8_t kVersion = 4;
 enum class Kind : uint8_t { Report = 1, Status, Propose, Accept, Commit, Refuse, TakenOver };
 
 // --- writing -------------------------------------------------------------------------------------
@@ -33,6 +32,10 @@ void put(ByteWriter& out, const Quorum& quorum) {
   out.put(quorum.quorum_id);
   out.put(static_cast<uint16_t>(quorum.seats.size()));
   for (const Seat& seat : quorum.seats) put(out, seat);
+  out.put(static_cast<uint16_t>(quorum.table.links.size()));
+  for (const topology::LinkEntry& link : quorum.table.links) out.put(link);
+  out.put(static_cast<uint16_t>(quorum.table.caps.size()));
+  for (const topology::CapEntry& cap : quorum.table.caps) out.put(cap);
 }
 
 void put(ByteWriter& out, const Proposal& proposal) {
@@ -56,6 +59,7 @@ void put(ByteWriter& out, const Figures& figures) {
   out.put(figures.resent_bytes);
   out.put(figures.recovered_operations);
   out.put(figures.recovery_us);
+  out.put(figures.cap);
   const size_t links = std::min(figures.links.size(), kLinksMax);
   out.put(static_cast<uint16_t>(links));
   for (size_t i = 0; i < links; ++i) {
@@ -65,6 +69,9 @@ void put(ByteWriter& out, const Figures& figures) {
     out.put(link.busy_us);
     out.put(link.round_trip_us);
     out.put(link.replaced_sockets);
+    out.put(link.sends);
+    out.put(link.receives);
+    out.put(link.measured_seconds_ago);
   }
 }
 
@@ -230,10 +237,23 @@ class Decoder {
       quorum.seats.push_back(seat());
       ids.push_back(quorum.seats.back().member_id);
     }
+    quorum.table = table(seats);
     std::sort(ids.begin(), ids.end());
     const bool is_distinct = std::adjacent_find(ids.begin(), ids.end()) == ids.end();
     is_right_ = is_right_ && is_distinct && encoded_bytes(quorum) <= kQuorumBytesMax;
     return quorum;
+  }
+
+  topology::LinkTable table(size_t seats) {
+    constexpr size_t kRanksMax = topology::kTableRanksMax;
+    topology::LinkTable table;
+    const size_t links = count(kRanksMax * kRanksMax);
+    for (size_t i = 0; i < links && is_right(); ++i)
+      table.links.push_back(get<topology::LinkEntry>());
+    const size_t caps = count(kRanksMax);
+    for (size_t i = 0; i < caps && is_right(); ++i) table.caps.push_back(get<topology::CapEntry>());
+    is_right_ = is_right_ && (caps == 0 || caps == seats);
+    return table;
   }
 
   Proposal proposal() {
@@ -262,6 +282,7 @@ class Decoder {
     figures.resent_bytes = get<uint64_t>();
     figures.recovered_operations = get<uint64_t>();
     figures.recovery_us = get<uint64_t>();
+    figures.cap = get<topology::CapEntry>();
     const size_t links = count(kLinksMax);
     for (size_t i = 0; i < links && is_right(); ++i) {
       LinkFigures link;
@@ -270,6 +291,9 @@ class Decoder {
       link.busy_us = get<uint64_t>();
       link.round_trip_us = get<uint32_t>();
       link.replaced_sockets = get<uint32_t>();
+      link.sends = get<uint32_t>();
+      link.receives = get<uint32_t>();
+      link.measured_seconds_ago = get<uint32_t>();
       figures.links.push_back(link);
     }
     return figures;
@@ -356,76 +380,6 @@ class Decoder {
   bool is_right_ = true;
 };
 
-// --- describing ----------------------------------------------------------------------------------
-
-void describe(std::ostream& out, const Quorum& quorum) {
-  constexpr size_t kSeatsShown = 8;
-  out << "quorum " << quorum.quorum_id << " [";
-  for (size_t i = 0; i < std::min(quorum.seats.size(), kSeatsShown); ++i) {
-    out << (i == 0 ? "" : " ") << transport::to_text(quorum.seats[i].member_id);
-  }
-  if (quorum.seats.size() > kSeatsShown)
-    out << " and " << quorum.seats.size() - kSeatsShown << " more";
-  out << "]";
-}
-
-void describe(std::ostream& out, const Proposal& proposal) {
-  describe(out, proposal.quorum);
-  out << " (term " << term_text(proposal.term) << ", ballot " << proposal.ballot
-      << (proposal.freezes ? ", freezes)" : ")");
-}
-
-void describe(std::ostream& out, const Progress& progress) {
-  out << "started " << progress.started << ", completed " << progress.completed;
-}
-
-void describe(std::ostream& out, const Report& report) {
-  out << "Report of " << transport::to_text(report.seat.member_id) << ": term "
-      << term_text(report.term) << ", quorum " << report.quorum_id << ", ";
-  describe(out, report.progress);
-  if (report.accepted) {
-    out << ", accepted ";
-    describe(out, *report.accepted);
-  }
-  for (const Suspect& suspect : report.suspects) {
-    out << ", suspects " << transport::to_text(suspect.member_id) << " (" << suspect.reason << ")";
-  }
-  if (report.revision != 0) out << ", revision " << report.revision;
-  if (report.is_leaving) out << ", leaving";
-}
-
-void describe(std::ostream& out, const Status& status) {
-  out << "Status: term " << term_text(status.term) << ", quorum " << status.quorum_id
-      << ", revision " << status.revision << (status.wants_quorum ? ", wants the quorum" : "");
-}
-
-void describe(std::ostream& out, const Propose& propose) {
-  out << "Propose ";
-  describe(out, propose.proposal);
-}
-
-void describe(std::ostream& out, const Accept& accept) {
-  out << "Accept quorum " << accept.quorum_id << " (term " << term_text(accept.term) << ", ballot "
-      << accept.ballot << "): ";
-  describe(out, accept.progress);
-}
-
-void describe(std::ostream& out, const Commit& commit) {
-  out << "Commit quorum " << commit.quorum_id << " (term " << term_text(commit.term) << ", ballot "
-      << commit.ballot << "): first operation " << commit.first_operation << ", recover from "
-      << (commit.recover_from == kNothingToRecover ? "nothing"
-                                                   : std::to_string(commit.recover_from));
-}
-
-void describe(std::ostream& out, const Refuse& refuse) {
-  static constexpr std::string_view kKinds[] = {"", "evicted", "wrong run", "full", "stopped"};
-  out << "Refuse (" << kKinds[static_cast<size_t>(refuse.kind)] << "): " << refuse.reason;
-}
-
-void describe(std::ostream& out, const TakenOver& told) {
-  out << "TakenOver: term " << term_text(told.term);
-}
-
 }  // namespace
 
 std::vector<std::byte> encode(const Message& message) {
@@ -436,11 +390,5 @@ std::vector<std::byte> encode(const Message& message) {
 }
 
 std::optional<Message> decode(std::span<const std::byte> bytes) { return Decoder(bytes).message(); }
-
-std::string describe(const Message& message) {
-  std::ostringstream out;
-  std::visit([&](const auto& value) { describe(out, value); }, message);
-  return out.str();
-}
 
 }  // namespace pccl::membership

@@ -34,17 +34,22 @@ struct Suspect {
 // Links told of in one Report; a member with more of them tells of the others in the next ones.
 inline constexpr size_t kLinksMax = 32;
 
-// To one other member. They only grow, and begin anew when a connection does.
+// To one other member. Counters only grow, and begin anew when a connection does.
 struct LinkFigures {
   MemberId to{};
   uint64_t bytes_sent = 0;
   uint64_t busy_us = 0;  // something was under way to it, over TCP; 0: memory
   uint32_t round_trip_us = 0;
   uint32_t replaced_sockets = 0;
+  // What the member plans by, KiB a second; 0: not measured. And how long ago that was.
+  uint32_t sends = 0;
+  uint32_t receives = 0;
+  uint32_t measured_seconds_ago = 0;
   bool operator==(const LinkFigures&) const = default;
 };
 
-// What a member has counted since it began, for people: no decision depends on it.
+// What a member has counted since it began, and measured. For people, and for the plans of later
+// quorums: who is in does not depend on it.
 struct Figures {
   uint64_t operations_us = 0;  // a collective of its caller's was under way
   uint64_t resumed_connections = 0;
@@ -52,6 +57,7 @@ struct Figures {
   uint64_t resent_bytes = 0;
   uint64_t recovered_operations = 0;
   uint64_t recovery_us = 0;  // of those, from standing still to their results
+  topology::CapEntry cap;    // of its own, as it plans by it
   std::vector<LinkFigures> links;
   bool operator==(const Figures&) const = default;
 };

@@ -37,6 +37,9 @@ size_t encoded_bytes(const Quorum& quorum) {
     bytes += sizeof(seat.member_id) + sizeof(seat.joined_at) + sizeof(uint16_t);
     bytes += seat.address.size();
   }
+  bytes += 2 * sizeof(uint16_t);
+  bytes += quorum.table.links.size() * sizeof(topology::LinkEntry);
+  bytes += quorum.table.caps.size() * sizeof(topology::CapEntry);
   return bytes;
 }
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "topology/link_table.h"
 #include "transport/address.h"
 
 namespace pccl::membership {
@@ -33,6 +34,8 @@ struct Seat {
 struct Quorum {
   uint64_t quorum_id = 0;   // grows by every change; 0: none
   std::vector<Seat> seats;  // the position is the rank
+  // What the coordinator knew of the links between them when it proposed them: all plan by it.
+  topology::LinkTable table;
   bool operator==(const Quorum&) const = default;
   bool contains(const MemberId& id) const { return rank_of(id) >= 0; }
   int32_t rank_of(const MemberId& id) const;  // -1: not in

@@ -7,7 +7,7 @@
 namespace pccl::topology {
 namespace {
 
-constexpr size_t kFigureBytes = 12;
+constexpr size_t kFigureBytes = 20;
 constexpr uint64_t kBytesUnit = 1024;
 
 // Less than this says more of latency, and of the memory of sockets, than of the link.
@@ -17,6 +17,8 @@ constexpr uint32_t kRoundTripsMin = 3;
 // Nearer, and faster than that while it was busy: a local network.
 constexpr uint32_t kNearUs = 1000;
 constexpr double kNearRate = 100e6;
+// What a sender tells may be so much more than what its receiver sees.
+constexpr double kDoubt = 1.5;
 // Two measurements of one link that differ by less are averaged.
 constexpr double kNoise = 1.3;
 // Of a link without a new figure, each time: doubled after 35 of them.
@@ -27,6 +29,10 @@ constexpr double kFading = 1.1;
 constexpr double kOther = 1.2;
 
 bool differ(double a, double b, double factor) { return a > b * factor || b > a * factor; }
+
+uint32_t to_units(uint64_t bytes) {
+  return static_cast<uint32_t>(std::min<uint64_t>(bytes / kBytesUnit, UINT32_MAX));
+}
 
 bool tells(const LinkFigure& figure) {
   return figure.bytes >= kBytesMin && figure.busy_us >= kBusyMin &&
@@ -40,6 +46,14 @@ double rate(uint64_t bytes, uint32_t busy_us) {
 
 bool is_near(const LinkFigure& figure) {
   return figure.round_trip_us <= kNearUs && rate(figure.bytes, figure.busy_us) > kNearRate;
+}
+
+// As the sender tells, unless its receiver saw less.
+double believable_rate(const LinkFigure& sender, const LinkFigure& receiver) {
+  const double told = rate(sender.bytes, sender.busy_us);
+  if (receiver.received_bytes < kBytesMin || receiver.receiving_us < kBusyMin) return told;
+  const double seen = rate(receiver.received_bytes, receiver.receiving_us);
+  return told > kDoubt * seen ? seen : told;
 }
 
 // What one rank sends, or receives, on all its links.
@@ -66,6 +80,10 @@ std::vector<double> caps(const std::vector<double>& before, const std::vector<Su
 
 }  // namespace
 
+bool measures(const LinkFigure& figure) {
+  return tells(figure) || (figure.bytes >= kBytesMin && is_near(figure));
+}
+
 size_t figures_bytes(int32_t world_size) {
   // Whole elements of every type.
   return (static_cast<size_t>(world_size) * kFigureBytes + 15) / 16 * 16;
@@ -74,9 +92,11 @@ size_t figures_bytes(int32_t world_size) {
 void encode(const RankFigures& figures, std::span<std::byte> bytes) {
   ByteWriter out;
   for (const LinkFigure& figure : figures) {
-    out.put(static_cast<uint32_t>(std::min<uint64_t>(figure.bytes / kBytesUnit, UINT32_MAX)));
+    out.put(to_units(figure.bytes));
     out.put(figure.busy_us);
     out.put(figure.round_trip_us);
+    out.put(to_units(figure.received_bytes));
+    out.put(figure.receiving_us);
   }
   std::fill(bytes.begin(), bytes.end(), std::byte{0});
   std::copy(out.bytes().begin(), out.bytes().end(), bytes.begin());
@@ -89,6 +109,8 @@ RankFigures decode_figures(std::span<const std::byte> bytes, int32_t world_size)
     figure.bytes = uint64_t{in.get<uint32_t>()} * kBytesUnit;
     figure.busy_us = in.get<uint32_t>();
     figure.round_trip_us = in.get<uint32_t>();
+    figure.received_bytes = uint64_t{in.get<uint32_t>()} * kBytesUnit;
+    figure.receiving_us = in.get<uint32_t>();
   }
   return figures;
 }
@@ -113,7 +135,7 @@ Links learned(const Links& unknown, const Links& links, std::span<const RankFigu
         continue;
       }
       result.is_measured = true;
-      const double now = rate(figure.bytes, figure.busy_us);
+      const double now = believable_rate(figure, figures[to][from]);
       const double before = 1 / cost.seconds_per_byte;
       const bool is_noise = !differ(now, before, kNoise);
       cost.seconds_per_byte = 1 / (is_noise ? (now + before) / 2 : now);

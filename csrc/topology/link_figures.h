@@ -17,6 +17,9 @@ struct LinkFigure {
   uint64_t bytes = 0;          // that arrived
   uint32_t busy_us = 0;        // for so long something was under way
   uint32_t round_trip_us = 0;  // without queues; 0: not measured
+  // The other way: what arrived here, and for how long it did. A sender is busy for longer.
+  uint64_t received_bytes = 0;
+  uint32_t receiving_us = 0;
   bool operator==(const LinkFigure&) const = default;
 };
 
@@ -29,11 +32,15 @@ size_t figures_bytes(int32_t world_size);
 void encode(const RankFigures& figures, std::span<std::byte> bytes);
 RankFigures decode_figures(std::span<const std::byte> bytes, int32_t world_size);
 
+// Whether a figure is one: of a link that was busy for long enough, or is a near one.
+bool measures(const LinkFigure& figure);
+
 // `links` after what all ranks tell: figures[from][to]. `unknown`: what links are thought to be
 // that nobody has measured.
 // - Within a host or a fast local network nothing counts: there the rates are those of CPUs.
 // - Of another link that was busy long enough its rate counts; if it moved little, the mean with
 //   the one before.
+// - A sender that tells of more than half as much again as arrived gets what arrived.
 // - A link that carried little is thought to become faster with time, up to that, so that it is
 //   tried again.
 // - A rank sends, and receives, in all what it did at once, or the most that it did before, which

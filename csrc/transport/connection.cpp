@@ -4,6 +4,12 @@
 #include <cstring>
 
 namespace pccl::transport {
+namespace {
+
+// In what arrives, where the round trip is not known.
+constexpr double kPauseSecondsMax = 0.05;
+
+}  // namespace
 
 void Connection::send(OutFrame frame) { data_.push_back(std::move(frame)); }
 
@@ -132,6 +138,8 @@ LinkTraffic Connection::counted() const {
                   .bytes_sent = traffic.bytes_sent,
                   .busy_us = traffic.busy_us,
                   .delivered_bytes = traffic.delivered_bytes,
+                  .received_bytes = traffic.bytes_received,
+                  .receiving_us = traffic.receiving_us,
                   .replaced_sockets = traffic.replaced_sockets};
   for (const auto& link : links_) {
     const LinkState now = link->state();
@@ -210,6 +218,15 @@ bool Connection::consume(const FrameHeader& header, const Link& link, Payload& p
   ack_is_due_ |=
       owed_frames_ >= kAckFrames || owed_bytes_ >= kAckBytes || header.type == FrameType::Goodbye;
   return true;
+}
+
+void Connection::note_received(size_t bytes) {
+  traffic.bytes_received += bytes;
+  const TimePoint now = Clock::now();
+  const double pause_max = round_trip_seconds > 0 ? round_trip_seconds : kPauseSecondsMax;
+  if (now < after(received_at_, pause_max))
+    traffic.receiving_us += microseconds(now - received_at_);
+  received_at_ = now;
 }
 
 void Connection::prove(const SocketAddress& address) {

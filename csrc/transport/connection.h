@@ -173,6 +173,8 @@ class Connection {
   // Gives the sender credit back, in portions.
   void note_ungranted_consumed(uint32_t length);
 
+  void note_received(size_t bytes);  // over any of its sockets, now
+
   void prove(const SocketAddress& address);
 
   const MemberAddress peer;
@@ -241,6 +243,7 @@ class Connection {
   uint64_t early_bytes_ = 0;
   uint64_t ungranted_sent_ = 0;
   uint64_t ungranted_consumed_ = 0;
+  TimePoint received_at_{};
 };
 
 }  // namespace pccl::transport

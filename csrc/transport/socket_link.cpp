@@ -211,7 +211,7 @@ bool SocketLink::receive_payload() {
   const size_t wanted = header_.length - payload_received_;
   const long count = receive_some(payload_ + payload_received_, wanted);
   if (count <= 0) return false;
-  connection_.traffic.bytes_received += static_cast<uint64_t>(count);
+  connection_.note_received(static_cast<size_t>(count));
   payload_received_ += static_cast<size_t>(count);
   if (payload_received_ == header_.length) {
     finish_payload();
@@ -224,7 +224,7 @@ bool SocketLink::receive_staging() {
   const size_t room = kStagingBytes - staging_end_;
   const long count = receive_some(staging_.get() + staging_end_, room);
   if (count <= 0) return false;
-  connection_.traffic.bytes_received += static_cast<uint64_t>(count);
+  connection_.note_received(static_cast<size_t>(count));
   staging_end_ += static_cast<size_t>(count);
   parse_staging();
   return has_more(count, room) || in_payload_;

@@ -16,6 +16,9 @@ struct Traffic {
   // Of sockets that are gone: see LinkState.
   uint64_t busy_us = 0;
   uint64_t delivered_bytes = 0;
+  // For so long bytes came in, one a round trip after the other at the latest: the sender had
+  // something under way all that time.
+  uint64_t receiving_us = 0;
 };
 
 // What the kernel knows of a socket now.
@@ -34,6 +37,8 @@ struct LinkTraffic {
   uint64_t bytes_sent = 0;
   uint64_t busy_us = 0;  // 0: memory, or nothing was sent
   uint64_t delivered_bytes = 0;
+  uint64_t received_bytes = 0;
+  uint64_t receiving_us = 0;
   double round_trip_seconds = 0;
   double round_trip_seconds_min = 0;  // without what waits in queues
   uint32_t replaced_sockets = 0;

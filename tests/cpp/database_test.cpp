@@ -57,6 +57,7 @@ Durable some_state(uint64_t term, size_t seats) {
     seat.address.assign(rank % 7, std::byte(rank));
     durable.quorum.seats.push_back(seat);
   }
+  if (seats > 1) durable.quorum.table = {{{0, 1, 1000, 20'000}, {1, 0, 7, 0}}, {{1, 2}, {3, 4}}};
   return durable;
 }
 

@@ -2,7 +2,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <vector>
+
+#include "topology/link_table.h"
 
 namespace pccl::topology {
 namespace {
@@ -21,7 +24,7 @@ std::vector<RankFigures> all_busy(uint64_t bytes) {
 }
 
 TEST_CASE("figures come back from their bytes, whatever these are") {
-  const RankFigures figures{{}, {7 << 20, kSecond, 50'000}, {uint64_t{5} << 40, 3, 4}};
+  const RankFigures figures{{}, {7 << 20, kSecond, 50'000, 3 << 20, 9}, {uint64_t{5} << 40, 3, 4}};
   std::vector<std::byte> bytes(figures_bytes(3), std::byte{0x55});
   CHECK(bytes.size() % 16 == 0);
   encode(figures, bytes);
@@ -63,6 +66,42 @@ TEST_CASE("a link that carried little is tried again, and is never better than a
   for (int time = 0; time < 1000; ++time) links = learned(unknown, links, quiet);
   CHECK(links.at(0, 1).seconds_per_byte == unknown.at(0, 1).seconds_per_byte);
   CHECK(1 / links.at(1, 0).seconds_per_byte == doctest::Approx(1'000 * 1024));
+}
+
+TEST_CASE("a sender that tells of more than arrived gets what arrived") {
+  const Links unknown = host_links({0, 1, 2});
+  auto figures = all_busy(1'000'000 * 1024);
+  figures[1][0].received_bytes = 10'000 * 1024;
+  figures[1][0].receiving_us = kSecond;
+  const Links links = learned(unknown, unknown, figures);
+  CHECK(1 / links.at(0, 1).seconds_per_byte == doctest::Approx(10'000 * 1024));
+  CHECK(1 / links.at(0, 2).seconds_per_byte == doctest::Approx(1'000'000 * 1024));
+  // An honest one is busy for longer than bytes come in.
+  figures[0][1].bytes = 7'000 * 1024;
+  CHECK(1 / learned(unknown, unknown, figures).at(0, 1).seconds_per_byte ==
+        doctest::Approx(7'000 * 1024));
+}
+
+TEST_CASE("a table gives links, caps, and the middling figures to links that it lacks") {
+  const Links unknown = host_links({0, 1, 2, 2}, false);
+  CHECK_FALSE(with_table(unknown, {}).is_measured);
+  LinkTable table{{{0, 1, 1000, 40'000}, {1, 0, 500, 40'000}, {0, 2, 2000, 20'000}, {9, 0, 1, 1}},
+                  {{3000, 0}, {}, {}, {}}};
+  const Links links = with_table(unknown, table);
+  CHECK(links.is_measured);
+  CHECK(to_kib_per_second(links.at(1, 0).seconds_per_byte) == 500);
+  CHECK(links.at(0, 2).latency_seconds == doctest::Approx(0.01));
+  CHECK(to_kib_per_second(links.at(3, 1).seconds_per_byte) == 1000);
+  CHECK(links.at(2, 3).seconds_per_byte == unknown.at(2, 3).seconds_per_byte);  // by memory
+  CHECK(1 / links.send_seconds_per_byte(0) == doctest::Approx(3000 * 1024));
+  CHECK(links.send_seconds_per_byte(1) == unknown.send_seconds_per_byte(1));
+  const std::vector<bool> lacks = missing(unknown, table);
+  CHECK_FALSE(lacks[1]);
+  CHECK(lacks[3]);
+  CHECK_FALSE(lacks[2 * 4 + 3]);
+  CHECK(std::count(lacks.begin(), lacks.end(), true) == 7);
+  table.caps.pop_back();
+  CHECK(with_table(unknown, table).out_seconds_per_byte.empty());
 }
 
 TEST_CASE("within a machine or a fast local network nothing counts") {

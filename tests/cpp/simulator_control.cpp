@@ -95,9 +95,22 @@ void World::perform_member(int index) {
   }
 }
 
+// Of links that become faster all the time: no two tables of them are alike.
+Figures World::figures(int index) const {
+  Figures figures;
+  const auto rate = static_cast<uint32_t>(1000 + 1000 * now_);
+  for (const Process& process : processes_) {
+    if (&process == &processes_[static_cast<size_t>(index)]) continue;
+    if (figures.links.size() == kLinksMax) break;
+    figures.links.push_back({.to = process.id, .sends = rate, .receives = rate});
+  }
+  return figures;
+}
+
 void World::perform(int index, MemberAction& action) {
   Process& process = processes_[static_cast<size_t>(index)];
   if (auto* send = std::get_if<SendToCoordinator>(&action)) {
+    if (auto* report = std::get_if<Report>(&send->message)) report->figures = figures(index);
     if (process.connection >= 0) push(process.connection, true, {std::move(send->message), false});
   } else if (const auto* hold = std::get_if<Hold>(&action)) {
     log("member " + std::to_string(index) + " holds for quorum " + std::to_string(hold->quorum_id) +

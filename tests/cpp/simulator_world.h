@@ -138,6 +138,7 @@ class World {
   void work(int index);
   void perform_member(int index);
   void perform(int index, MemberAction& action);
+  Figures figures(int index) const;
   bool waits_at_gate(int index, const Hold& hold) const;
   void answer_hold(int index, const Hold& hold);
   void look_for_coordinator(int index);

@@ -95,6 +95,33 @@ def reduce_slowly(comm: pccl.ElasticCommunicator, steps: int, elements: int) -> 
         reduce(comm, 1, elements, "sum", step)
 
 
+def reduce_and_tell_links(
+    comm: pccl.ElasticCommunicator, steps: int, elements: int, members: int
+) -> None:
+    """all_reduces until `steps` of them had so many members; with the links that they know."""
+    together = step = 0
+    while together < steps:
+        links = comm._core.links
+        before = comm.statistics()["bytes_sent_tcp"]
+        tensor = np.ones(elements, np.float32)
+        begin = time.monotonic()
+        work = comm.all_reduce(tensor, async_op=True)
+        assert work is not None
+        work.wait()
+        check(work, tensor, False)
+        together += len(work.contributors) == members
+        say(
+            step=step,
+            seconds=time.monotonic() - begin,
+            contributors=len(work.contributors),
+            digest=hashlib.sha256(tensor).hexdigest(),
+            algorithm=comm._core.plan("all_reduce", elements, pccl._core.DATA_TYPES["float32"]),
+            sent=comm.statistics()["bytes_sent_tcp"] - before,
+            links=links,
+        )
+        step += 1
+
+
 def die_within(comm: pccl.ElasticCommunicator, elements: int) -> None:
     """Dies as soon as two of five parts of its tensor are final."""
     tensor = np.ones(elements, np.float32)
@@ -130,6 +157,8 @@ def main() -> None:
                 reduce_random(comm, int(steps), int(sys.argv[5]), *sys.argv[6:])
             elif program == "dies":
                 die_within(comm, int(sys.argv[5]))
+            elif program == "links":
+                reduce_and_tell_links(comm, int(steps), int(sys.argv[5]), int(sys.argv[6]))
             elif program == "slow":
                 reduce_slowly(comm, int(steps), int(sys.argv[5]))
             else:

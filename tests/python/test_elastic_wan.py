@@ -110,3 +110,54 @@ def test_two_hosts_train_together_by_pasting_one_address(tmp_path: Path) -> None
             assert [line["world_size"] for line in said if "step" in line] == [2] * 12
         assert len(digests) == 1
         assert coordinator.text().count("is admitted by token") == 2
+
+
+def rates(said: dict[str, Any]) -> dict[tuple[int, int], float]:
+    """Megabits a second, by the ranks of sender and receiver."""
+    return {(a, b): 8e-6 * rate for a, b, rate, _ in said["links"]}
+
+
+def test_a_newcomer_plans_by_what_the_others_have_measured(tmp_path: Path) -> None:
+    assert WANLAB is not None
+    with WANLAB.Lab(seed=1) as lab, ExitStack() as stack:
+        hosts = [
+            lab.add_host(f"h{i}", up="20mbit" if i == 0 else "200mbit", down="200mbit")
+            for i in range(5)
+        ]
+        for first in range(5):
+            for second in range(first):
+                lab.link(hosts[first], hosts[second], rtt="20ms")
+        coordinator = stack.enter_context(
+            CoordinatorProcess(tmp_path, status=False, host=hosts[4].addr, launch=hosts[4].popen)
+        )
+
+        def start(number: int) -> MemberProcess:
+            program = (coordinator.address, 3, "links", 3, 1_100_003, 4)
+            host = hosts[number]
+            member = MemberProcess(*program, host=host.addr, launch=host.popen)
+            stack.callback(member.close)
+            return member
+
+        members = [start(0), start(1), start(2)]
+        members[0].wait_for("step", 6)
+        members.append(start(3))
+        for member in members:
+            member.finish()
+        steps = [[said for said in member.said if "step" in said] for member in members]
+        newcomer = steps[3][0]
+        assert newcomer["contributors"] == 4
+        known = rates(newcomer)
+        assert len(known) == 12
+        narrow = members[0].said[0]["rank"]
+        others = [rank for rank in range(3) if rank != narrow]
+        out_of_it = max(known[narrow, rank] for rank in others)
+        assert 5 < out_of_it < 30, known
+        for rank in others:
+            assert all(known[rank, to] > 1.5 * out_of_it for to in range(3) if to != rank), known
+        for said in steps[1:]:
+            assert [step["digest"] for step in said[-3:]] == [
+                step["digest"] for step in steps[0][-3:]
+            ]
+        # All plan alike, by what the newcomer was told.
+        entered = next(said for said in steps[0] if said["contributors"] == 4)
+        assert entered["algorithm"] == newcomer["algorithm"]
