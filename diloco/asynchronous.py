@@ -42,8 +42,8 @@ class DelayedNesterov:
         """`momentum`: flat, zeros at first; written."""
         self._lr, self._mu, self._every = lr, mu, every
         self.momentum, elements = momentum, momentum.numel()
-        self.buffer = torch.zeros(elements if every > 1 else 0)
-        self.count = torch.zeros(1, dtype=torch.int64)  # contributions in the buffer
+        self.buffer = torch.zeros(elements if every > 1 else 0, device="cpu")
+        self.count = torch.zeros(1, dtype=torch.int64, device="cpu")  # contributions in the buffer
 
     def step(self, theta: Tensor, delta: Tensor, contributions: int) -> None:
         """Move theta by the mean of so many contributions; all are flat."""
@@ -95,7 +95,7 @@ class Asynchronous(Method):
             settings.momentum_every,
         )
         run.state.start = run.state.theta.clone()
-        self._merged = torch.zeros(run.state.elements)
+        self._merged = torch.zeros(run.state.elements, device="cpu")
         self._changed = threading.Condition(threading.RLock())
         # Guarded by _changed.
         self._ready: Contribution | None = None

@@ -284,7 +284,7 @@ def _read(folder: Path) -> dict[str, Any]:
     reader = FileSystemReader(folder)
     tensors: dict[str, Any] = {}
     for name, found in reader.read_metadata().state_dict_metadata.items():
-        tensors[name] = torch.empty(found.size, dtype=found.properties.dtype)  # type: ignore[union-attr]
+        tensors[name] = torch.empty(found.size, dtype=found.properties.dtype, device="cpu")  # type: ignore[union-attr]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load_tensors(tensors, storage_reader=reader, no_dist=True)

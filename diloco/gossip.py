@@ -41,9 +41,9 @@ class GossipRounds(Method):
             raise ValueError("method='gossip': has an outer step of its own; no outer_optimizer")
         elements = run.state.elements
         kept = run.outer.state.get("momentum_buffer")
-        self._momentum = torch.zeros(elements) if kept is None else kept
+        self._momentum = torch.zeros(elements, device="cpu") if kept is None else kept
         # theta and delta of this member on the way out, their means on the way in.
-        self._both = torch.zeros(2 * elements)
+        self._both = torch.zeros(2 * elements, device="cpu")
         self._gaps: dict[int, float] = {}
 
     def shared(self) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ class GossipRounds(Method):
         reports, own = exchange(run.members, report)
         outcome = Outcome(reports, judge(reports, settings), own, time.monotonic() - begin)
         outcome.contribution = contribution
-        delta.copy_(state.delta if outcome.weight > 0 else torch.zeros(()))
+        delta.copy_(state.delta if outcome.weight > 0 else torch.zeros((), device="cpu"))
         begin = time.monotonic()
         missing = run.members.neighbor_average(self._both, settings.graph, run.round, settings.seed)
         outcome.reduce_seconds = time.monotonic() - begin

@@ -214,7 +214,7 @@ class TorchMembers(Members):
 
     def gather(self, row: Row) -> npt.NDArray[np.uint8]:
         world_size = dist.get_world_size(self.group)
-        rows = [torch.zeros(row.size, dtype=torch.uint8) for _ in range(world_size)]
+        rows = [torch.zeros(row.size, dtype=torch.uint8, device="cpu") for _ in range(world_size)]
         dist.all_gather(rows, torch.from_numpy(row), group=self.group)
         return np.stack([found.numpy() for found in rows])
 

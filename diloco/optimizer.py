@@ -103,7 +103,7 @@ class DiLoCo:
         self.state = OuterState(model, self.settings.fragments, self.settings.fragment_pattern)
         self._factory = outer_optimizer or make_factory(self.settings)
         self.outer = self.make_outer(self.state.theta)
-        self.counters = torch.zeros(len(_COUNTERS), dtype=torch.int64)
+        self.counters = torch.zeros(len(_COUNTERS), dtype=torch.int64, device="cpu")
         self.compressor = make_compressor(self.members, self.settings, self.state.fragments)
         self.progress = Progress(model, self.settings.fragments)
         self.method = make_method(self)

@@ -28,7 +28,7 @@ class StabilityWarning(UserWarning):
 
 def describe(factory: OuterFactory) -> str:
     """Name an optimizer and its numbers: what members must have in common."""
-    optimizer = factory([torch.zeros(1, requires_grad=True)])
+    optimizer = factory([torch.zeros(1, device="cpu", requires_grad=True)])
     numbers = ", ".join(f"{name}={value!r}" for name, value in sorted(optimizer.defaults.items()))
     return f"{type(optimizer).__name__}({numbers})"
 
@@ -64,7 +64,7 @@ class OuterOptimizer:
             return
         for where, block in self._blocks[fragment]:
             block.grad = delta[where]
-        optimizer.step()
+        _step(optimizer)
         for _, block in self._blocks[fragment]:
             block.grad = None
 
@@ -75,7 +75,7 @@ class OuterOptimizer:
         values = [block.clone() for _, block in self._blocks[fragment]]
         for _, block in self._blocks[fragment]:
             block.grad = torch.zeros_like(block)
-        optimizer.step()
+        _step(optimizer)
         for number, (where, block) in enumerate(self._blocks[fragment]):
             block.copy_(values[number])
             block.grad = None
@@ -83,17 +83,22 @@ class OuterOptimizer:
             for key, value in list(state.items()):
                 if value is None:
                     continue
-                made = torch.as_tensor(value, dtype=torch.float32).clone()
+                made = torch.as_tensor(value, dtype=torch.float32, device="cpu").clone()
                 if key not in before[block]:
                     made.zero_()
                 name = key if made.shape == block.shape else f"{key}.{fragment}.{number}"
                 if made.shape == block.shape:
-                    flat = self.state.setdefault(name, torch.zeros(elements))
+                    flat = self.state.setdefault(name, torch.zeros(elements, device="cpu"))
                     flat[where] = made
                     state[key] = flat[where]
                 else:
                     self.state[name] = made.reshape(-1)
                     state[key] = self.state[name].view(made.shape)
+
+
+def _step(optimizer: Optimizer) -> None:
+    with torch.device("cpu"):  # what it makes of its own, whatever the caller's default is
+        optimizer.step()
 
 
 def make_factory(settings: Settings) -> OuterFactory:

@@ -75,6 +75,7 @@ class OuterState:
         mesh: Any = next((mesh for mesh in meshes if mesh is not None), None)
         # Those of this member that hold the other shards.
         self._mesh = None if mesh is None else mesh.get_group()
+        self._mesh_device = "cpu" if mesh is None else mesh.device_type
         self.theta = self.empty()
         self.delta = self.empty()
         # What the model's values are measured from: theta, but for methods that train from a copy.
@@ -90,7 +91,7 @@ class OuterState:
 
     def empty(self) -> Tensor:
         """Another flat buffer, of zeros."""
-        return torch.zeros(self.elements, dtype=torch.float32, pin_memory=self._cuda)
+        return torch.zeros(self.elements, dtype=torch.float32, device="cpu", pin_memory=self._cuda)
 
     def parts_of(self, fragment: int) -> Iterator[Part]:
         where = self.fragments[fragment]
@@ -161,10 +162,13 @@ class OuterState:
         norm = float(torch.linalg.vector_norm(flat, dtype=torch.float64))
         bad = 0 if math.isfinite(norm) else int((~torch.isfinite(flat)).sum())
         sums = torch.tensor(
-            [norm**2, bad, contribution.tokens, contribution.samples], dtype=torch.float64
+            [norm**2, bad, contribution.tokens, contribution.samples],
+            dtype=torch.float64,
+            device=self._mesh_device,
         )
         if self._mesh is not None:
             dist.all_reduce(sums, group=self._mesh)
+            sums = sums.cpu()
         contribution.norm = math.sqrt(sums[0]) if sums[0] >= 0 else math.nan
         contribution.bad, contribution.tokens, contribution.samples = sums[1:].long().tolist()
 

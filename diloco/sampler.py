@@ -83,7 +83,7 @@ class Place:
         """Into int64 [2 + 2 GAPS_MAX], a part of the shared state."""
         ends = [end for gap in self.gaps for end in gap]
         tensor.zero_()
-        tensor[: 2 + len(ends)] = torch.tensor([self.next, self.skipped, *ends])
+        tensor[: 2 + len(ends)] = torch.tensor([self.next, self.skipped, *ends], device="cpu")
 
     @classmethod
     def read(cls, tensor: Tensor) -> Place:
@@ -138,7 +138,7 @@ class RoundSampler(Sampler[list[int]]):
         if length < 1 or batch < 1:
             raise ValueError(f"RoundSampler: expected samples and a batch, got {length}, {batch}")
         self.length, self.batch, self.seed = length, batch, seed
-        self.state = torch.zeros(2 + 2 * GAPS_MAX, dtype=torch.int64)
+        self.state = torch.zeros(2 + 2 * GAPS_MAX, dtype=torch.int64, device="cpu")
         self.world_size, self.steps, self._taken = 0, 0, 0
         self._own: list[int] = []
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pccl import _core
-from pccl.process_group.tensors import MOVED, STRIDED
+from pccl.process_group.tensors import MOVED, STRIDED, empty_staged
 from pccl.process_group.work import CopyBack
 
 LIBRARY = Path(_core.__file__).with_name("libpccl_cuda.so")
@@ -59,7 +59,7 @@ class EncodedStaging:
         dtype = MOVED[tensor.dtype]
         size = _core.encoded_bytes(codec, dtype, tensor.numel()) - _HEADER_BYTES
         self._device = torch.empty(size, dtype=torch.uint8, device=tensor.device)
-        self.host = torch.empty(size, dtype=torch.uint8, pin_memory=tensor.is_cuda)
+        self.host = empty_staged([size], self._device)
         # Set where a value is not finite, which the tiles say as well.
         flag = torch.zeros(1, dtype=torch.int32, device=tensor.device)
         values = (tensor.data_ptr(), tensor.numel())

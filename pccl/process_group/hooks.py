@@ -125,7 +125,8 @@ class ErrorFeedback:
         kept = codecs.Difference(count) if is_ef21 else codecs.ErrorFeedback(count)
         for field, all_values in self._loose.items():
             pieces = [
-                all_values.pop(p) if p in all_values else torch.zeros(p.numel()) for p in parameters
+                all_values.pop(p) if p in all_values else torch.zeros(p.numel(), device="cpu")
+                for p in parameters
             ]
             setattr(kept, field, torch.cat(pieces).numpy())
         self._buckets[bucket.index()] = parameters, kept

@@ -218,8 +218,8 @@ class Reductions(GroupBase):
 
     def _sum_sparse(self, own: Tensor, limit: float) -> Tensor:
         indices, values = own.indices().contiguous(), own.values().contiguous()
-        count = torch.tensor([own._nnz()])
-        counts = torch.empty(self._size, dtype=torch.int64)
+        count = torch.tensor([own._nnz()], device="cpu")
+        counts = torch.empty(self._size, dtype=torch.int64, device="cpu")
         everyone = equal_blocks(counts, self._size)
         gather = self._core.all_gather
         int64 = moved_dtype(counts, "allreduce")

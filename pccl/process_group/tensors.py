@@ -144,7 +144,7 @@ class Staging:
         """Memory that holds the tensor's values once ready() has returned."""
         self._check(tensor)
         if tensor.is_cuda:
-            staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            staged = empty_staged(tensor.shape, tensor)
             staged.copy_(tensor.detach(), non_blocking=True)
             self._devices.add(tensor.device)
             return staged
@@ -157,7 +157,7 @@ class Staging:
         self._check(tensor)
         if self._is_plain(tensor):
             return tensor
-        staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        staged = empty_staged(tensor.shape, tensor)
         self._pairs.append((tensor, staged))
         return staged
 
@@ -197,8 +197,8 @@ class Staging:
 
 
 def empty_staged(shape: Sequence[int], like: Tensor) -> Tensor:
-    """Memory for a result that copy_later() spreads over tensors like `like`."""
-    return torch.empty(tuple(shape), dtype=like.dtype, pin_memory=like.is_cuda)
+    """Memory of the host for what tensors like `like` hold, wherever the caller's default is."""
+    return torch.empty(tuple(shape), dtype=like.dtype, device="cpu", pin_memory=like.is_cuda)
 
 
 def block(tensor: Tensor) -> Block:

@@ -132,11 +132,12 @@ class OptimizerState:
                 elif isinstance(value, Tensor):
                     tensor = value.detach()
                 else:
-                    tensor = torch.tensor(value, dtype=like.dtype)
+                    tensor = torch.tensor(value, dtype=like.dtype, device=like.device)
                 self._slots.append(_Slot(parameter, key, tensor))
                 self.tensors[f"optimizer.{index}.{key}"] = tensor
-        self._is_there = torch.tensor(is_there, dtype=torch.uint8)
-        self._numbers = torch.tensor([value for *_, value in self._settings()], dtype=torch.float64)
+        self._is_there = torch.tensor(is_there, dtype=torch.uint8, device="cpu")
+        numbers = [value for *_, value in self._settings()]
+        self._numbers = torch.tensor(numbers, dtype=torch.float64, device="cpu")
         self.tensors |= {"optimizer.there": self._is_there, "optimizer.numbers": self._numbers}
 
     def install(self) -> None:

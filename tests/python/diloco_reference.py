@@ -23,13 +23,14 @@ def make_model(seed: int = 0) -> nn.Sequential:
     )  # fmt: skip
     random = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.3)
+        parameter.copy_(torch.randn(parameter.shape, generator=random, device="cpu") * 0.3)
     return model
 
 
 def make_batch(member: int, step: int, batch: int = BATCH) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(1000 * step + member)
-    inputs = torch.randn(batch, FEATURES, generator=random)
+    inputs = torch.randn(batch, FEATURES, generator=random, device="cpu")
+    inputs = inputs.to(torch.get_default_device())
     return inputs, (inputs[:, :3] * (1 + 0.1 * member)).tanh()
 
 

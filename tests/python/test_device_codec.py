@@ -1,7 +1,7 @@
 """all_reduce of what is encoded already, and by a GPU: the bytes of encoding inside.
 
-Without a GPU its library is emulated in the memory of the CPU (tests/cpp/emulated_cuda.cpp), and
-tensors of the CPU stand for those of a device. With one, the same runs on it.
+The GPU's library is emulated in the memory of the CPU (tests/cpp/emulated_cuda.cpp), and tensors of
+the CPU stand for those of a device. test_cuda.py runs the same on a GPU.
 """
 
 import shutil
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from thread_ranks import run_ranks
 from torch_ranks import TorchRanks
 
@@ -121,10 +120,3 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_tensor_on_a_device_is_encoded_there(emulated: Path, two_ranks: TorchRanks) -> None:
     two_ranks.run(CHECKS, "emulated_device", library=str(emulated))
-
-
-def test_a_tensor_on_a_gpu_is_encoded_there(request: pytest.FixtureRequest) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU that this torch can use")
-    two_ranks: TorchRanks = request.getfixturevalue("two_ranks")
-    two_ranks.run(CHECKS, "real_device")

@@ -309,3 +309,20 @@ def barriers_return_on_every_rank() -> None:
         dist.barrier()
     dist.group.WORLD.monitored_barrier()
     dist.group.WORLD.monitored_barrier(wait_all_ranks=True)
+
+
+def the_callers_default_device_changes_nothing() -> list[Tensor]:
+    """What is staged is in the memory of the host."""
+    own = value(_rank(), 1200).reshape(30, 40)
+    expected = own.t().contiguous()
+    dist.all_reduce(expected)
+    strided = own.clone().t()
+    rows = [torch.empty_like(own) for _ in range(_size())]
+    with torch.device("meta"):
+        dist.all_reduce(strided)
+        dist.all_gather(rows, own)
+        dist.barrier()
+    assert_same(strided, expected)
+    for rank, row in enumerate(rows):
+        assert_same(row, value(rank, 1200).reshape(30, 40))
+    return [strided, *rows]

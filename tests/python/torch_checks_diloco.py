@@ -48,6 +48,38 @@ def diloco_over_a_group_of_pccl() -> Tensor:
     return theta
 
 
+def the_callers_default_device_changes_nothing() -> list[Tensor]:
+    def train(default: str) -> Tensor:
+        model = make_model()
+        inner = torch.optim.SGD(model.parameters(), lr=0.1)
+
+        def outer(parameters: Any) -> torch.optim.Optimizer:
+            return torch.optim.Adam(parameters, lr=0.1)
+
+        with torch.device(default):
+            run = diloco.DiLoCo(
+                dist.group.WORLD,
+                model,
+                inner,
+                sync_every=1,
+                warmup_sync_steps=0,
+                outer_optimizer=outer,
+                codec="int8",
+            )
+        with run:
+            for step in range(2):
+                compute_gradients(model, dist.get_rank(), step)
+                with torch.device(default):
+                    inner.step()
+                inner.zero_grad()
+        return flat([parameter.detach() for parameter in model.parameters()])
+
+    own = str(torch.get_default_device())
+    found = [train(own), train("meta")]
+    assert torch.equal(*found)
+    return found
+
+
 def diloco_over_gloo() -> Tensor:
     group = dist.new_group(backend="gloo")
     theta = _train(group)
@@ -72,7 +104,9 @@ def diloco_in_codecs_over_a_group_of_pccl() -> list[Tensor]:
 
 def shards_of_fsdp2_are_the_unit_of_synchronisation() -> list[Tensor]:
     """2 members of 2 processes: each holds half of the parameters, and syncs that half."""
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("member", "shard"))
+    mesh = init_device_mesh(
+        torch.get_default_device().type, (2, 2), mesh_dim_names=("member", "shard")
+    )
     model = make_model()
     for layer in (model[0], model[3], model[5]):
         fully_shard(layer, mesh=mesh["shard"])

@@ -137,7 +137,9 @@ def a_group_is_split_without_traffic() -> None:
 
 
 def a_mesh_of_two_dimensions_reduces_along_each() -> None:
-    mesh = init_device_mesh("cpu", (2, _size() // 2), mesh_dim_names=("rows", "columns"))
+    mesh = init_device_mesh(
+        torch.get_default_device().type, (2, _size() // 2), mesh_dim_names=("rows", "columns")
+    )
     row, column = divmod(_rank(), _size() // 2)
     across = [column + i * (_size() // 2) for i in range(2)]
     along = [row * (_size() // 2) + i for i in range(_size() // 2)]

@@ -166,14 +166,14 @@ def gathers_are_coalesced() -> list[Tensor]:
 
 def the_coalescing_manager_covers_every_call_in_it() -> list[Tensor]:
     tensors = [value(_rank(), 100, salt=salt) for salt in range(4)]
-    with dist._coalescing_manager(device=torch.device("cpu"), async_ops=True) as manager:
+    with dist._coalescing_manager(device=torch.get_default_device(), async_ops=True) as manager:
         for tensor in tensors:
             dist.all_reduce(tensor)
     manager.wait()
     for salt, tensor in enumerate(tensors):
         assert_close(tensor, _sum(100, salt))
     outputs = [torch.empty(_size() * 10) for _ in range(3)]
-    with dist._coalescing_manager(device=torch.device("cpu")):
+    with dist._coalescing_manager(device=torch.get_default_device()):
         for salt, output in enumerate(outputs):
             dist.all_gather_into_tensor(output, value(_rank(), 10, salt=salt))
     for salt, output in enumerate(outputs):

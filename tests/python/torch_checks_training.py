@@ -219,7 +219,9 @@ def fsdp2_trains_like_one_process_on_all_data() -> list[Tensor]:
 
 
 def hybrid_sharding_over_a_mesh_trains_alike() -> list[Tensor]:
-    mesh = init_device_mesh("cpu", (2, _size() // 2), mesh_dim_names=("replicate", "shard"))
+    mesh = init_device_mesh(
+        torch.get_default_device().type, (2, _size() // 2), mesh_dim_names=("replicate", "shard")
+    )
     model = _model()
     fully_shard(model, mesh=mesh)
     _train(model)
@@ -229,7 +231,7 @@ def hybrid_sharding_over_a_mesh_trains_alike() -> list[Tensor]:
 
 
 def dtensors_redistribute_and_multiply() -> list[Tensor]:
-    mesh = init_device_mesh("cpu", (_size(),))
+    mesh = init_device_mesh(torch.get_default_device().type, (_size(),))
     left, right = value(0, 12 * 10).reshape(12, 10), value(0, 10 * 7, salt=1).reshape(10, 7)
     rows = distribute_tensor(left, mesh, [Shard(0)])
     columns = distribute_tensor(left, mesh, [Shard(1)])

@@ -34,18 +34,23 @@ _TOLERANCES = {
 
 
 def value(rank: int, count: int, dtype: torch.dtype = torch.float32, salt: int = 0) -> Tensor:
-    """The input of `rank`: the same wherever it is computed."""
+    """The input of `rank`: the same wherever it is computed; on the default device."""
+    return _made(rank, count, dtype, salt).to(torch.get_default_device())
+
+
+def _made(rank: int, count: int, dtype: torch.dtype, salt: int) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * salt + rank)
-    if dtype == torch.bool:
-        return torch.randint(0, 2, (count,), generator=generator).to(dtype)
-    if dtype in FLOAT8:
-        return torch.randint(0, 256, (count,), generator=generator).to(torch.uint8).view(dtype)
-    if dtype in INTEGERS:
-        return torch.randint(0, 4, (count,), generator=generator).to(dtype)
-    numbers = torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1
-    if dtype.is_complex:
-        numbers = torch.complex(numbers, torch.flip(numbers, [0]))
-    return numbers.to(dtype)
+    with torch.device("cpu"):
+        if dtype == torch.bool:
+            return torch.randint(0, 2, (count,), generator=generator).to(dtype)
+        if dtype in FLOAT8:
+            return torch.randint(0, 256, (count,), generator=generator).to(torch.uint8).view(dtype)
+        if dtype in INTEGERS:
+            return torch.randint(0, 4, (count,), generator=generator).to(dtype)
+        numbers = torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1
+        if dtype.is_complex:
+            numbers = torch.complex(numbers, torch.flip(numbers, [0]))
+        return numbers.to(dtype)
 
 
 def values(world_size: int, count: int, dtype: torch.dtype, salt: int = 0) -> list[Tensor]:

@@ -4,7 +4,8 @@
 
 With a store file the default group exists before the first check; without one each check makes its
 own. Each line on stdin names a function of a module torch_checks_*.py; the answer, one line on
-stdout, is the digest of what it returned, or why it failed.
+stdout, is the digest of what it returned, or why it failed. TEST_DEVICE names where the checks'
+tensors are, "cpu" if it is not set.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def feed(digest: hashlib._Hash, value: object) -> None:
     if isinstance(value, torch.Tensor):
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
         flat = value.detach().resolve_conj().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
+        digest.update(flat.view(torch.uint8).cpu().numpy().tobytes())
     elif isinstance(value, dict):
         feed(digest, sorted(value.items()))
     elif isinstance(value, (list, tuple)):
@@ -69,6 +70,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what torch prints must not pass for an answer
     torch.set_num_threads(1)
+    torch.set_default_device(os.environ.get("TEST_DEVICE", "cpu"))
     rank, world_size = int(sys.argv[1]), int(sys.argv[2])
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     if len(sys.argv) > 3:
