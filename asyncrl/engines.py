@@ -89,8 +89,8 @@ class HuggingFaceGenerator:
         mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
         model: Any = self.model
         made = model.generate(
-            torch.tensor(rows),
-            attention_mask=torch.tensor(mask),
+            torch.tensor(rows, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
             max_new_tokens=options.token_count_max,
             do_sample=False,
             eos_token_id=self.eos,
@@ -100,7 +100,7 @@ class HuggingFaceGenerator:
             output_logits=True,
             output_hidden_states=True,
         )
-        logits_BTV = torch.stack(made.logits, dim=1).float() / options.temperature  # noqa: N806
+        logits_BTV = torch.stack(made.logits, dim=1).float().cpu() / options.temperature  # noqa: N806
         # Of each step the last layer: the prompt at first, then a token at a time.
         hidden_BTC = torch.cat([step[-1] for step in made.hidden_states], dim=1)  # noqa: N806
         completions = []
@@ -111,7 +111,7 @@ class HuggingFaceGenerator:
                 Completion(
                     tokens,
                     taken.gather(1, torch.tensor(tokens)[:, None])[:, 0].numpy(),
-                    hidden_BTC[row, pad : longest + len(tokens) - 1].float().numpy(),
+                    hidden_BTC[row, pad : longest + len(tokens) - 1].float().cpu().numpy(),
                 )
             )
         return completions
@@ -191,7 +191,8 @@ def complete_by_prefill(
     longest = max(map(len, rows), default=0)
     tokens_BT = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])  # noqa: N806
     real_BT = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]  # noqa: N806
-    logits_BTV, hidden_BTC = prefill(model, tokens_BT, real_BT)  # noqa: N806
+    computed = prefill(model, tokens_BT.to(model.device), real_BT.to(model.device))
+    logits_BTV, hidden_BTC = (tensor.cpu() for tensor in computed)  # noqa: N806
     for row, (prompt, made) in enumerate(zip(prompts, tokens, strict=True)):
         end = len(prompt) + len(made) - 1
         logits = logits_BTV[row, len(prompt) - 1 : end] / options.temperature

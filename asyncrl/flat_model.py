@@ -20,20 +20,36 @@ class FlatModel:
     summed over the members in the same operation.
     """
 
-    def __init__(self, model: Decoder, extra_count: int) -> None:
+    def __init__(self, model: Decoder, extra_count: int, device: str = "cpu") -> None:
+        """The model goes to `device`; the vectors stay on the host, where they are summed."""
+        self.model = model.to(device)
         named = list(model.named_parameters())
-        self.model = model
+        is_cuda = model.device.type == "cuda"
         self.count = sum(parameter.numel() for _, parameter in named)
-        self.weights = torch.empty(self.count)
-        self.sums = torch.zeros(self.count + extra_count)
+        self.weights = torch.empty(self.count, pin_memory=is_cuda)
+        self.sums = torch.zeros(self.count + extra_count, pin_memory=is_cuda)
         self.gradient = self.sums[: self.count]
         self.extra = self.sums[self.count :]
         self._shapes = [(name, parameter.shape) for name, parameter in named]
-        weights, gradients = self.views(self.weights), self.views(self.gradient)
+        # What the model computes with, and puts gradients into; on the CPU these are the vectors.
+        self._weights_there = self.weights.to(model.device)
+        self._gradient_there = self.gradient.to(model.device)
+        weights, gradients = self.views(self._weights_there), self.views(self._gradient_there)
         for name, parameter in named:
             weights[name].copy_(parameter.detach())
             parameter.data = weights[name]
             parameter.grad = gradients[name]
+        self.weights.copy_(self._weights_there)
+
+    def begin(self) -> None:
+        """Have the model compute with `weights`, and sum gradients from 0."""
+        self._weights_there.copy_(self.weights)
+        self._gradient_there.zero_()
+        self.sums.zero_()
+
+    def end(self) -> None:
+        """Have the model's gradient in `sums`."""
+        self.gradient.copy_(self._gradient_there)
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
         """`vector` [parameters] as tensors by name, sharing its memory."""
@@ -47,7 +63,7 @@ class FlatModel:
         """What the model computes with other weights [parameters], without a gradient."""
         with torch.no_grad():
             result: tuple[Tensor, Tensor] = torch.func.functional_call(
-                self.model, self.views(weights), arguments, named
+                self.model, self.views(weights.to(self.model.device)), arguments, named
             )
         return result
 

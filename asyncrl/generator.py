@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from asyncrl.model import Decoder, KeyValueCache
+from asyncrl.model import Decoder, KeyValueCache, causal_mask
 from asyncrl.sampling import gumbel_noise_rows
 from asyncrl.tokenizer import EOS, PAD
 
@@ -91,9 +91,10 @@ class CachedGenerator:
         """
         check_prompts(prompts, seeds)
         made = [_Growing() for _ in prompts]
-        rows = torch.arange(len(prompts))  # of the batch: which prompt each one is
+        device = self.model.device
+        rows = torch.arange(len(prompts), device=device)  # of the batch: which prompt each one is
         cache = KeyValueCache(self.model.config.layer_count)
-        tokens_BT, real_BS = _pad_left(prompts)
+        tokens_BT, real_BS = (padded.to(device) for padded in _pad_left(prompts))
         lengths = real_BS.sum(1)
         for step in range(options.token_count_max if prompts else 0):
             if step == 0:
@@ -109,11 +110,13 @@ class CachedGenerator:
             noise = gumbel_noise_rows(
                 [seeds[row] for row in rows.tolist()], [step] * len(rows), logits.shape[1]
             )
-            tokens = (logits + torch.from_numpy(noise)).argmax(1)
+            tokens = (logits + torch.from_numpy(noise).to(device)).argmax(1)
             taken = logits.log_softmax(1).gather(1, tokens[:, None])[:, 0]
             new_from = tokens_BT.shape[1] - (lengths if step == 0 else torch.ones_like(rows))
-            for at, row in enumerate(rows.tolist()):
-                made[row].add(int(tokens[at]), float(taken[at]), hidden_BTC[at, new_from[at] :])
+            columns = (rows, tokens, taken, new_from)
+            found = zip(*(column.tolist() for column in columns), strict=True)
+            for at, (row, token, log_probability, begin) in enumerate(found):
+                made[row].add(token, log_probability, hidden_BTC[at, begin:])
             going = (tokens != EOS).nonzero()[:, 0]
             if len(going) == 0:
                 break
@@ -136,7 +139,8 @@ class _Growing:
 
     def finish(self) -> Completion:
         log_probabilities = numpy.array(self._log_probabilities, numpy.float32)
-        return Completion(self._tokens, log_probabilities, torch.cat(self._hidden).float().numpy())
+        hidden = torch.cat(self._hidden).float().cpu().numpy()
+        return Completion(self._tokens, log_probabilities, hidden)
 
 
 def _pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -159,9 +163,9 @@ def prefill(
     """
     time = tokens_BT.shape[1]
     positions_BT = (real_BT.cumsum(1) - 1).clamp(min=0)
-    mask_BTS = real_BT[:, None] & torch.ones(time, time, dtype=torch.bool).tril()
+    mask_BTS = real_BT[:, None] & causal_mask(time, real_BT.device)
     # Padding looks at itself: a softmax over nothing would be NaN.
-    mask_BTS = mask_BTS | torch.eye(time, dtype=torch.bool)
+    mask_BTS = mask_BTS | torch.eye(time, dtype=torch.bool, device=real_BT.device)
     result: tuple[Tensor, Tensor] = model(
         tokens_BT, positions_BT=positions_BT, mask_BTS=mask_BTS, cache=cache
     )

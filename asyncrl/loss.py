@@ -87,7 +87,7 @@ def policy_loss(
     loss_N = loss_N + options.kl_coefficient * kl_N - options.entropy_coefficient * entropy_N
     with torch.no_grad():
         is_clipped_N = (clipped_N < bounded_N) | (ratio_N > options.ratio_max)
-        count = torch.tensor(float(len(targets_N)))
+        count = log_NV.new_tensor(float(len(targets_N)))
         sums = [loss_N.sum(), entropy_N.sum(), kl_N.sum(), is_clipped_N.sum().float()]
         statistics = torch.stack([count, *sums])
     return LossSums(loss_N.sum(), statistics)

@@ -23,6 +23,7 @@ __all__ = [
     "Decoder",
     "KeyValueCache",
     "ModelConfig",
+    "causal_mask",
     "load_weights",
     "read_weights",
     "save_weights",
@@ -158,6 +159,10 @@ class Decoder(nn.Module):
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
     def forward(
         self,
         tokens_BT: Tensor,
@@ -185,15 +190,20 @@ class Decoder(nn.Module):
                 f"forward: at most {self.config.context_max} tokens of context, got {time}"
             )
         if positions_BT is None:
-            positions_BT = torch.arange(time).expand(batch, time)
+            positions_BT = torch.arange(time, device=tokens_BT.device).expand(batch, time)
         if mask_BTS is None:
-            mask_BTS = torch.ones(time, time, dtype=torch.bool).tril().expand(batch, time, time)
+            mask_BTS = causal_mask(time, tokens_BT.device).expand(batch, time, time)
         rotation = (self.cosine[positions_BT][:, None], self.sine[positions_BT][:, None])
         x = self.model.embed_tokens(tokens_BT)
         for layer in self.model.layers:
             x = layer(x, rotation, mask_BTS[:, None], cache)
         hidden = self.model.norm(x)
         return self.lm_head(hidden), hidden
+
+
+def causal_mask(time: int, device: torch.device | None = None) -> Tensor:
+    """bool [time, time], true where a token may look."""
+    return torch.ones(time, time, dtype=torch.bool, device=device).tril()
 
 
 def _rotate(x_BHTD: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from asyncrl.model import causal_mask
 from asyncrl.tokenizer import PAD
 
 __all__ = ["Group", "PackedRows", "Rollout", "pack"]
@@ -48,6 +49,10 @@ class PackedRows:
     """[N] int64, the sampled tokens."""
     sequence_N: Tensor
     """[N] int64, the number of the sequence that each belongs to."""
+
+    def to(self, device: torch.device) -> PackedRows:
+        moved = {one.name: getattr(self, one.name).to(device) for one in fields(self)}
+        return PackedRows(**moved)
 
 
 def pack(sequences: Sequence[tuple[list[int], list[int]]], row_tokens: int = 64) -> PackedRows:
@@ -89,7 +94,7 @@ def pack(sequences: Sequence[tuple[list[int], list[int]]], row_tokens: int = 64)
         targets += tokens
         owner += [number] * len(tokens)
     same = owner_BT[:, :, None] == owner_BT[:, None, :]
-    mask_BTS = same & torch.ones(row_tokens, row_tokens, dtype=torch.bool).tril()
+    mask_BTS = same & causal_mask(row_tokens)
     return PackedRows(
         tokens_BT,
         positions_BT,

@@ -185,6 +185,7 @@ def main(
     diloco: Annotated[bool, typer.Option(help="merge once a step")] = False,
     local: Annotated[bool, typer.Option(help="listen on loopback only")] = False,
     checkpoint: Annotated[Path | None, typer.Option(help="written every 10 steps")] = None,
+    device: Annotated[str, typer.Option(help="where the model computes: cpu or cuda")] = "cpu",
 ) -> None:
     """Train until the run's last step."""
     torch.set_num_threads(1)
@@ -201,7 +202,7 @@ def main(
         config = pccl.Config(bind="127.0.0.1", hosts=("127.0.0.1",)) if local else None
         with pccl.join(pccl_address, world_size_min=members, config=config) as comm:
             say(joined=comm.member_id)
-            trainer = Trainer(load_policy(weights), options, comm)
+            trainer = Trainer(load_policy(weights), options, comm, device=device)
             process = TrainerProcess(trainer, client, found, own, origin, checkpoint, members_end)
             process.train()
         say(done=trainer.version, digest=trainer.digest)

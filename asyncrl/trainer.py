@@ -69,6 +69,8 @@ class Trainer:
         model: Decoder,
         options: TrainerOptions | None = None,
         comm: pccl.ElasticCommunicator | None = None,
+        *,
+        device: str = "cpu",
     ) -> None:
         """The model's weights are version 0 and the reference of the KL term.
 
@@ -76,11 +78,13 @@ class Trainer:
             model: its parameters become parts of one vector.
             options: the same on every member.
             comm: None: this trainer is alone.
+            device: where this member's model computes. State and sums stay on the host, so members
+                of different devices end a step with the same bytes.
         """
         self.options = options or TrainerOptions()
         self.comm = comm
         self.guard = Guard(self.options.guard)
-        self._flat = FlatModel(model, _STATISTICS)
+        self._flat = FlatModel(model, _STATISTICS, device)
         count = self._flat.count
         self.progress: NDArray[numpy.int64] = numpy.zeros(8, numpy.int64)
         self.progress[[_BAD_FROM, _BAD_TO]] = -1
@@ -93,6 +97,7 @@ class Trainer:
 
     @property
     def model(self) -> Decoder:
+        self._flat.begin()
         return self._flat.model
 
     @property
@@ -272,8 +277,8 @@ class Trainer:
                     for one in group.rollouts
                 ]
                 advantages.append(group_advantages(rewards, options.rewards))
-            rows = pack(sequences, options.row_tokens)
-            by_sequence = torch.from_numpy(numpy.concatenate(advantages))
+            rows = pack(sequences, options.row_tokens).to(self._flat.model.device)
+            by_sequence = torch.from_numpy(numpy.concatenate(advantages)).to(rows.place_N.device)
             parts.append(
                 _Part(
                     rows,
@@ -296,7 +301,7 @@ class Trainer:
     def _minibatch(self, parts: Sequence[_Part], learning_rate: float, sums: _Sums) -> None:
         """One optimizer step on the sum of all members' gradients."""
         flat = self._flat
-        flat.sums.zero_()
+        flat.begin()
         for part in parts:
             rows = part.rows
             logits, _ = flat.model(
@@ -311,7 +316,8 @@ class Trainer:
                 reference_N=part.reference,
             )
             found.loss.backward()
-            flat.extra[:-1] += found.statistics
+            flat.extra[:-1] += found.statistics.cpu()
+        flat.end()
         if self.comm is not None and self._outer is None:
             self.comm.all_reduce(flat.sums.numpy(), uniform=True, finite=True)
         tokens = flat.extra[0].clamp(min=1)

@@ -40,13 +40,16 @@ _WAIT_SECONDS = 2.0
 _FAILURES_MAX = 60
 # A child imports torch and draws the environment: seconds, and minutes where ten others start too.
 _LIMITS = ProcessLimits(start_seconds=240.0)
+# A driver maps the memory of its GPU.
+_GPU_LIMITS = ProcessLimits(start_seconds=240.0, memory_bytes=1 << 40)
 
 
 def make_validator(config: dict[str, Any]) -> tuple[Validator, KeptPolicies]:
     """In the child: a validator of the run's rules; see asyncrl.validation.isolated.
 
     Args:
-        config: "run", "async_level", "task" as of RunOptions; "rollouts_checked", null for all.
+        config: "run", "async_level", "task" as of RunOptions; "rollouts_checked", null for all;
+            "device".
     """
     import torch
 
@@ -57,7 +60,7 @@ def make_validator(config: dict[str, Any]) -> tuple[Validator, KeptPolicies]:
     validator = Validator(
         task.rules(config["run"], config["async_level"]),
         task.text_task(task.environment()),
-        policies := KeptPolicies(),
+        policies := KeptPolicies(device=config["device"]),
         rollouts_checked=config["rollouts_checked"],
         secret=secrets.token_bytes(16),
     )
@@ -130,7 +133,9 @@ class ValidatorProcess:
             del self._paths[old]
 
 
-async def _validate(address: RunAddress, key: Key, folder: Path, rollouts_checked: int) -> None:
+async def _validate(
+    address: RunAddress, key: Key, folder: Path, rollouts_checked: int, device: str
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with address.client(key) as client:
         run = Run.ask(client)
@@ -140,11 +145,15 @@ async def _validate(address: RunAddress, key: Key, folder: Path, rollouts_checke
             "async_level": run.options.async_level,
             "task": run.options.task,
             "rollouts_checked": rollouts_checked or None,
+            "device": device,
         }
         factory = "asyncrl.validate:make_validator"
         async with WeightsClient(folder, list(run.options.sources), trust, keep=12) as weights:
             with IsolatedValidator(
-                factory=factory, config=config, run_id=address.run, limits=_LIMITS
+                factory=factory,
+                config=config,
+                run_id=address.run,
+                limits=_LIMITS if device == "cpu" else _GPU_LIMITS,
             ) as isolated:
                 isolated.start()
                 await ValidatorProcess(key, client, weights, run, isolated, folder).judge()
@@ -155,11 +164,12 @@ def main(
     key: Annotated[Path, typer.Option(help="this validator's key")],
     folder: Annotated[Path, typer.Option(help="where weights and files are kept")],
     rollouts_checked: Annotated[int, typer.Option(help="of a file, with the model; 0: all")] = 0,
+    device: Annotated[str, typer.Option(help="where the model computes: cpu or cuda")] = "cpu",
 ) -> None:
     """Judge files until it is stopped."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     own = Key.load_or_create(key)
-    run_until_stopped(_validate(RunAddress.load(run), own, folder, rollouts_checked))
+    run_until_stopped(_validate(RunAddress.load(run), own, folder, rollouts_checked, device))
 
 
 if __name__ == "__main__":

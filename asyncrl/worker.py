@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -59,6 +59,9 @@ class RolloutWorker:
 
     honest_files: int = 2
     """Of a cheat: files before it begins."""
+
+    device: str = "cpu"
+    """Where an honest worker's model computes."""
 
     file_count: int = field(default=0, init=False)
     _decoders: dict[int, Decoder] = field(default_factory=dict, init=False)
@@ -156,19 +159,20 @@ class RolloutWorker:
                 return CHEATS[self.cheat].make(inputs)
             except KeyError as error:
                 _logger.info("no chance to cheat yet: version %s is not here", error)
-        rollouts = generate_rollouts(CachedGenerator(decoder), assignment)
+        generator = CachedGenerator(decoder.to(self.device))
+        rollouts = generate_rollouts(generator, assignment)
         return assignment.file(rollouts).sign(self.key)
 
     def _answer(self) -> Callable[[int], Sequence[int]]:
         return lambda index: [*encode(self._environment.answer(index) or ""), EOS]
 
 
-async def _work(address: RunAddress, key: Key, folder: Path, cheat: str, honest: int) -> None:
+async def _work(address: RunAddress, key: Key, folder: Path, **settings: Any) -> None:
     with address.client(key) as client:
         run = Run.ask(client)
         trust = Trust(frozenset(run.options.trainers), run.options.run)
         async with WeightsClient(folder, list(run.options.sources), trust, keep=8) as weights:
-            await RolloutWorker(key, client, weights, run, cheat, honest).work()
+            await RolloutWorker(key, client, weights, run, **settings).work()
 
 
 def main(
@@ -177,6 +181,7 @@ def main(
     folder: Annotated[Path, typer.Option(help="where weights are kept")],
     cheat: Annotated[str, typer.Option(help=f"one of {', '.join(sorted(CHEATS))}")] = "",
     honest_files: Annotated[int, typer.Option(help="files before it cheats")] = 2,
+    device: Annotated[str, typer.Option(help="of the honest: cpu or cuda")] = "cpu",
 ) -> None:
     """Make rollouts until the run ends."""
     if cheat and cheat not in CHEATS:
@@ -184,7 +189,8 @@ def main(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     address = RunAddress.load(run)
-    asyncio.run(_work(address, Key.load_or_create(key), folder, cheat, honest_files))
+    settings = {"cheat": cheat, "honest_files": honest_files, "device": device}
+    asyncio.run(_work(address, Key.load_or_create(key), folder, **settings))
     say(done=True)
 
 

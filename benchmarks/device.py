@@ -60,7 +60,9 @@ def main() -> int:
     add("--results", type=Path, default=RESULTS, help="folder to write to")
     add("--part", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not torch.cuda.is_available() or not device_codec.LIBRARY.exists():
+    if not torch.cuda.is_available() or not device_codec.takes(
+        torch.zeros(device_codec.ELEMENTS_MIN, device="cuda"), "int8"
+    ):
         parser.error("needs a GPU that torch can use, and libpccl_cuda.so beside the extension")
     if "RANK" in os.environ:
         run_rank(lambda: run(options))

@@ -215,7 +215,7 @@ class TorchMembers(Members):
     def gather(self, row: Row) -> npt.NDArray[np.uint8]:
         world_size = dist.get_world_size(self.group)
         rows = [torch.zeros(row.size, dtype=torch.uint8, device="cpu") for _ in range(world_size)]
-        dist.all_gather(rows, torch.from_numpy(row), group=self.group)
+        dist.all_gather(rows, torch.from_numpy(row.copy()), group=self.group)
         return np.stack([found.numpy() for found in rows])
 
     def average(self, flat: Tensor, travel: Travel) -> None:

@@ -27,14 +27,21 @@ class KeptPolicies:
     """Weight files by version; a version is loaded when it is asked for first."""
 
     def __init__(
-        self, *, dtype: str = "fp32", versions_max: int = 16, batch_rows: int = 128
+        self,
+        *,
+        dtype: str = "fp32",
+        versions_max: int = 16,
+        batch_rows: int = 128,
+        device: str = "cpu",
     ) -> None:
         """
         Args:
             dtype: what rollout workers have to compute in: "fp32", "bf16" or "fp16".
             versions_max: older ones are forgotten.
             batch_rows: rollouts that go through the model at once.
+            device: where it computes.
         """
+        self._device = device
         self._dtype = dtype
         self._versions_max = versions_max
         self.batch_rows = batch_rows
@@ -64,7 +71,7 @@ class KeptPolicies:
             config, tensors = read_weights(self._paths[version])
             model = Decoder(config)
             load_weights(model, tensors)
-            self._loaded[version] = model.to(_COMPUTE[self._dtype]).eval()
+            self._loaded[version] = model.to(self._device, _COMPUTE[self._dtype]).eval()
         return self._loaded[version]
 
     def recompute(
@@ -89,9 +96,9 @@ def prefill_rollouts(
     for row, (prompt, tokens) in enumerate(pairs):
         tokens_BT[row, : len(prompt) + len(tokens) - 1] = torch.tensor([*prompt, *tokens[:-1]])
     # The mask is causal, so nothing real looks at the padding behind it.
-    logits_BTV, hidden_BTC = model(tokens_BT)
-    logits = logits_BTV.float().numpy()
-    hidden = hidden_BTC.float().numpy().astype(_HIDDEN[dtype], copy=False)
+    logits_BTV, hidden_BTC = model(tokens_BT.to(model.device))
+    logits = logits_BTV.float().cpu().numpy()
+    hidden = hidden_BTC.float().cpu().numpy().astype(_HIDDEN[dtype], copy=False)
     found = []
     for row, (prompt, tokens) in enumerate(pairs):
         end = len(prompt) + len(tokens) - 1

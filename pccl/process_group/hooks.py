@@ -13,7 +13,6 @@ work as well; the last two are such, for which a plain registration is not enoug
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -146,20 +145,14 @@ def int4_error_feedback(state: ErrorFeedback, bucket: GradBucket) -> Future[Tens
     group, buffer, kept = _checked(state._group), bucket.buffer(), state._of(bucket)
     if isinstance(kept, codecs.ErrorFeedback):
         return _first_of(group.all_reduce_in("int4", buffer, error_feedback=kept))
-    if buffer.dtype is not torch.float32 or not buffer.is_cpu:
-        raise TypeError(
-            f"int4_error_feedback: ef21 is for float32 on the CPU, not for {buffer.dtype} on "
-            f"{buffer.device}"
-        )
-    values = buffer.numpy()
+    values = buffer.float().cpu().numpy()
     average, loss = kept.begin(values)
     tensor = torch.from_numpy(average)
 
     def finish(done: Future[Any]) -> Tensor:
         done.value()  # raises what has failed
         kept.end(values, average, loss)
-        np.copyto(values, kept.mean)
-        return buffer
+        return buffer.copy_(torch.from_numpy(kept.mean))  # done when it returns
 
     work = group.all_reduce_in("int4", tensor, error_feedback=loss)
     future: Future[Tensor] = work.get_future().then(finish)

@@ -197,12 +197,11 @@ class Reductions(GroupBase):
         name = "allreduce"
         if opts.reduceOp != SUM:
             fail(name, "sparse tensors can only be summed")
-        if not tensors[0].is_cpu:
-            fail(name, "sparse tensors only in the memory of the CPU")
         self._sequence += 1
         own = tensors[0].coalesce()
         for tensor in tensors[1:]:
             own = (own + tensor).coalesce()
+        own = own.cpu()
         moved_dtype(own, name)
         limit = seconds(opts.timeout)
         try:
@@ -211,7 +210,7 @@ class Reductions(GroupBase):
             return failed(error, tensors)
         with torch.no_grad():
             for tensor in tensors:
-                tensor.copy_(total)
+                tensor.copy_(total.to(tensor.device))
         work = DoneWork()
         work.outputs = tensors
         return work

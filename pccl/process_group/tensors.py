@@ -144,6 +144,8 @@ class Staging:
         """Memory that holds the tensor's values once ready() has returned."""
         self._check(tensor)
         if tensor.is_cuda:
+            # Else torch conjugates the copy on the host, perhaps before the values are there.
+            tensor = tensor.resolve_conj().resolve_neg()
             staged = empty_staged(tensor.shape, tensor)
             staged.copy_(tensor.detach(), non_blocking=True)
             self._devices.add(tensor.device)

@@ -72,9 +72,10 @@ def make_versions(folder: Path) -> dict[int, Path]:
 class SmallRun:
     """Validators, and what honest and other workers need."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        self.device = device
         self.paths = make_versions(folder)
-        self.policies = KeptPolicies()
+        self.policies = KeptPolicies(device=device)
         for version, path in self.paths.items():
             self.policies.add(version, path)
 

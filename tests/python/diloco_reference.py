@@ -155,4 +155,4 @@ def run_diloco(
 
 
 def assert_close(found: Any, wanted: list[Tensor]) -> None:
-    torch.testing.assert_close(found, flat(wanted), rtol=2e-5, atol=2e-6)
+    torch.testing.assert_close(found, flat(wanted).to(found.device), rtol=2e-5, atol=2e-6)

@@ -6,8 +6,10 @@ All ranks share one GPU. Needs a torch with CUDA; the kernels' tests need a buil
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import test_elastic_torch
 import torch
 from torch_ranks import TorchRanks, checks
 
@@ -51,6 +53,15 @@ def test_a_tensor_on_a_gpu_is_encoded_there() -> None:
     two_ranks = TorchRanks(2)
     two_ranks.run("torch_checks_device", "real_device")
     two_ranks.close()
+
+
+def test_ddp_on_a_gpu_loses_no_step_when_a_member_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_DEVICE", "cuda")
+    test_elastic_torch.test_ddp_loses_no_step_when_a_member_dies_in_backward_and_a_newcomer_gets_the_state(
+        tmp_path
+    )
 
 
 def _made(kind: str, count: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ with, steps, the step in whose backward pass this member kills itself (-1: none)
 step HOLD_STEP until there are WORLD_SIZE of them.
 
 Each member's gradients are drawn from its id and the step, so that every member can compute again
-what the parameters must be from the contributors alone.
+what the parameters must be from the contributors alone. TEST_DEVICE says where the model is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def say(**values: Any) -> None:
 
 def gradients(member: str, step: int) -> list[Tensor]:
     random = torch.Generator().manual_seed(int(member, 16) * 1000 + step)
-    return [torch.randn(size, generator=random) for size in SIZES]
+    drawn = [torch.randn(size, generator=random, device="cpu") for size in SIZES]
+    return [gradient.to(torch.get_default_device()) for gradient in drawn]
 
 
 class Model(torch.nn.Module):
@@ -96,12 +97,13 @@ def expected_average(works: list[Any], model: Model, step: int) -> tuple[list[Te
 def digest(tensors: list[Tensor]) -> str:
     found = hashlib.sha256()
     for tensor in tensors:
-        found.update(tensor.detach().numpy().tobytes())
+        found.update(tensor.detach().cpu().numpy().tobytes())
     return found.hexdigest()
 
 
 def main() -> None:
     members, steps, fatal_step = map(int, sys.argv[2:5])
+    torch.set_default_device(os.environ.get("TEST_DEVICE", "cpu"))
     dist.init_process_group("pccl", init_method=sys.argv[1] or None, world_size=members)
     group = dist.group.WORLD
     assert isinstance(group, ElasticProcessGroup)
