@@ -1,15 +1,16 @@
-"""DiLoCo in the Trainer of Lightning: one callback."""
+"""DiLoCo in the Trainer of Lightning: a strategy, or a callback beside another strategy."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from diloco.session import Session
 
-__all__ = ["DiLoCoCallback"]
+__all__ = ["DiLoCoCallback", "DiLoCoStrategy"]
 
 
 class DiLoCoCallback(lightning.Callback):
@@ -50,3 +51,22 @@ class DiLoCoCallback(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
         self.session.end()
+
+
+class DiLoCoStrategy(SingleDeviceStrategy):
+    """A Trainer of one device as a member of a run.
+
+        Trainer(max_steps=..., strategy=DiLoCoStrategy(Session(comm, sync_every=100)))
+
+    Lightning's own world stays one process: members come and go, and each draws its own data
+    (diloco.RoundSampler). `device`: where the module is, as torch names it.
+    """
+
+    def __init__(self, session: Session, device: str = "cpu") -> None:
+        super().__init__(device=device)
+        self.callback = DiLoCoCallback(session)
+
+    def setup(self, trainer: Any) -> None:
+        super().setup(trainer)
+        if self.callback not in trainer.callbacks:
+            trainer.callbacks.append(self.callback)

@@ -1,4 +1,4 @@
-"""DiLoCo in the Trainer of Lightning: a callback.
+"""DiLoCo in the Trainer of Lightning: a strategy.
 
 diloco launch --members 4 examples/diloco_lightning.py
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import diloco
 import pccl
-from diloco.lightning import DiLoCoCallback
+from diloco.lightning import DiLoCoStrategy
 from diloco.session import Session
 
 STEPS = 40
@@ -45,9 +45,8 @@ def main() -> diloco.SyncInfo | None:
     with pccl.join() as comm:
         session = Session(comm, sync_every=10, warmup_sync_steps=10)
         lightning.Trainer(
-            max_steps=STEPS, accelerator="cpu", devices=1, callbacks=[DiLoCoCallback(session)],
-            logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False,
+            max_steps=STEPS, strategy=DiLoCoStrategy(session), logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         ).fit(Line(), torch.utils.data.DataLoader(data, batch_size=8, shuffle=True))  # fmt: skip
         assert session.run is not None
         return session.run.info
