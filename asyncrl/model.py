@@ -24,6 +24,7 @@ __all__ = [
     "KeyValueCache",
     "ModelConfig",
     "causal_mask",
+    "load_policy",
     "load_weights",
     "read_weights",
     "save_weights",
@@ -262,3 +263,15 @@ def load_weights(model: Decoder, tensors: Mapping[str, Tensor]) -> None:
         if not torch.isfinite(value).all():
             raise ValueError(f"load_weights: {name} holds NaN or Inf")
     model.load_state_dict(dict(tensors))
+
+
+def load_policy(path: Path, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The decoder whose weights a file holds, to be asked in `dtype`.
+
+    Raises:
+        ValueError: it is no such file, or holds NaN or Inf.
+    """
+    config, tensors = read_weights(path)
+    model = Decoder(config)
+    load_weights(model, tensors)
+    return model.to(dtype)

@@ -14,6 +14,8 @@ from typing import Any
 
 from asyncrl.environment import ReasoningGym
 from asyncrl.model_config import ModelConfig
+from asyncrl.proof.proof import ProofFormat
+from asyncrl.proof.thresholds import default_thresholds
 from asyncrl.protocol.client import CoordinatorClient
 from asyncrl.protocol.keys import Key
 from asyncrl.protocol.options import RunOptions
@@ -65,6 +67,9 @@ class RunTask:
     prompts_per_file: int = 8
     samples_per_prompt: int = 8
     temperature: float = 1.0
+    dtype: str = "fp32"
+    """What workers and validators compute in: "fp32", "bf16" or "fp16"."""
+
     step_count: int = 180
     learning_rate: float = 7e-5
 
@@ -96,6 +101,8 @@ class RunTask:
             samples_per_prompt=self.samples_per_prompt,
             temperature=self.temperature,
             async_level_max=async_level,
+            proof_format=ProofFormat(dtype=self.dtype),
+            thresholds=default_thresholds(self.dtype),
         )
 
 

@@ -21,7 +21,7 @@ import typer
 import pccl
 from asyncrl.broadcast.manifest import Manifest
 from asyncrl.broadcast.store import Publisher, Store
-from asyncrl.model import weights_bytes
+from asyncrl.model import load_policy, weights_bytes
 from asyncrl.protocol.client import CoordinatorClient
 from asyncrl.protocol.keys import Key
 from asyncrl.rollouts import Group, Rollout
@@ -30,7 +30,6 @@ from asyncrl.trainer import Trainer, TrainerOptions
 from asyncrl.trainer_options import OuterOptions
 from asyncrl.validation.checks import Rules, Task
 from asyncrl.validation.rollout_file import RolloutFile, Signed
-from asyncrl.warm_start import load_policy
 
 __all__ = ["TrainerProcess", "groups_of"]
 

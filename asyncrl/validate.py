@@ -60,7 +60,7 @@ def make_validator(config: dict[str, Any]) -> tuple[Validator, KeptPolicies]:
     validator = Validator(
         task.rules(config["run"], config["async_level"]),
         task.text_task(task.environment()),
-        policies := KeptPolicies(device=config["device"]),
+        policies := KeptPolicies(dtype=task.dtype, device=config["device"]),
         rollouts_checked=config["rollouts_checked"],
         secret=secrets.token_bytes(16),
     )

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from asyncrl.environment import ReasoningGym
-from asyncrl.model import Decoder, ModelConfig, load_weights, read_weights, save_weights
+from asyncrl.model import Decoder, ModelConfig, save_weights
 from asyncrl.tokenizer import EOS, PAD, encode
 
 __all__ = ["WarmStartOptions", "cached_warm_start", "warm_start"]
@@ -101,18 +101,6 @@ def cached_warm_start(
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(warm_start(environment, config, options), path)
     return path
-
-
-def load_policy(path: Path) -> Decoder:
-    """The decoder whose weights a file holds.
-
-    Raises:
-        ValueError: it is no such file, or holds NaN or Inf.
-    """
-    config, tensors = read_weights(path)
-    model = Decoder(config)
-    load_weights(model, tensors)
-    return model
 
 
 def main() -> int:

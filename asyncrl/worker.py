@@ -24,13 +24,13 @@ from asyncrl.broadcast.download import Trust
 from asyncrl.broadcast.source import BroadcastError
 from asyncrl.cheats import CHEATS, CheatInputs
 from asyncrl.generator import CachedGenerator
-from asyncrl.model import Decoder
+from asyncrl.model import Decoder, load_policy
 from asyncrl.protocol.client import CoordinatorClient, CoordinatorError
 from asyncrl.protocol.keys import Key
 from asyncrl.run_task import Run, RunAddress, say
 from asyncrl.submission import Assignment, generate_rollouts
 from asyncrl.tokenizer import EOS, encode
-from asyncrl.warm_start import load_policy
+from asyncrl.validation.policies import COMPUTE
 
 __all__ = ["RolloutWorker"]
 
@@ -71,6 +71,7 @@ class RolloutWorker:
         self._environment = self.run.task.environment()
         self._text_task = self.run.task.text_task(self._environment)
         self._rules = self.run.rules
+        self._dtype = COMPUTE[self.run.task.dtype]
 
     async def work(self) -> None:
         """Until the run ends or this worker is banned.
@@ -139,7 +140,7 @@ class RolloutWorker:
         fetched = await self.weights.fetch(version)
         if fetched.manifest.model != self.run.task.model.hash:
             raise BroadcastError(f"broadcast: version {version} is of another model")
-        self._decoders[version] = load_policy(fetched.path)
+        self._decoders[version] = load_policy(fetched.path, self._dtype)
         for old in sorted(self._decoders)[:-_VERSIONS_MAX]:
             del self._decoders[old]
         self.client.report_broadcast(version, fetched.seconds)

@@ -4,8 +4,9 @@
     python benchmarks/cheaters.py --honest-files 8    a look
 
 A policy of 1.8 million parameters is warmed up and trained for 12 steps of GRPO; thresholds are
-calibrated on an older version and other prompts. Each cheat of asyncrl/cheats.py then makes files
-of 64 rollouts, and honest workers make theirs in several batch shapes and thread counts.
+those that ship, which were calibrated on other weights and other prompts. Each cheat of
+asyncrl/cheats.py then makes files of 64 rollouts, and honest workers make theirs in several batch
+shapes and thread counts.
 
 Beside the verdicts stands what the published checks find in the same files: their thresholds for
 each proof, seeded prompts, finite rewards, and an EOS of probability above 0.1 or the full length;
@@ -37,9 +38,9 @@ from common import RESULTS, head, write
 from asyncrl.cheats import CHEATS, CheatInputs
 from asyncrl.environment import ReasoningGym
 from asyncrl.generator import CachedGenerator
-from asyncrl.model import ModelConfig, save_weights
+from asyncrl.model import ModelConfig, load_policy, save_weights
 from asyncrl.proof import ProofMalformed, verify_proofs
-from asyncrl.proof.thresholds import PUBLISHED, Thresholds, calibrated
+from asyncrl.proof.thresholds import PUBLISHED
 from asyncrl.protocol.keys import Key
 from asyncrl.rollouts import Group, Rollout
 from asyncrl.sampling import choice_gaps
@@ -47,11 +48,11 @@ from asyncrl.submission import Assignment, generate_rollouts
 from asyncrl.tokenizer import EOS, VOCABULARY_COUNT, decode, encode
 from asyncrl.trainer import Trainer, TrainerOptions
 from asyncrl.validation.checks import Rules
-from asyncrl.validation.honest import InRows, measure
+from asyncrl.validation.honest import InRows
 from asyncrl.validation.policies import KeptPolicies
 from asyncrl.validation.rollout_file import FileRefused, RolloutFile, Signed
 from asyncrl.validation.validator import JudgeRequest, TextTask, Validator
-from asyncrl.warm_start import cached_warm_start, load_policy
+from asyncrl.warm_start import cached_warm_start
 from pccl.bench.machine import describe_machine
 
 STEPS = 12
@@ -192,13 +193,6 @@ def train(folder: Path, warm: Path, environment: ReasoningGym, task: TextTask) -
     return policies
 
 
-def calibrate(bench: Bench, file_count: int) -> Thresholds:
-    validation = ReasoningGym(split="validation")
-    task = TextTask(validation, encode, decode)
-    found = measure(bench.policies.decoder(STEPS // 2), task, bench.rules, file_count)
-    return calibrated("fp32", found.proofs, found.gaps)
-
-
 def honest(bench: Bench, file_count: int) -> Judged:
     found = Judged()
     validator = bench.validator()
@@ -257,8 +251,8 @@ def report(document: dict[str, Any], results: dict[str, Judged]) -> list[str]:
     )
     ours = f"{fair.refused} of {fair.files} files refused"
     lines += [
-        f"Thresholds, calibrated on {document['calibration_files']} files of other prompts and "
-        f"another version: at most {thresholds['exponent_mismatches_max']} exponents and "
+        f"Thresholds, as they ship (asyncrl/proof/thresholds.json), calibrated on other prompts "
+        f"and weights: at most {thresholds['exponent_mismatches_max']} exponents and "
         f"{thresholds['mantissa_mean_max']} units of mantissa in a proof (a mean of "
         f"{thresholds['exponent_mismatches_mean_max']} and {thresholds['mantissa_mean_mean_max']} "
         f"over a file beside that), a gap of {thresholds['gap_max']:.0e} at a token.",
@@ -302,7 +296,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--honest-files", type=int, default=160, help="of 64 rollouts")
     parser.add_argument("--cheat-files", type=int, default=3, help="of each cheat")
-    parser.add_argument("--calibration-files", type=int, default=20)
     parser.add_argument("--only", nargs="*", choices=list(CHEATS), help="these cheats")
     parser.add_argument("--warm", type=Path, default=Path("runs/asyncrl"), help="folder")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder to write to")
@@ -313,8 +306,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         policies = train(Path(folder), options.warm, environment, task)
         bench = Bench(task, environment, policies, RULES)
-        thresholds = calibrate(bench, options.calibration_files)
-        bench.rules = dataclasses.replace(RULES, thresholds=thresholds)
         results = {"honest": honest(bench, options.honest_files)}
         print(results["honest"], flush=True)
         judge_seconds = bench.seconds["judge"] / bench.seconds["judged"]
@@ -328,8 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     document = {
         "machine": describe_machine(),
-        "thresholds": dataclasses.asdict(thresholds),
-        "calibration_files": options.calibration_files,
+        "thresholds": dataclasses.asdict(RULES.thresholds),
         "seconds": dict(bench.seconds),
         "judge_seconds": judge_seconds,
         "all_right": all_right,

@@ -24,13 +24,13 @@ import torch
 from asyncrl.environment import ReasoningGym
 from asyncrl.generator import CachedGenerator, GeneratorOptions
 from asyncrl.guard import GuardOptions
-from asyncrl.model import Decoder, ModelConfig, load_weights
+from asyncrl.model import Decoder, ModelConfig, load_policy, load_weights
 from asyncrl.rewards import RewardOptions
 from asyncrl.rollouts import Group, Rollout
 from asyncrl.sampling import SubmissionScope
 from asyncrl.tokenizer import EOS, decode, encode
 from asyncrl.trainer import Trainer, TrainerOptions
-from asyncrl.warm_start import cached_warm_start, load_policy
+from asyncrl.warm_start import cached_warm_start
 
 PROMPTS, GROUP = 32, 8
 OPTIONS = GeneratorOptions()

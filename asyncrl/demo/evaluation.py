@@ -9,9 +9,9 @@ from asyncrl.broadcast.client import WeightsClient
 from asyncrl.broadcast.download import Trust
 from asyncrl.demo.roles import Crew
 from asyncrl.generator import CachedGenerator, GeneratorOptions
+from asyncrl.model import load_policy
 from asyncrl.run_task import RunTask
 from asyncrl.tokenizer import EOS, decode, encode
-from asyncrl.warm_start import load_policy
 
 __all__ = ["Evaluator"]
 

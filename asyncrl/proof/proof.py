@@ -134,8 +134,9 @@ def verify_proofs(
     words: list[Integers] = []
     counts = []
     for index, (states, proof) in enumerate(zip(hidden, proofs, strict=True)):
-        found = parse_proofs(proof, len(states), chosen, name=f"rollout {index}")
         chunks += _chunks(states, chosen)
+        name, width = f"rollout {index}", states.shape[1]
+        found = parse_proofs(proof, len(states), chosen, name=name, width=width)
         words += list(found)
         counts.append(len(found))
     errors: list[ProofErrors] = []
@@ -147,9 +148,18 @@ def verify_proofs(
 
 
 def parse_proofs(
-    proof: bytes, row_count: int, proof_format: ProofFormat, *, name: str = "proof"
+    proof: bytes,
+    row_count: int,
+    proof_format: ProofFormat,
+    *,
+    name: str = "proof",
+    width: int = PRIME,
 ) -> Integers:
     """Modulus and coefficients [proofs, 1 + point_count] of one rollout's bytes.
+
+    Args:
+        width: of the hidden states, where it is known. Where no index is beyond PRIME, there is one
+            honest modulus; another one would make other bytes of the same proof.
 
     Raises:
         ProofMalformed: see there.
@@ -161,8 +171,9 @@ def parse_proofs(
         )
     words: Integers = numpy.frombuffer(proof, ">u2").reshape(count, -1).astype(numpy.int64)
     moduli, coefficients = words[:, 0], words[:, 1:]
-    if ((moduli <= _MODULUS_MIN) | (moduli > PRIME)).any():
-        raise ProofMalformed(f"{name}: modulus {moduli.tolist()}, expected 32769 to {PRIME}")
+    least = PRIME if proof_format.rows_per_proof * width <= PRIME else _MODULUS_MIN + 1
+    if ((moduli < least) | (moduli > PRIME)).any():
+        raise ProofMalformed(f"{name}: modulus {moduli.tolist()}, expected {least} to {PRIME}")
     if (coefficients >= PRIME).any():
         raise ProofMalformed(f"{name}: coefficient {coefficients.max()} is not below {PRIME}")
     return words

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,18 @@ import numpy
 
 from asyncrl.proof.proof import ProofErrors
 
-__all__ = ["DEFAULT_THRESHOLDS", "PUBLISHED", "Published", "Thresholds", "calibrated"]
+__all__ = [
+    "PUBLISHED",
+    "Published",
+    "Thresholds",
+    "calibrated",
+    "default_thresholds",
+    "load_thresholds",
+    "save_thresholds",
+]
+
+# Made by the command that is in it.
+_SHIPPED = Path(__file__).with_name("thresholds.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +78,30 @@ class Thresholds:
             )
         return None
 
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
-    @classmethod
-    def load(cls, path: Path) -> Thresholds:
-        """Raises ValueError where the file holds no thresholds."""
-        try:
-            return cls(**json.loads(path.read_text()))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"thresholds {path}: {error}") from None
+def save_thresholds(path: Path, made: Sequence[Thresholds], origin: Mapping[str, object]) -> None:
+    """Write the bounds of some dtypes, and beside them how they came about: any JSON."""
+    bounds = [dataclasses.asdict(one) for one in made]
+    path.write_text(json.dumps({**origin, "thresholds": bounds}, indent=1) + "\n")
 
 
-DEFAULT_THRESHOLDS = Thresholds()
-"""Of the default model on the CPUs it was calibrated on, with room; see docs/rollout_proofs.md."""
+def load_thresholds(path: Path) -> dict[str, Thresholds]:
+    """The bounds of each dtype. Raises ValueError where the file holds none."""
+    try:
+        found = [Thresholds(**one) for one in json.loads(path.read_text())["thresholds"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"thresholds {path}: {error}") from None
+    return {one.dtype: one for one in found}
+
+
+@functools.cache
+def default_thresholds(dtype: str = "fp32") -> Thresholds:
+    """Those that ship: of the default model on the CPU that they were calibrated on, with room.
+
+    Raises:
+        KeyError: no such dtype.
+    """
+    return load_thresholds(_SHIPPED)[dtype]
 
 
 @dataclass(frozen=True, kw_only=True)

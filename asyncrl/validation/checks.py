@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from asyncrl.proof import ProofFormat, ProofMalformed, verify_proofs
 from asyncrl.proof.proof import parse_proofs
-from asyncrl.proof.thresholds import DEFAULT_THRESHOLDS, Thresholds
+from asyncrl.proof.thresholds import Thresholds, default_thresholds
 from asyncrl.sampling import choice_gaps
 from asyncrl.validation.history import History
 from asyncrl.validation.rollout_file import ClaimedRollout, FileLimits, RolloutFile
@@ -81,7 +81,7 @@ class Rules:
     environments with so few prompts that honest rollouts of one version coincide."""
 
     proof_format: ProofFormat = field(default_factory=ProofFormat)
-    thresholds: Thresholds = DEFAULT_THRESHOLDS
+    thresholds: Thresholds = field(default_factory=default_thresholds)
     limits: FileLimits = field(default_factory=FileLimits)
 
     @property
@@ -255,11 +255,11 @@ class Drawn:
 
 def check_proof(upload: Upload, drawn: Sequence[Drawn]) -> Refusal | None:
     """Against other weights, another precision of them, other prompts, and edited tokens."""
-    errors = verify_proofs(
-        [one.own.hidden for one in drawn],
-        [one.rollout.proof for one in drawn],
-        upload.rules.proof_format,
-    )
+    hidden, proofs = [one.own.hidden for one in drawn], [one.rollout.proof for one in drawn]
+    try:
+        errors = verify_proofs(hidden, proofs, upload.rules.proof_format)
+    except ProofMalformed as error:
+        return Refusal("bounds", f"of those checked, {error}")
     refused = upload.rules.thresholds.refuse_proofs([error for found in errors for error in found])
     return None if refused is None else Refusal("proof", refused)
 

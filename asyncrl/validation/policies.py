@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy
 import torch
 
-from asyncrl.model import Decoder, load_weights, read_weights
+from asyncrl.model import Decoder, load_policy
 from asyncrl.validation.checks import Recomputed
 from asyncrl.validation.rollout_file import ClaimedRollout
 
-__all__ = ["KeptPolicies", "prefill_rollouts"]
+__all__ = ["COMPUTE", "KeptPolicies", "prefill_rollouts"]
 
 # dtype of a proof format -> what the decoder computes in, and what proofs are built from. The
 # float32 of bf16 values is rounded to those values again, so one array type serves both.
-_COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _HIDDEN = {"fp32": numpy.float32, "bf16": numpy.float32, "fp16": numpy.float16}
 
 
@@ -68,10 +68,8 @@ class KeptPolicies:
     def decoder(self, version: int) -> Decoder:
         """Raises KeyError for a version that is not kept, ValueError for a file that is none."""
         if version not in self._loaded:
-            config, tensors = read_weights(self._paths[version])
-            model = Decoder(config)
-            load_weights(model, tensors)
-            self._loaded[version] = model.to(self._device, _COMPUTE[self._dtype]).eval()
+            policy = load_policy(self._paths[version], COMPUTE[self._dtype])
+            self._loaded[version] = policy.to(self._device)
         return self._loaded[version]
 
     def recompute(

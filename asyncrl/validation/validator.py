@@ -107,6 +107,9 @@ class Validator:
         self._secret = secret
         if rollouts_checked is not None and (rollouts_checked < 1 or not secret):
             raise ValueError("rollouts_checked: expected at least 1, and a secret to draw them by")
+        bounds, proofs = rules.thresholds.dtype, rules.proof_format.dtype
+        if bounds != proofs:
+            raise ValueError(f"thresholds: bounds of {bounds}, proofs of {proofs}")
 
     def judge_path(self, path: Path, request: JudgeRequest) -> Verdict:
         """As judge(), and a file that is too long is never held."""
