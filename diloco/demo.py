@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from diloco.launch import LocalRun, MemberProcess, python_command
 from diloco.report import make_report, read_run, show_report
+from pccl.demo.bar import make_bar
 from pccl.demo.processes import find_example
 
 __all__ = ["DemoOptions", "run_demo"]
@@ -111,7 +111,7 @@ class _Demo:
         console.print(f"status page: http://127.0.0.1:{self._run.coordinator.status_port}/")
         for _ in range(self.options.members):
             self._start(self.options.members)
-        with self._bar() as bar:
+        with make_bar("step", self._console) as bar:
             task = bar.add_task("", total=self.options.steps, state="members start")
             while self._run.alive:
                 time.sleep(_LOOK_SECONDS)
@@ -196,17 +196,6 @@ class _Demo:
         return (
             f"{loss}{speed:,.0f} tokens/s  {row['utilization']:.0%} computing  "
             f"{row['own_bytes_sent'] / 1e6:.1f} MB an outer step  {len(row['members'])} members"
-        )
-
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("step"),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
         )
 
 

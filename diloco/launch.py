@@ -151,10 +151,10 @@ def launch(options: LaunchOptions, console: Console) -> int:
     """
     command = python_command(options.command)
     with LocalRun(options.name, options.host) as run:
-        console.print(f"status page: http://127.0.0.1:{run.coordinator.status_port}/")
-        console.print("another machine joins with:")
-        console.print(Text(f"  {join_command(run.address, options.command)}"), soft_wrap=True)
         try:
+            console.print(f"status page: http://127.0.0.1:{run.coordinator.status_port}/")
+            console.print("another machine joins with:")
+            console.print(Text(f"  {join_command(run.address, options.command)}"), soft_wrap=True)
             for number in range(options.members):
                 run.start(command, wait_for=options.members, shown=number == 0)
             return _wait(run, options, command, console)

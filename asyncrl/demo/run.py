@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from asyncrl.demo.evaluation import Evaluator
 from asyncrl.demo.roles import Crew, Place, RoleProcess, ThisMachine
@@ -21,6 +20,7 @@ from asyncrl.demo.verdict import DemoRecord, judge
 from asyncrl.protocol.options import RunOptions
 from asyncrl.run_task import RunTask
 from asyncrl.warm_start import WarmStartOptions, cached_warm_start
+from pccl.demo.bar import make_bar
 from pccl.demo.processes import CoordinatorProcess
 
 __all__ = ["DemoOptions", "run_demo"]
@@ -132,7 +132,7 @@ class Demo:
             stack.callback(self._pccl.close)
             self._start(task)
             self.record.accuracy[0] = self._evaluator.measure(weights)
-            bar = stack.enter_context(self._bar())
+            bar = stack.enter_context(make_bar("steps", self._console))
             self._bar_task = bar.add_task("", total=options.steps, state="everybody starts")
             while not self._is_over():
                 self._listen()
@@ -188,17 +188,6 @@ class Demo:
     @property
     def _step(self) -> int:
         return int(self._last.get("step", 0))
-
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("steps"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
 
     def _state(self) -> str:
         if not self._last:

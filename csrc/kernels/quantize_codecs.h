@@ -28,10 +28,31 @@ size_t take_scales(const std::byte* wire, size_t blocks, float* scales) {
   return blocks * sizeof(uint16_t);
 }
 
-template <class Format>
-struct WholeBytes {  // int8: one code a byte
+// What codecs of scales and codes have in common. Codec::take() says where the codes are: on wire,
+// or in `room`; it requires that scales are zeros.
+template <class Codec, class Format>
+struct ScaledCodes {
   static constexpr size_t kBlocks = kTileCount / Format::kBlock;
 
+  template <bool kAdds>
+  static void decode(const std::byte* wire, size_t count, std::byte* out) {
+    float scales[kBlocks] = {};
+    int8_t room[kTileCount];
+    const int8_t* codes = Codec::take(wire, count, scales, room);
+    dequantize_tile<Format, kAdds>(codes, scales, out);
+  }
+
+  static void add(const std::byte* const* wires, size_t wire_count, size_t count, std::byte* sums) {
+    add_codes<Codec, Format>(wires, wire_count, count, sums);
+  }
+
+  static bool is_valid(const std::byte* wire, size_t count) {
+    return are_scales<Format>(wire, count);
+  }
+};
+
+template <class Format>
+struct WholeBytes : ScaledCodes<WholeBytes<Format>, Format> {  // int8: one code a byte
   static bool encode(const std::byte* values, size_t count, const Rounding& rounding,
                      std::byte* wire) {
     Scales<Format> scales;
@@ -49,7 +70,6 @@ struct WholeBytes {  // int8: one code a byte
     return scales.are_finite;
   }
 
-  // The codes: those on the wire, or in `room`. Requires: scales are zeros.
   static const int8_t* take(const std::byte* wire, size_t count, float* scales, int8_t* room) {
     wire += take_scales(wire, blocks_of(count, Format::kBlock), scales);
     if (count == kTileCount) return reinterpret_cast<const int8_t*>(wire);
@@ -57,28 +77,10 @@ struct WholeBytes {  // int8: one code a byte
     std::memcpy(room, wire, count);
     return room;
   }
-
-  template <bool kAdds>
-  static void decode(const std::byte* wire, size_t count, std::byte* out) {
-    float scales[kBlocks] = {};
-    int8_t room[kTileCount];
-    const int8_t* codes = take(wire, count, scales, room);
-    dequantize_tile<Format, kAdds>(codes, scales, out);
-  }
-
-  static void add(const std::byte* const* wires, size_t wire_count, size_t count, std::byte* sums) {
-    add_codes<WholeBytes, Format>(wires, wire_count, count, sums);
-  }
-
-  static bool is_valid(const std::byte* wire, size_t count) {
-    return are_scales<Format>(wire, count);
-  }
 };
 
 template <class Format, bool kClips>
-struct PackedBits {  // int6, int4
-  static constexpr size_t kBlocks = kTileCount / Format::kBlock;
-
+struct PackedBits : ScaledCodes<PackedBits<Format, kClips>, Format> {  // int6, int4
   static bool encode(const std::byte* values, size_t count, const Rounding& rounding,
                      std::byte* wire) {
     Scales<Format> scales;
@@ -97,22 +99,6 @@ struct PackedBits {  // int6, int4
     if (count != kTileCount) std::memset(room, 0, kTileCount);
     take_codes<Format>(wire, count, room);
     return room;
-  }
-
-  template <bool kAdds>
-  static void decode(const std::byte* wire, size_t count, std::byte* out) {
-    float scales[kBlocks] = {};
-    int8_t room[kTileCount];
-    const int8_t* codes = take(wire, count, scales, room);
-    dequantize_tile<Format, kAdds>(codes, scales, out);
-  }
-
-  static void add(const std::byte* const* wires, size_t wire_count, size_t count, std::byte* sums) {
-    add_codes<PackedBits, Format>(wires, wire_count, count, sums);
-  }
-
-  static bool is_valid(const std::byte* wire, size_t count) {
-    return are_scales<Format>(wire, count);
   }
 };
 

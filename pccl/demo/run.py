@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from pccl.demo.bar import make_bar
 from pccl.demo.processes import CoordinatorProcess, MemberProcess, Said, find_example
 from pccl.demo.verdict import Event, Record, Verdict, judge
 
@@ -137,7 +137,7 @@ class Demo:
             self._coordinator.wait_until_ready()
             self._address = self._coordinator.address
             self._console.print(f"status page: http://127.0.0.1:{self._coordinator.status_port}/")
-            bar = stack.enter_context(self._bar())
+            bar = stack.enter_context(make_bar("kills", self._console))
             self._task = bar.add_task("", total=self.options.kills, state="members start")
             for _ in range(self.options.members):
                 self._start_member(begin_with=self.options.members)
@@ -155,17 +155,6 @@ class Demo:
             process.terminate()
         for process in processes:
             process.close()
-
-    def _bar(self) -> Progress:
-        return Progress(
-            TextColumn("kills"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
-            TimeElapsedColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
 
     def _state(self) -> str:
         if not self._last["step"]:
