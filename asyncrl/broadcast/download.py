@@ -122,8 +122,8 @@ class Download:
         for source in self._sources:
             tasks.append(asyncio.create_task(self._watch(source)))
             tasks += [
-                asyncio.create_task(self._take_chunks(source))
-                for _ in range(self._options.connections)
+                asyncio.create_task(self._take_chunks(source, number))
+                for number in range(self._options.connections)
             ]
         try:
             await asyncio.wait_for(self._wait_until_done(tasks), self._options.timeout_seconds)
@@ -272,10 +272,12 @@ class Download:
             self._lots = random.sample(range(self.manifest.count), self.manifest.count)
         return sum(index in source.held for source in siblings), self._lots[index]
 
-    async def _take_chunks(self, source: Source) -> None:
+    async def _take_chunks(self, source: Source, number: int) -> None:
+        """The source's connection of that number."""
         while not source.banned:
             await source.rest()
-            index = self._pick(source)
+            # The fewer share the line at first, the sooner there is a whole chunk to pass on.
+            index = self._pick(source) if number < 2 + self.held else None
             if index is None:
                 await self._wait_for_change(0.25)
                 continue

@@ -63,9 +63,9 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServingPr
 # --- manifests, stores ---
 
 
-def test_a_file_is_cut_into_about_256_chunks_of_256_kb_to_4_mb() -> None:
+def test_a_file_is_cut_into_about_400_chunks_of_256_kb_to_4_mb() -> None:
     sizes = [chunk_bytes_for(size) >> 10 for size in (1, 7_200_000, 200_000_000, 62_000_000_000)]
-    assert sizes == [256, 256, 1024, 4096]
+    assert sizes == [256, 256, 512, 4096]
 
 
 @pytest.mark.parametrize("size", [1, CHUNK_BYTES_MIN - 1, CHUNK_BYTES_MIN, CHUNK_BYTES_MIN * 2 + 1])
@@ -84,6 +84,23 @@ def test_what_is_written_in_pieces_is_what_is_published(tmp_path: Path, size: in
     found = b"".join(store.chunk_path(0, i).read_bytes() for i in range(manifest.count))
     assert found == data
     assert store.verify(manifest) == set(range(manifest.count))
+
+
+def test_the_first_chunks_are_announced_before_the_last_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VersionWriter, "_ANNOUNCE_SECONDS", -1.0)
+    announced: list[tuple[int, int]] = []
+    put = Store.put_manifest
+
+    def put_manifest(store: Store, version: int, data: bytes) -> None:
+        manifest = Manifest.verify(data, TRUST.signers, "run")
+        announced.append((len(manifest.chunks), len(store.held(version))))
+        put(store, version, data)
+
+    monkeypatch.setattr(Store, "put_manifest", put_manifest)
+    Publisher(tmp_path, TRAINER, "run").publish(WEIGHTS, 1)
+    assert announced == [(0, 0), (16, 16), (24, 24), (25, 25)]  # 4 MB each
 
 
 def test_a_version_must_be_newer_and_as_long_as_announced(tmp_path: Path) -> None:
