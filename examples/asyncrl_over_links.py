@@ -36,13 +36,18 @@ def main(
     cheat: str = "oracle",
     workers: Annotated[int, typer.Option(min=1)] = 3,
     files_per_step: Annotated[int, typer.Option(min=1)] = 4,
+    honest_files: Annotated[int, typer.Option(help="of the cheater, before it begins")] = 2,
+    warm_steps: Annotated[int, typer.Option(min=1)] = DemoOptions.warm_steps,
     evaluate_every: Annotated[int, typer.Option(min=0)] = 20,
+    held_out_draws: Annotated[int, typer.Option(min=64)] = DemoOptions.held_out_draws,
     out: Path = Path("runs/asyncrl-over-links"),
+    warm_folder: Path = DemoOptions.warm_folder,
 ) -> None:
     torch.set_num_threads(1)
     options = DemoOptions(
         cheat=cheat, steps=steps, workers=workers, files_per_step=files_per_step,
-        evaluate_every=evaluate_every, async_level=4, out=out,
+        honest_files=honest_files, warm_steps=warm_steps, evaluate_every=evaluate_every,
+        held_out_draws=held_out_draws, async_level=4, out=out, warm_folder=warm_folder,
     )  # fmt: skip
     names = [f"worker {number}" for number in range(1, workers + 1)] + ["cheater"]
     lines = {**HOSTS, **dict.fromkeys(names, FAR)}
