@@ -224,7 +224,10 @@ CollectivePlanner::CollectivePlanner(PlannerOptions options, LinkExchange::Traff
   // Two ranks have no choice, and within a machine the links are known.
   if (traffic && !options.deterministic && !options.is_one_machine && n > 2 &&
       n <= LinkExchange::kRanksMax)
-    exchange_.emplace(unknown_, rank_, options.table, std::move(traffic));
+    exchange_.emplace(
+        unknown_, rank_,
+        LinkExchange::Options{std::move(options.table), options.probes && !is_sparse_},
+        std::move(traffic));
 }
 
 CollectivePlanner::~CollectivePlanner() = default;
@@ -345,6 +348,22 @@ void CollectivePlanner::cut(CollectiveCall& call) {
   const uint32_t wire_bytes =
       call.signature.codec == Codec{} ? call.segment_bytes : call.segment_bytes / 4;
   call.window_segments = std::max(kWindowSegments, kWindowBytes / wire_bytes);
+}
+
+void CollectivePlanner::serve(Group& group) {
+  if (exchange_) exchange_->serve(group);
+}
+
+TimePoint CollectivePlanner::on_time(TimePoint now) {
+  return exchange_ ? exchange_->on_time(now) : TimePoint::max();
+}
+
+void CollectivePlanner::on_turn(int32_t rank, uint64_t round) {
+  if (exchange_) exchange_->on_turn(rank, round);
+}
+
+void CollectivePlanner::on_figures(int32_t rank, std::span<const std::byte> bytes) {
+  if (exchange_) exchange_->on_figures(rank, bytes);
 }
 
 void CollectivePlanner::skip(const Signature& signature) {

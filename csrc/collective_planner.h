@@ -46,6 +46,7 @@ struct PlannerOptions {
   bool deterministic = false;
   std::optional<topology::Graph> graph;  // no byte moves beside its edges; null: every pair
   topology::LinkTable table;  // what is known of the links to begin with, alike on all ranks
+  bool probes = false;        // links that are missing there, before the first large call
 };
 
 class CollectivePlanner final : public PlanSource {
@@ -57,6 +58,10 @@ class CollectivePlanner final : public PlanSource {
   bool is_ready(const transport::Signature& signature) override;
   void prepare(CollectiveCall& call, std::span<const uint64_t> block_counts) override;
   void skip(const transport::Signature& signature) override;
+  void serve(Group& group) override;
+  TimePoint on_time(TimePoint now) override;
+  void on_turn(int32_t rank, uint64_t round) override;
+  void on_figures(int32_t rank, std::span<const std::byte> bytes) override;
 
   void require_links(const transport::Signature& signature) const override;
   void require_link(int32_t peer) const override;

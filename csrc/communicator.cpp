@@ -99,10 +99,16 @@ Communicator::Communicator(std::shared_ptr<Context> context, std::string name, i
                                 std::to_string(rank) + " is not this member's own");
   }
   const auto connections = std::make_shared<std::vector<transport::Connection*>>();
-  planner_ = std::make_shared<CollectivePlanner>(
-      PlannerOptions{host_numbers(members), is_one_machine(members), rank, options.algorithm,
-                     options.deterministic, options.graph},
-      [connections] { return traffic_of(*connections); });
+  planner_ =
+      std::make_shared<CollectivePlanner>(PlannerOptions{host_numbers(members),
+                                                         is_one_machine(members),
+                                                         rank,
+                                                         options.algorithm,
+                                                         options.deterministic,
+                                                         options.graph,
+                                                         {},
+                                                         options.probes},
+                                          [connections] { return traffic_of(*connections); });
   segment_bytes_ = planner_->segment_bytes(!own.memory_name.empty());
   id_ = group_id(own.run, name_);
   bool added = false;

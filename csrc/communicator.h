@@ -67,6 +67,7 @@ struct CommunicatorOptions {
   double timeout_seconds = 1800;  // of every operation
   std::string algorithm = "auto";
   bool deterministic = false;            // see PlannerOptions
+  bool probes = false;                   // likewise
   std::optional<topology::Graph> graph;  // likewise
 };
 

@@ -12,15 +12,39 @@ using transport::Collective;
 using transport::LinkTraffic;
 using transport::Signature;
 
-LinkExchange::LinkExchange(topology::Links unknown, int32_t rank, const topology::LinkTable& table,
+LinkExchange::LinkExchange(topology::Links unknown, int32_t rank, const Options& options,
                            TrafficSource traffic)
     : unknown_(std::move(unknown)),
       rank_(rank),
       traffic_(std::move(traffic)),
       told_(static_cast<size_t>(unknown_.world_size)),
-      links_(topology::with_table(unknown_, table)),
+      links_(topology::with_table(unknown_, options.table)),
       measured_at_(links_.cost.size()),
-      now_{links_.is_measured ? 1U : 0U, std::make_shared<const topology::Links>(links_)} {}
+      probes_nothing_(!options.probes),
+      now_{links_.is_measured ? 1U : 0U, std::make_shared<const topology::Links>(links_)} {
+  if (!options.probes) return;
+  std::vector<bool> missing = topology::missing(unknown_, options.table);
+  if (std::find(missing.begin(), missing.end(), true) == missing.end()) return;
+  probes_.emplace(std::move(missing), unknown_.world_size, rank_);
+}
+
+void LinkExchange::serve(Group& group) {
+  group_ = &group;
+  if (!probes_) return;
+  probes_->serve(group);
+  group.wake_at(Clock::now());
+}
+
+void LinkExchange::on_turn(int32_t rank, uint64_t round) {
+  if (probes_) probes_->on_turn(rank, round);
+  if (probes_nothing_ && round == 0 && group_ != nullptr) group_->tell_turn(rank, kNoProbes);
+}
+
+TimePoint LinkExchange::on_time(TimePoint now) {
+  if (!probes_ || !probes_->is_served()) return TimePoint::max();
+  if (links_.is_measured) probes_->begin(now);
+  return probes_->on_time(now);
+}
 
 bool LinkExchange::is_large(const Signature& signature) {
   return signature.collective == Collective::AllReduce &&
@@ -28,6 +52,13 @@ bool LinkExchange::is_large(const Signature& signature) {
 }
 
 bool LinkExchange::open() {
+  if (probes_ && probes_->is_served()) {
+    probes_->begin(Clock::now());
+    const bool is_declined = probes_->is_declined();
+    if (!is_declined && !probes_->is_done()) return probes_->is_hopeless();
+    if (is_declined) probes_.reset();
+    if (!is_declined) learn_probed();
+  }
   if (pending_.size() == kBehind && has_ended(pending_.front())) {
     if (pending_.front()->is_complete) learn(*pending_.front());
     pending_.pop_front();
@@ -43,11 +74,44 @@ void LinkExchange::learn(const Told& told) {
     figures.push_back(
         topology::decode_figures(std::span(told.memory).subspan(rank * bytes, bytes), n));
   }
-  links_ = topology::learned(unknown_, links_, figures);
+  take(topology::learned(unknown_, links_, figures), figures);
+}
+
+void LinkExchange::learn_probed() {
+  const std::vector<topology::RankFigures> alone = probes_->alone();
+  const topology::Links shared = topology::learned(unknown_, links_, probes_->together());
+  topology::Links links = topology::learned(unknown_, links_, alone);
+  if (links.is_measured) {
+    topology::LinkTable table = topology::to_table(unknown_, links);
+    std::erase_if(table.links, [&](const topology::LinkEntry& link) {
+      return probes_->is_missing(link.from, link.to) && alone[link.from][link.to].bytes == 0;
+    });
+    links = topology::with_table(unknown_, table);
+  }
+  links.out_seconds_per_byte = shared.out_seconds_per_byte;
+  links.in_seconds_per_byte = shared.in_seconds_per_byte;
+  // In all a rank sends, and receives, no less than over its fastest link.
+  for (size_t link = 0; link < links.cost.size() && !links.out_seconds_per_byte.empty(); ++link) {
+    const size_t from = link / told_.size();
+    const size_t to = link % told_.size();
+    if (from == to || alone[from][to].bytes == 0) continue;
+    double& out = links.out_seconds_per_byte[from];
+    double& in = links.in_seconds_per_byte[to];
+    out = std::min(out, links.cost[link].seconds_per_byte);
+    in = std::min(in, links.cost[link].seconds_per_byte);
+  }
+  probes_.reset();
+  // What the probes have sent says nothing of the calls to come.
+  told_ = traffic_();
+  take(std::move(links), alone);
+}
+
+void LinkExchange::take(topology::Links links, const std::vector<topology::RankFigures>& figures) {
+  links_ = std::move(links);
   const TimePoint now = Clock::now();
   for (size_t link = 0; link < measured_at_.size(); ++link) {
-    const auto ranks = static_cast<size_t>(n);
-    if (topology::measures(figures[link / ranks][link % ranks])) measured_at_[link] = now;
+    if (topology::measures(figures[link / figures.size()][link % figures.size()]))
+      measured_at_[link] = now;
   }
   if (!topology::is_other(*now_.links, links_)) return;
   now_ = {now_.version + 1, std::make_shared<const topology::Links>(links_)};

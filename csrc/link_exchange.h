@@ -11,11 +11,13 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "base/clock.h"
 #include "collectives/collective_operation.h"
+#include "link_probes.h"
 #include "topology/cost_model.h"
 #include "topology/link_figures.h"
 #include "topology/link_table.h"
@@ -41,9 +43,21 @@ class LinkExchange {
 
   // `traffic` gives what was counted of the connections so far, by rank.
   using TrafficSource = std::function<std::vector<transport::LinkTraffic>()>;
-  // `table`: what is known of them to begin with.
-  LinkExchange(topology::Links unknown, int32_t rank, const topology::LinkTable& table,
+  struct Options {
+    topology::LinkTable table;  // what is known of the links to begin with
+    bool probes = false;        // those that are not in it
+  };
+  LinkExchange(topology::Links unknown, int32_t rank, const Options& options,
                TrafficSource traffic);
+
+  // Links that are missing are probed at once if some are known, as then large calls are made;
+  // otherwise at the first one. A large call waits for it.
+  void serve(Group& group);
+  TimePoint on_time(TimePoint now);
+  void on_turn(int32_t rank, uint64_t round);
+  void on_figures(int32_t rank, std::span<const std::byte> bytes) {
+    if (probes_) probes_->on_told(rank, bytes);
+  }
 
   static bool is_large(const transport::Signature& signature);
   // Whether the next large call may begin: from then on the links are those that it is planned by.
@@ -81,6 +95,8 @@ class LinkExchange {
     return told->is_complete || told.use_count() == 1;
   }
   void learn(const Told& told);
+  void learn_probed();
+  void take(topology::Links links, const std::vector<topology::RankFigures>& figures);
   topology::RankFigures measure();
 
   const topology::Links unknown_;
@@ -90,6 +106,9 @@ class LinkExchange {
   std::deque<std::shared_ptr<Told>> pending_;  // of the last large calls, at most kBehind
   topology::Links links_;                      // after all that is not pending
   std::vector<TimePoint> measured_at_;         // [from * world_size + to]; epoch: never
+  const bool probes_nothing_;                  // the configuration says so
+  Group* group_ = nullptr;                     // that it plans for
+  std::optional<LinkProbes> probes_;           // until they are done
   KnownLinks now_;
 };
 

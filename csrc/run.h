@@ -40,6 +40,7 @@ struct RunOptions {
   double timeout_seconds = 1800;  // of every operation
   std::string algorithm = "auto";
   bool deterministic = false;  // see PlannerOptions
+  bool probes = false;         // likewise
   double takeover_seconds = 10;
   // As topology::canonical_graph() spells it; must fit any number of members. "": every pair talks.
   std::string graph;

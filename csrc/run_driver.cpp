@@ -281,7 +281,8 @@ recovery::RunQuorum Run::Driver::quorum_of(const membership::Quorum& quorum,
   const auto connections = std::make_shared<std::vector<Connection*>>();
   auto planner = std::make_shared<CollectivePlanner>(
       PlannerOptions{host_numbers(addresses), is_one_machine(addresses), result.rank,
-                     options_.algorithm, options_.deterministic, result.graph, quorum.table},
+                     options_.algorithm, options_.deterministic, result.graph, quorum.table,
+                     options_.probes},
       [connections] { return traffic_of(*connections); });
   for (size_t peer = 0; peer < addresses.size(); ++peer) {
     const MemberAddress& address = addresses[peer];

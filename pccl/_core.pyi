@@ -237,6 +237,7 @@ class Communicator(CollectiveCalls):
         timeout_seconds: float = 1800,
         algorithm: str = "auto",
         deterministic: bool = False,
+        probes: bool = False,
         graph: Sequence[tuple[int, int]] | None = None,  # pairs that may talk; None: all
     ) -> None: ...
     timeout_seconds: float
@@ -270,6 +271,7 @@ class Run(CollectiveCalls):
         timeout_seconds: float = 1800,
         algorithm: str = "auto",
         deterministic: bool = False,
+        probes: bool = False,
         takeover_seconds: float = 10,
         trace_folder: str = "",
         tls: str = "remote",  # as in Context

@@ -148,6 +148,7 @@ class Run:
                 timeout_seconds,
                 algorithm or self.config.algorithm,
                 self.config.deterministic,
+                self.config.probes,
                 self._edges_among(ranks),
             )
         except BaseException:

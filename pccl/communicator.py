@@ -336,7 +336,8 @@ class Communicator(Reductions, Moves, Gossip):
 
         A connection outlives its sockets: `replaced_sockets` is how many broke under it,
         `resumed_connections` how often it had none left and got one again, `resent_bytes` what was
-        sent again for that. `bytes_sent_tcp` holds it too.
+        sent again for that, `probe_bytes` what only showed how fast links are. `bytes_sent_tcp`
+        holds both.
         """
         return self._run.context.statistics()
 

@@ -72,6 +72,12 @@ class Config:
     members give the same bytes in every run. Else large all_reduces of several hosts follow the
     measured links, and sums may be rounded in another order next time. Alike on all members."""
 
+    probes: bool = False
+    """PCCL_PROBES: "1" has the ranks of several hosts try links that nobody has measured, before
+    their first all_reduce of 4 MiB or more, which waits for it: at most 20 s, and 4 MiB a link.
+    Plans are then good from the first call on; else from about the third. If a member says no,
+    nobody does it."""
+
     timeout_seconds: float = 1800.0
     """PCCL_TIMEOUT: seconds that one operation may take. torch's own timeouts come first there."""
 
@@ -345,6 +351,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_LOG": ("log", _parse_lower),
     "PCCL_OUTWARD": ("outward", _parse_switch),
     "PCCL_PORT": ("ports", _parse_ports),
+    "PCCL_PROBES": ("probes", _parse_switch),
     "PCCL_RUN": ("run", _parse_run),
     "PCCL_SHARED_MEMORY": ("shared_memory", _parse_switch),
     "PCCL_SIMD": ("simd", _parse_lower),

@@ -170,6 +170,7 @@ def _open(place: RunAddress, config: Config, timeout_seconds: float | None) -> _
                 timeout_seconds=timeout_seconds or config.timeout_seconds,
                 algorithm=config.algorithm,
                 deterministic=config.deterministic,
+                probes=config.probes,
                 trace_folder=config.trace_dir,
                 tls=config.tls_use,
                 key_file=config.key,
@@ -432,9 +433,8 @@ class ElasticCommunicator(Reductions, Moves, Gossip):
     def flight_record(self) -> str:
         """What this member did and saw last, as JSON lines for `pccl trace`: a header, then events.
 
-        The last 4096 beginnings and ends of operations, and the last 512 of all other events:
-        connections, quorums, recoveries, errors. Also after the end of the run. PCCL_TRACE_DIR
-        has it written to a file when an operation ends in an error.
+        The last 4096 beginnings and ends of operations, the last 512 other events. Also after the
+        end of the run. PCCL_TRACE_DIR has it written to a file when an operation ends in an error.
         """
         return self._core.flight_record()
 

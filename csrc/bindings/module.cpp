@@ -151,21 +151,22 @@ std::string plan_by_name(pccl::Communicator& self, const std::string& collective
 void bind_communicator(py::module_& module) {
   CommunicatorClass communicator(module, "Communicator");
   communicator
-      .def(
-          py::init([](std::shared_ptr<pccl::Context> context, std::string name, int rank,
-                      const std::vector<py::bytes>& addresses, double timeout_seconds,
-                      std::string algorithm, bool deterministic,
-                      const std::optional<Pairs>& graph) {
-            const auto bytes = to_addresses(addresses);
-            pccl::CommunicatorOptions options{timeout_seconds, std::move(algorithm), deterministic};
-            if (graph) options.graph = pccl::bindings::edges_of(*graph);
-            py::gil_scoped_release release;
-            return std::make_shared<pccl::Communicator>(std::move(context), std::move(name), rank,
-                                                        bytes, options);
-          }),
-          py::arg("context"), py::arg("name"), py::arg("rank"), py::arg("addresses"),
-          py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
-          py::arg("deterministic") = false, py::arg("graph") = py::none())
+      .def(py::init([](std::shared_ptr<pccl::Context> context, std::string name, int rank,
+                       const std::vector<py::bytes>& addresses, double timeout_seconds,
+                       std::string algorithm, bool deterministic, bool probes,
+                       const std::optional<Pairs>& graph) {
+             const auto bytes = to_addresses(addresses);
+             pccl::CommunicatorOptions options{timeout_seconds, std::move(algorithm), deterministic,
+                                               probes};
+             if (graph) options.graph = pccl::bindings::edges_of(*graph);
+             py::gil_scoped_release release;
+             return std::make_shared<pccl::Communicator>(std::move(context), std::move(name), rank,
+                                                         bytes, options);
+           }),
+           py::arg("context"), py::arg("name"), py::arg("rank"), py::arg("addresses"),
+           py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
+           py::arg("deterministic") = false, py::arg("probes") = false,
+           py::arg("graph") = py::none())
       .def_readwrite("timeout_seconds", &pccl::Communicator::timeout_seconds)
       .def(
           "monitored_barrier",

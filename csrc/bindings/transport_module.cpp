@@ -33,6 +33,7 @@ py::dict to_counters(const transport::Statistics& statistics) {
   result["replaced_sockets"] = statistics.replaced_sockets;
   result["resent_frames"] = statistics.resent_frames;
   result["resent_bytes"] = statistics.resent_bytes;
+  result["probe_bytes"] = statistics.probe_bytes;
   result["refused_rate"] = statistics.refused_rate;
   result["refused_late"] = statistics.refused_late;
   return result;

@@ -303,6 +303,7 @@ TimePoint Group::on_time(TimePoint now) {
   sweep();
   start_waiting();
   TimePoint next = waiting_.empty() ? TimePoint::max() : after(now, kPlanSeconds);
+  if (plans_ && !broken_ && !is_frozen_) next = std::min(next, plans_->on_time(now));
   for (const Waiting& waiting : waiting_) {
     if (now < waiting.work->deadline) continue;
     fail({ErrorKind::Timeout, waiting.call.signature.describe() + " on rank " +
@@ -344,6 +345,7 @@ int32_t Group::rank_of(const Connection& connection) const {
 transport::Placement Group::place(const FrameHeader& header) {
   if (broken_ || is_frozen_) return {};
   if (header.type == FrameType::Message) return messages_.place(header);
+  if (header.type != FrameType::Data) return {};
   const auto found = collectives_.find(header.operation);
   return found == collectives_.end() ? transport::Placement{} : found->second->place(header);
 }
@@ -363,6 +365,14 @@ void Group::on_frame(const FrameHeader& header, Payload payload) {
   }
   if (is_frozen_) {
     give_credit(header);
+    return;
+  }
+  if (header.type == FrameType::Turn) {
+    if (plans_) plans_->on_turn(header.source_rank, header.operation);
+    return;
+  }
+  if (header.type == FrameType::Figures) {
+    if (plans_) plans_->on_figures(header.source_rank, {payload.data(), payload.size()});
     return;
   }
   if (header.type >= FrameType::Membership) {

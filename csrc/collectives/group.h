@@ -59,7 +59,7 @@ class Group {
   // A call without a plan is planned by `plans`, in the order of calls.
   void start_collective(CollectiveCall call, std::shared_ptr<Work> work,
                         std::vector<uint64_t> block_counts = {});
-  void plan_by(std::shared_ptr<PlanSource> plans) { plans_ = std::move(plans); }
+  void plan_by(std::shared_ptr<PlanSource> plans);
   // The same with a number that all ranks agree on. Requires: none was started under it.
   void start_numbered(uint64_t number, CollectiveCall call, std::shared_ptr<Work> work);
   void start_send(int32_t destination, uint32_t tag, MessageMemory memory,
@@ -98,6 +98,16 @@ class Group {
   // What the first few operations wait for.
   void note_running();
 
+  // --- for its plans ---
+  // Whether frames to that rank leave now; dials it where nobody has.
+  bool reach(int32_t peer);
+  bool has_left(int32_t peer) const;  // a group that no recovery changes
+  uint32_t send_probe(int32_t peer);  // bytes
+  void tell_figures(int32_t peer, std::vector<std::byte> bytes);
+  void tell_turn(int32_t peer, uint64_t round);
+  transport::LinkTraffic counted(int32_t peer) { return to(peer).counted(); }
+  void wake_at(TimePoint time) { endpoint_.engine().wake_at(time); }
+
   // --- for operations ---
   transport::Connection& to(int32_t peer) { return *connections_[static_cast<size_t>(peer)]; }
   transport::BufferPool& pool() { return endpoint_.pool(); }
@@ -129,6 +139,8 @@ class Group {
     return connections_[static_cast<size_t>(peer)] != nullptr;
   }
   void tell_broken(int32_t peer);
+  void tell_of_links(int32_t peer, const transport::FrameHeader& header,
+                     std::vector<std::byte> bytes);
   void drop_early();
   void drop(const std::vector<EarlyFrame>& frames);
   bool is_crowded(const std::vector<int32_t>& peers);

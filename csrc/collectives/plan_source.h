@@ -1,14 +1,17 @@
 // Chooses how the calls of one set of ranks go. Driver only.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
+#include "base/clock.h"
 #include "transport/frame.h"
 
 namespace pccl {
 
 struct CollectiveCall;
+class Group;
 
 // How often a call that waits for its plan looks whether it is there.
 inline constexpr double kPlanSeconds = 0.002;
@@ -16,6 +19,13 @@ inline constexpr double kPlanSeconds = 0.002;
 class PlanSource {
  public:
   virtual ~PlanSource() = default;
+  // It plans for this group, and may talk to its ranks until the group ends.
+  virtual void serve(Group& /*group*/) {}
+  virtual TimePoint on_time(TimePoint /*now*/) { return TimePoint::max(); }
+  // A rank is there for a round of probes, or done with it.
+  virtual void on_turn(int32_t /*rank*/, uint64_t /*round*/) {}
+  // What a rank tells of its links in a frame of that type.
+  virtual void on_figures(int32_t /*rank*/, std::span<const std::byte> /*bytes*/) {}
   // Whether this call, the next in their order, may begin: its plan may depend on what ranks tell
   // each other along with an earlier one that is under way.
   virtual bool is_ready(const transport::Signature& signature) = 0;

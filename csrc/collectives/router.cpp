@@ -76,6 +76,7 @@ void Router::on_frame(Connection& from, const FrameHeader& header, Payload paylo
     from.goodbye |= header.type == FrameType::Goodbye;
     return;
   }
+  if (header.type == FrameType::Probe) return;
   const bool was_crowded = from.is_crowded();
   deliver(from, header, std::move(payload));
   if (was_crowded || !from.is_crowded()) return;

@@ -91,6 +91,8 @@ void OperationLog::enter(RunQuorum quorum, uint64_t first_operation, uint64_t re
   announced_ = 0;
   announce();
   release_known();
+  const std::shared_ptr<PlanSource> plans = layers_.back().quorum.plans;
+  if (plans) group->plan_by(plans);
   // Frames of the others may be waiting for this group.
   router_.add(std::move(group));
   for (const auto& start : std::exchange(held_messages_, {})) start(layers_.back());

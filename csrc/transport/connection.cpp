@@ -145,6 +145,7 @@ LinkTraffic Connection::counted() const {
     const LinkState now = link->state();
     sum.busy_us += now.busy_us;
     sum.delivered_bytes += now.delivered_bytes;
+    sum.delivery_bytes_per_second += now.delivery_bytes_per_second;
     sum.round_trip_seconds = std::max(sum.round_trip_seconds, now.round_trip_seconds);
     sum.round_trip_seconds_min = std::max(sum.round_trip_seconds_min, now.round_trip_seconds_min);
   }

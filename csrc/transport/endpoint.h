@@ -83,6 +83,7 @@ struct Statistics {
   uint64_t replaced_sockets = 0;
   uint64_t resent_frames = 0;  // of which at least the beginning had left before
   uint64_t resent_bytes = 0;
+  uint64_t probe_bytes = 0;  // sent to see how fast they go
 };
 
 class Dialer;
@@ -103,8 +104,7 @@ class Endpoint final : public LinkHost, public Periodic {
   // The same, and what went to each member that it is connected with. Driver only.
   Statistics count() const;
   std::vector<LinkTraffic> link_traffic() const;
-  // The flight record as JSON lines; see base/flight_recorder.h.
-  std::string flight_record();
+  std::string flight_record();  // as JSON lines; see base/flight_recorder.h
   // Of its events those after the first `seen` ones; and how many there are now.
   std::pair<std::string, uint64_t> flight_events(uint64_t seen);
 
@@ -112,7 +112,6 @@ class Endpoint final : public LinkHost, public Periodic {
   BufferPool& pool() override { return pool_; }
   FrameSink& sink() override { return sink_; }
   FlightRecorder& recorder() { return recorder_; }
-
   // The connection to that member, made if unknown (Idle). `resolved`: where to dial.
   Connection& connection(const MemberAddress& peer, const std::vector<SocketAddress>& resolved);
   // A new connection, dialed at once, to whoever answers there as a coordinator: one TCP socket.
@@ -131,6 +130,7 @@ class Endpoint final : public LinkHost, public Periodic {
   void dial(Connection& connection);
   // connection.flush() before the driver sleeps.
   void mark_unsent(Connection& connection) override;
+  void note_probe(uint64_t bytes) { ended_.probe_bytes += bytes; }
 
   // LinkHost, Periodic.
   void on_link_down(Connection& connection, Link& link, const Error& error) override;

@@ -78,9 +78,14 @@ std::optional<std::string> find_fault(const FrameHeader& header) {
   const bool carries_payload =
       header.type == FrameType::Data || header.type == FrameType::Message ||
       header.type == FrameType::Abort || header.type == FrameType::Membership ||
-      header.type == FrameType::Finals;
+      header.type == FrameType::Finals || header.type == FrameType::Probe ||
+      header.type == FrameType::Figures;
   if (header.type == FrameType::Abort && header.length > kAbortBytesMax)
     return "reason of " + std::to_string(header.length) + " bytes";
+  if (header.type == FrameType::Probe && header.length > kProbeBytes)
+    return "probe of " + std::to_string(header.length) + " bytes";
+  if (header.type == FrameType::Figures && header.length > kFiguresBytesMax)
+    return "figures of " + std::to_string(header.length) + " bytes";
   if (!carries_payload && header.length != 0) return "payload on a control frame";
   if (header.type == FrameType::Data || header.type == FrameType::Message) {
     if (header.segment_bytes == 0 || header.segment_bytes > kPayloadBytesMax)

@@ -12,7 +12,7 @@
 
 namespace pccl::transport {
 
-inline constexpr uint16_t kProtocolVersion = 8;
+inline constexpr uint16_t kProtocolVersion = 9;
 inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 
 // Largest payload of one frame. A segment is at most this long; anything longer is a broken or
@@ -21,6 +21,10 @@ inline constexpr uint32_t kPayloadBytesMax = 512 << 10;
 
 // Longest reason of an abort.
 inline constexpr uint32_t kAbortBytesMax = 4096;
+
+// Payload of a probe, and the longest figures: two blocks of 64 ranks.
+inline constexpr uint32_t kProbeBytes = 32 << 10;
+inline constexpr uint32_t kFiguresBytesMax = 4096;
 
 enum class FrameType : uint8_t {
   Data = 1,     // a segment of a collective's chunk
@@ -36,8 +40,12 @@ enum class FrameType : uint8_t {
   Done = 10,       // the sender holds all finals of every operation below `count`
   // --- the connection itself ---
   Ack = 11,  // every frame below `sequence` has been consumed
+  // --- links that are not known ---
+  Probe = 12,    // bytes that mean nothing: the sender looks how fast they go
+  Figures = 13,  // what the sender's probes saw; payload: link_probes.cpp
+  Turn = 14,     // the sender is there for round `operation` of the probes, or done with it
 };
-inline constexpr uint8_t kFrameTypeMax = 11;
+inline constexpr uint8_t kFrameTypeMax = 14;
 
 enum class Collective : uint8_t {
   None = 0,

@@ -36,10 +36,11 @@ void set_resumable_options(int socket);
 
 // What the kernel knows of a connected TCP socket.
 struct SocketState {
-  double round_trip_seconds = 0;      // smoothed; 0: not measured
-  double round_trip_seconds_min = 0;  // lately
-  double deviation_seconds = 0;       // of the round trip
-  double heard_seconds = 0;           // since anything came from the other side
+  double round_trip_seconds = 0;         // smoothed; 0: not measured
+  double round_trip_seconds_min = 0;     // lately
+  double delivery_bytes_per_second = 0;  // the kernel's: over a round trip that was full
+  double deviation_seconds = 0;          // of the round trip
+  double heard_seconds = 0;              // since anything came from the other side
   bool is_waiting = false;  // something was sent that the other kernel has not acknowledged
   uint64_t bytes_acknowledged = 0;
   uint64_t busy_us = 0;  // see LinkState

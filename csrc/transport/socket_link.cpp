@@ -65,7 +65,8 @@ void SocketLink::on_turn() {
 
 LinkState SocketLink::state() const {
   const SocketState now = socket_state(stream_.get());
-  return {now.busy_us, now.bytes_acknowledged, now.round_trip_seconds, now.round_trip_seconds_min};
+  return {now.busy_us, now.bytes_acknowledged, now.round_trip_seconds, now.round_trip_seconds_min,
+          now.delivery_bytes_per_second};
 }
 
 // --- sending -------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ SocketState socket_state(int socket) {
   state.round_trip_seconds_min = info.tcpi_min_rtt == UINT32_MAX ? 0 : info.tcpi_min_rtt * 1e-6;
   state.deviation_seconds = info.tcpi_rttvar * 1e-6;
   state.heard_seconds = std::min(info.tcpi_last_ack_recv, info.tcpi_last_data_recv) * 1e-3;
+  state.delivery_bytes_per_second = static_cast<double>(info.tcpi_delivery_rate);
   state.is_waiting = info.tcpi_unacked > 0;
   state.bytes_acknowledged = info.tcpi_bytes_acked;
   state.busy_us = info.tcpi_busy_time - std::min(info.tcpi_busy_time, info.tcpi_rwnd_limited);

@@ -29,6 +29,7 @@ struct LinkState {
   uint64_t delivered_bytes = 0;   // that the other kernel has
   double round_trip_seconds = 0;  // 0: not measured
   double round_trip_seconds_min = 0;
+  double delivery_bytes_per_second = 0;  // over its last round trip that was full; 0: not measured
 };
 
 // Of one connection, as its member reports it.
@@ -39,6 +40,7 @@ struct LinkTraffic {
   uint64_t delivered_bytes = 0;
   uint64_t received_bytes = 0;
   uint64_t receiving_us = 0;
+  double delivery_bytes_per_second = 0;  // as in LinkState
   double round_trip_seconds = 0;
   double round_trip_seconds_min = 0;  // without what waits in queues
   uint32_t replaced_sockets = 0;

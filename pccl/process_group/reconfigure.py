@@ -80,6 +80,7 @@ class ReconfigurableProcessGroup(ChangingWorld):
             self._timeout.total_seconds(),
             config.algorithm,
             config.deterministic,
+            config.probes,
             edges,
         )
         self._core_all_reduce = self._core.all_reduce

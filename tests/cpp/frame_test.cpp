@@ -114,7 +114,7 @@ TEST_CASE("a header with a wrong enum or magic is refused in words") {
   }
   SUBCASE("a type that is none") {
     set_raw(header.type, kFrameTypeMax + 1);
-    CHECK(has_fault(header, "frame type 12"));
+    CHECK(has_fault(header, "frame type 15"));
   }
   SUBCASE("collective") {
     set_raw(header.collective, 11);
@@ -166,6 +166,18 @@ TEST_CASE("an abort carries at most 4 KiB of reason") {
   CHECK_FALSE(find_fault(header));
   header.length = kAbortBytesMax + 1;
   CHECK(has_fault(header, "reason"));
+}
+
+TEST_CASE("probes and figures are bounded") {
+  for (const auto& [type, bytes_max] : {std::pair(FrameType::Probe, kProbeBytes),
+                                        std::pair(FrameType::Figures, kFiguresBytesMax)}) {
+    FrameHeader header;
+    header.type = type;
+    header.length = bytes_max;
+    CHECK_FALSE(find_fault(header));
+    header.length = bytes_max + 1;
+    CHECK(has_fault(header, "bytes"));
+  }
 }
 
 TEST_CASE("a control frame without payload may not have one") {

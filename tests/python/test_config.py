@@ -15,6 +15,7 @@ READ = {
     "PCCL_CODEC": ("int8", "codec", "int8"),
     "PCCL_CONNECT_TIMEOUT": ("2.5", "connect_timeout_seconds", 2.5),
     "PCCL_DETERMINISTIC": ("1", "deterministic", True),
+    "PCCL_PROBES": ("1", "probes", True),
     "PCCL_GRAPH": ("Regular", "graph", "regular:4:0"),
     "PCCL_HOST": ("a.example, 10.0.0.7,", "hosts", ("a.example", "10.0.0.7")),
     "PCCL_KEY": ("/keys/member.key", "key", "/keys/member.key"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 import time
@@ -115,6 +116,48 @@ def test_two_hosts_train_together_by_pasting_one_address(tmp_path: Path) -> None
 def rates(said: dict[str, Any]) -> dict[tuple[int, int], float]:
     """Megabits a second, by the ranks of sender and receiver."""
     return {(a, b): 8e-6 * rate for a, b, rate, _ in said["links"]}
+
+
+def test_unknown_links_are_probed_before_the_first_large_all_reduce(tmp_path: Path) -> None:
+    assert WANLAB is not None
+    up = [40.0, 40.0, 40.0, 16.0]  # Mbit/s
+    elements = 1_100_003
+    with WANLAB.Lab(seed=1) as lab, ExitStack() as stack:
+        hosts = [lab.add_host(f"h{i}", up=f"{up[i]:.0f}mbit", down="40mbit") for i in range(4)]
+        for first in range(4):
+            for second in range(first):
+                lab.link(hosts[first], hosts[second], rtt="20ms")
+        lab.link(hosts[0], hosts[1], rtt="20ms", rate="4mbit")
+        coordinator = stack.enter_context(
+            CoordinatorProcess(tmp_path, status=False, host=hosts[2].addr, launch=hosts[2].popen)
+        )
+        members = []
+        for host in hosts:
+            program = (coordinator.address, 4, "links", 2, elements, 4)
+            more = {"host": host.addr, "launch": host.popen, "PCCL_PROBES": "1"}
+            members.append(MemberProcess(*program, **more))
+            stack.callback(members[-1].close)
+        for member in members:
+            member.finish()
+        steps = [[said for said in member.said if "step" in said] for member in members]
+        ranks = [member.said[0]["rank"] for member in members]
+        assert steps[0][0]["links"] == []
+        known = rates(steps[0][1])
+        assert all(rates(said[1]) == known for said in steps)
+        # Into the narrow host as well: nobody bursts and acknowledges at once.
+        right = 0
+        for sender, receiver in itertools.permutations(range(4), 2):
+            truth = 4.0 if {sender, receiver} == {0, 1} else up[sender]
+            figure = known[ranks[sender], ranks[receiver]] / truth
+            assert 0.5 < figure < 1.25, known  # a busy machine sees less
+            right += figure > 0.75
+        assert right >= 10, known
+        for said in steps:
+            assert [step["digest"] for step in said] == [step["digest"] for step in steps[0]]
+        probed = [member.said[-1]["statistics"]["probe_bytes"] for member in members]
+        assert all(3 * 65536 < count <= 4 * 4 << 20 for count in probed), probed
+        # The narrow host would send half as much again by a ring or in equal shares.
+        assert (steps[3][0]["sent"] - probed[3]) / (4 * elements) < 1.42, steps[3][0]
 
 
 def test_a_newcomer_plans_by_what_the_others_have_measured(tmp_path: Path) -> None:

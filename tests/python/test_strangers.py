@@ -56,7 +56,7 @@ def greetings(ranks: Ranks) -> dict[str, tuple[bytes, str]]:
         "http": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 5000, "no pccl handshake"),
         "garbage": (random.Random(1).randbytes(3000), "no pccl handshake"),
         "zeros": (bytes(100), "no pccl handshake"),
-        "other version": (wire.hello(stranger, wanted, version=9), "protocol version 9 meets"),
+        "other version": (wire.hello(stranger, wanted, version=99), "protocol version 99 meets"),
         "other run": (wire.hello(replace(stranger, run="other"), wanted), "wrong run"),
         "other member": (wire.hello(stranger, bytes(16)), "wrong member"),
         "itself": (wire.hello(replace(stranger, member=wanted), wanted), "connect to itself"),
