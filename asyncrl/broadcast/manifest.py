@@ -13,9 +13,9 @@ __all__ = ["CHUNK_BYTES_MAX", "CHUNK_BYTES_MIN", "Manifest", "chunk_bytes_for"]
 # Below, a request costs as much as its bytes; above, a lost chunk costs too much again.
 CHUNK_BYTES_MIN = 256 << 10
 CHUNK_BYTES_MAX = 4 << 20
-# A file is cut into this many at most, so that relays and clients have something to share, and the
-# first chunk and the last, during which lines stand still, are a small part of it.
-_CHUNKS_WANTED = 512
+# A file is cut into about this many, so that relays and clients have something to share. Twice as
+# many were slower where processes wait for a core: less is under way while they do.
+_CHUNKS_WANTED = 256
 _BYTES_MAX = 1 << 40
 _PURPOSE = "weights"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
