@@ -363,7 +363,7 @@ void Coordinator::catch_up(const MemberId& from, const Report& report, TimePoint
       if (report.accepted && report.accepted->term == proposal.term &&
           report.accepted->ballot == proposal.ballot) {
         outstanding_->accepted[from] = report.progress;
-      } else if (proposal.quorum.contains(from) || has_seat) {
+      } else if (is_asked(from)) {
         send_proposal(from, now);
       }
     }
@@ -381,6 +381,13 @@ void Coordinator::catch_up(const MemberId& from, const Report& report, TimePoint
         durable_.term, ++ballot_, durable_.recover_from != kNothingToRecover, quorum, {}};
     send(from, Propose{std::move(again)});
   }
+}
+
+// Whether it has a say in the proposal under way: who is in it, or in what it must follow.
+bool Coordinator::is_asked(const MemberId& id) const {
+  return outstanding_->proposal.quorum.contains(id) || ranks_.find(id) != ranks_.end() ||
+         std::any_of(doubtful_.begin(), doubtful_.end(),
+                     [&](const auto& doubtful) { return doubtful.second.contains(id); });
 }
 
 void Coordinator::send_proposal(const MemberId& to, TimePoint now) {

@@ -141,6 +141,7 @@ class Coordinator {
   bool refuse(const MemberId& from, const Report& report);
   void answer(const MemberId& from, const Report& report, TimePoint now);
   void catch_up(const MemberId& from, const Report& report, TimePoint now);
+  bool is_asked(const MemberId& id) const;
   void send_proposal(const MemberId& to, TimePoint now);
   void note_suspects(Known& known, const Report& report, TimePoint now);
   void note_pause(TimePoint now);

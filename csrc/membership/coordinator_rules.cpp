@@ -239,6 +239,7 @@ void Coordinator::collect_doubtful() {
 void Coordinator::propose_next(TimePoint now) {
   std::vector<Seat> survivors;
   bool do_all_obey = true;
+  bool needs_recovery = somebody_froze_;
   for (const Seat& seat : durable_.quorum.seats) {
     if (lost_.find(seat.member_id) != lost_.end()) continue;
     const Known& known = known_.at(seat.member_id);
@@ -246,6 +247,7 @@ void Coordinator::propose_next(TimePoint now) {
     const bool is_ready =
         known.report.quorum_id == durable_.quorum.quorum_id || is_doubtful(known.report);
     do_all_obey = do_all_obey && known.obeys && is_ready;
+    needs_recovery = needs_recovery || known.report.needs_recovery;
     survivors.push_back(seat);
   }
   std::set<MemberId> voters = witnesses(now);
@@ -269,7 +271,7 @@ void Coordinator::propose_next(TimePoint now) {
   if (!doubtful_.empty()) return propose_after_doubtful(std::move(next), now);
   std::vector<Seat> arrived = newcomers(now);
   const bool drops = survivors.size() < durable_.quorum.seats.size();
-  if (drops || somebody_froze_) {
+  if (drops || needs_recovery) {
     const size_t reachable = survivors.size() + arrived.size();
     if (drops && reachable < static_cast<size_t>(std::max(options_.world_size_min, 1))) {
       return note_waiting("can't go on: " + std::to_string(reachable) +
@@ -368,9 +370,10 @@ void Coordinator::propose(Outstanding next, TimePoint now) {
   for (const Seat& seat : outstanding_->proposal.quorum.seats) {
     const auto [known, is_new] = known_.try_emplace(seat.member_id);
     if (is_new) known->second.heard_at = now;
-    send_proposal(seat.member_id, now);
   }
-  for (const Seat& seat : durable_.quorum.seats) send_proposal(seat.member_id, now);
+  for (const auto& [id, known] : known_) {
+    if (is_asked(id)) send_proposal(id, now);
+  }
 }
 
 }  // namespace pccl::membership

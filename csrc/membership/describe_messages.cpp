@@ -37,6 +37,7 @@ void describe(std::ostream& out, const Report& report) {
     out << ", accepted ";
     describe(out, *report.accepted);
   }
+  if (report.needs_recovery) out << ", needs recovery";
   for (const Suspect& suspect : report.suspects) {
     out << ", suspects " << transport::to_text(suspect.member_id) << " (" << suspect.reason << ")";
   }

@@ -154,6 +154,8 @@ void Member::on(const Propose& propose, TimePoint /*now*/) {
     // Not after the answer to the one before: a Hold for newcomers may wait for a member that this
     // proposal drops.
     unanswered_ = hold;
+    // A newcomer has nothing under way.
+    if (hold.freezes && quorum_.quorum_id != 0) report_.needs_recovery = true;
     actions_.emplace_back(hold);
   }
 }
@@ -198,10 +200,11 @@ void Member::on(const Commit& commit, TimePoint now) {
   report_.quorum_ballot = commit.ballot;
   report_.first_operation = commit.first_operation;
   report_.recover_from = commit.recover_from;
+  // One that was agreed before anybody froze recovers nothing: another one must follow it.
+  report_.needs_recovery = report_.needs_recovery && !enter.drops;
   report_.accepted.reset();
   pending_.reset();
   unanswered_.reset();
-  stillness_ = Stillness::None;
   std::erase_if(suspects_, [&](const auto& suspect) { return !quorum_.contains(suspect.first); });
   state_ = Running;
   actions_.emplace_back(std::move(enter));

@@ -118,10 +118,7 @@ class Member {
   Report report_;  // all but quorum and suspects is kept here
   Quorum quorum_;
   std::map<MemberId, Suspect> suspects_;  // seats of quorum_
-  // What Hold has brought about since the last Enter.
-  enum class Stillness : uint8_t { None, Held, Frozen };
-  Stillness stillness_ = Stillness::None;
-  std::optional<Proposal> pending_;  // Hold is out, or will be once the one before is answered
+  std::optional<Proposal> pending_;       // Hold is out, or will be once the one before is answered
   std::optional<Hold> unanswered_;
 
   bool is_connected_ = false;

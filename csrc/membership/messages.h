@@ -73,6 +73,8 @@ struct Report {
   uint64_t recover_from = 0;
   std::optional<Quorum> quorum;      // in force; only where the coordinator may not know it
   std::optional<Proposal> accepted;  // above the quorum in force
+  // It has frozen its operations, and has entered no quorum since that recovers them.
+  bool needs_recovery = false;
   Progress progress;
   std::vector<Suspect> suspects;
   uint64_t revision = 0;  // of the shared state that it holds; 0: none

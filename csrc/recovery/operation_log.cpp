@@ -112,8 +112,10 @@ void OperationLog::start(RunCall call, std::shared_ptr<Work> work) {
 void OperationLog::launch_waiting() {
   while (!is_held_ && !broken_ && launched_ < next_number_) {
     const auto found = records_.find(launched_);
-    if (found != records_.end() && launched_ >= recover_end_ &&
-        !layer_of(launched_).quorum.plans->is_ready(found->second.call.signature)) {
+    const Layer& layer = layer_of(launched_);
+    const bool needs_plan =
+        found != records_.end() && launched_ >= recover_end_ && !layer.is_frozen;
+    if (needs_plan && !layer.quorum.plans->is_ready(found->second.call.signature)) {
       endpoint_.engine().wake_at(after(Clock::now(), kPlanSeconds));
       return;
     }
@@ -147,11 +149,15 @@ void OperationLog::launch(Record& record) {
     refuse(record, {Refusal::Reason::NonFinite, *record.call.nonfinite, own_});
     return;
   }
+  Layer& layer = layer_of(record.number);
+  if (layer.is_frozen) {  // the quorum in force has recovered nothing: a later one will
+    record.state = State::Collecting;
+    return;
+  }
   if (record.number < recover_end_) {
     begin_recovery(record);
     return;
   }
-  Layer& layer = layer_of(record.number);
   if (is_stale(record, layer)) {
     skip();
     refuse(record, {Refusal::Reason::Stale, 0, own_});

@@ -140,6 +140,7 @@ class OperationLog final : public GroupObserver {
     uint64_t first = 0;
     // On a graph: those that this one passes on to what everybody must hear, over a tree of edges.
     std::vector<int32_t> beside;
+    bool is_frozen = false;  // for good
   };
 
   // Which operations a survivor can complete although members are lost: the others end everywhere

@@ -34,6 +34,7 @@ OperationLog::Progress OperationLog::hold(bool freezes) {
       record.state = State::Collecting;
     }
     layer.group->freeze();
+    layer.is_frozen = true;
   }
   for (auto& [number, record] : records_) record.is_helping = false;
   return progress();

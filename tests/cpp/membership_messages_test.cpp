@@ -42,6 +42,7 @@ Report full_report() {
   report.quorum = quorum_of(4, {1, 2, 3});
   report.quorum->table = {{{0, 1, 500, 20'000}, {2, 0, 7, 0}}, {{1, 2}, {3, 4}, {}}};
   report.accepted = Proposal{7ull << 32, 3, true, quorum_of(5, {1, 3}), {id_of(2)}};
+  report.needs_recovery = true;
   report.progress = {120, 118};
   report.suspects = {{id_of(2), true, "closed its socket"}, {id_of(3), false, ""}};
   report.revision = 12;
@@ -225,7 +226,8 @@ TEST_CASE("a heartbeat in a run of four is well below one KiB") {
 TEST_CASE("a message is described in one line") {
   CHECK(describe(full_report()) ==
         "Report of 01010101: term 7, quorum 4, started 120, completed 118, accepted quorum 5 "
-        "[01010101 03030303] (term 7, ballot 3, freezes), suspects 02020202 (closed its socket), "
+        "[01010101 03030303] (term 7, ballot 3, freezes), needs recovery, suspects 02020202 "
+        "(closed its socket), "
         "suspects 03030303 (), revision 12, leaving");
   CHECK(describe(Commit{next_term(6ull << 32, id_of(1)), 3, 5, 120, 118}) ==
         "Commit quorum 5 (term 7/01010101, ballot 3): first operation 120, recover from 118");

@@ -206,3 +206,94 @@ TEST_CASE("who has accepted what may have been agreed is brought into no older q
     CHECK(scene[name].member->quorum().quorum_id == doubtful.quorum.quorum_id + 1);
   }
 }
+
+TEST_CASE("what stood still for a proposal that came to nothing is recovered, whoever asks later") {
+  Scene scene(at_least(3));
+  scene.join("abc");
+  for (const std::string name : {"a", "b", "c"}) {
+    scene[name].progress = {1, 0};
+    scene[name].holds_by_itself = false;
+  }
+  // A quorum with d is agreed, and neither a nor b hears of it.
+  scene.join("d");
+  scene.held("a");
+  scene.held("b");
+  scene["a"].is_connected = scene["b"].is_connected = false;
+  scene.held("c");
+  REQUIRE(scene.seats("c") == "abcd");
+  const Quorum agreed = scene["c"].member->quorum();
+  scene.crash_coordinator();
+  // They freeze for one that took over, which finds nobody else.
+  Proposal lost{next_term(scene.disk().term, id_of("a")), 1, true, agreed, {}};
+  lost.quorum.quorum_id += 1;
+  scene.run(11);
+  Status status;
+  status.term = lost.term;
+  status.has_taken_over = true;
+  for (const std::string name : {"a", "b"}) {
+    scene[name].holds_by_itself = true;
+    scene[name].member->on_message(status, scene.now());
+    scene[name].member->on_message(Propose{lost}, scene.now());
+    scene.perform(name);
+    REQUIRE(scene[name].member->report(false).accepted == lost);
+  }
+  // The run's own coordinator brings them into the quorum that was agreed, and dies again.
+  scene.start_coordinator();
+  scene.reconnect("cab");
+  scene.run(1);
+  for (const std::string name : {"a", "b"}) {
+    REQUIRE(scene[name].member->quorum() == agreed);
+    CHECK_FALSE(scene[name].entered->drops);
+  }
+  scene.crash_coordinator();
+  scene.start_coordinator();
+  scene["c"].holds_by_itself = true;
+  scene.reconnect("abcd");
+  for (const std::string name : {"a", "b", "c", "d"}) {
+    CHECK(scene.seats(name) == "abcd");
+    CHECK(scene[name].entered->drops);
+    CHECK(scene[name].entered->recover_from == 0);
+    CHECK_FALSE(scene[name].member->report(false).needs_recovery);
+  }
+  const uint64_t recovered_in = scene["a"].member->quorum().quorum_id;
+  scene.run(3);
+  CHECK(scene["a"].member->quorum().quorum_id == recovered_in);
+}
+
+TEST_CASE("a newcomer to what may have been agreed has a say in what follows that without it") {
+  Scene scene(at_least(3));
+  scene.join("abcde");
+  Durable durable = scene.disk();
+  scene.crash_coordinator();
+  scene.kill("de");
+  scene.join("n");
+  scene.disconnect("n");
+  // One that took over proposed to let n in, then to go on without d, and both died.
+  Proposal first{next_term(durable.term, id_of("a")), 1, false, durable.quorum, {}};
+  first.quorum.quorum_id += 1;
+  first.quorum.seats.push_back({id_of("n"), kJoinsNow, {}});
+  Proposal second{first.term, 2, true, durable.quorum, {}};
+  second.quorum.quorum_id += 1;
+  std::erase_if(second.quorum.seats, [](const Seat& seat) { return seat.member_id == id_of("d"); });
+  scene.run(11);
+  Status status;
+  status.term = first.term;
+  status.has_taken_over = true;
+  for (const std::string name : {"a", "b", "c", "n"}) {
+    scene[name].member->on_message(status, scene.now());
+    scene[name].member->on_message(Propose{first}, scene.now());
+    scene.perform(name);
+    if (name != "n") scene[name].member->on_message(Propose{second}, scene.now());
+    scene.perform(name);
+    REQUIRE(scene[name].member->report(false).accepted == (name == "n" ? first : second));
+  }
+  // The next one needs more than half of each, so of the first it needs n.
+  durable.term = next_term(first.term, id_of("b"));
+  scene.options().has_taken_over = true;
+  scene.set_disk(durable);
+  scene.start_coordinator();
+  scene.reconnect("abcn");
+  CHECK(scene.seats("a") == "abcde");
+  scene.run(15);
+  for (const std::string name : {"a", "b", "c", "n"}) CHECK(scene.seats(name) == "abcn");
+}

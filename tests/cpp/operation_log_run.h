@@ -174,12 +174,15 @@ struct Run {
   }
   // The coordinator's part: drops these, or lets these in.
   void change(const std::set<size_t>& dropped, const std::set<size_t>& added) {
+    change(dropped, added, !dropped.empty());
+  }
+  void change(const std::set<size_t>& dropped, const std::set<size_t>& added, bool freezes) {
     for (const size_t i : dropped) alive.erase(i);
     uint64_t first = 0;
     uint64_t from = UINT64_MAX;
     for (const size_t i : alive) {
       if (added.contains(i)) continue;
-      const OperationLog::Progress progress = members[i]->hold(!dropped.empty());
+      const OperationLog::Progress progress = members[i]->hold(freezes);
       first = std::max(first, progress.started);
       from = std::min(from, progress.completed);
     }
@@ -195,7 +198,7 @@ struct Run {
       joined.push_back(joined_at[i]);
     }
     for (const size_t i : alive)
-      members[i]->enter(quorum_id, in, joined, first, std::min(from, first), !dropped.empty());
+      members[i]->enter(quorum_id, in, joined, first, std::min(from, first), freezes);
   }
 
   std::vector<std::unique_ptr<Member>> members;

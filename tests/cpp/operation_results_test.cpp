@@ -56,5 +56,35 @@ TEST_CASE("copies of results are let go when everybody has them") {
   for (auto& member : run.members) member->close();
 }
 
+TEST_CASE("what was frozen before a quorum that only grew is recovered by the one behind it") {
+  for (const Way& way : {kWays[0], kWays[2]}) {
+    CAPTURE(way.name);
+    Run run(2, way);
+    std::vector<std::vector<int64_t>> early(2);
+    std::vector<std::vector<int64_t>> late(3);
+    std::vector<std::shared_ptr<Work>> works;
+    const auto call = [&](std::vector<int64_t>& tensor, size_t i) {
+      tensor.assign(5000, contribution(i));
+      works.push_back(run.members[i]->start(all_reduce(tensor)));
+    };
+    call(early[0], 0);
+    for (const auto& member : run.members) member->hold(true);
+    run.members.push_back(std::make_unique<Member>(way));
+    run.change({}, {2});
+    call(early[1], 1);
+    for (size_t i = 0; i < 3; ++i) call(late[i], i);
+    for (size_t i = 2; i < works.size(); ++i) wait_well(works[i]);
+    for (const auto& tensor : late) CHECK(tensor == std::vector(5000, sum_of({0, 1, 2})));
+    CHECK_FALSE(works[0]->is_completed());
+    CHECK_FALSE(works[1]->is_completed());
+    run.change({}, {}, true);
+    for (size_t i = 0; i < 2; ++i) {
+      wait_well(works[i]);
+      CHECK(early[i] == std::vector(5000, sum_of({0, 1})));
+    }
+    for (auto& member : run.members) member->close();
+  }
+}
+
 }  // namespace
 }  // namespace pccl::recovery

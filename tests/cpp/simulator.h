@@ -32,8 +32,9 @@ enum class Mutation : uint8_t {
   RetryCountsTwice,     // member: a chunk is reduced again on top of its partial sum
   JoinedAtIgnored,      // member: a newcomer takes part in operations before its time
   FreezeWaitsAtGate,    // member: a freezing Hold waits as one for newcomers does
+  FrozenForgotten,      // member: does not say that its operations were frozen
 };
-inline constexpr int kMutationCount = 18;
+inline constexpr int kMutationCount = 19;
 std::string_view mutation_name(Mutation mutation);
 
 struct Options {

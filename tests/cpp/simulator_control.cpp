@@ -270,6 +270,10 @@ void World::tell_coordinator(int number, Connection::Item& item) {
     if (right != process.right_commits.end()) {
       std::tie(report->first_operation, report->recover_from) = right->second;
     }
+    if (options_.mutation == Mutation::FrozenForgotten) {
+      report->needs_recovery = false;
+      if (report->accepted) report->accepted->freezes = false;
+    }
     if (options_.mutation == Mutation::LowerTermAccepted) {
       report->term = std::min(report->term, process.machine->durable().term);
     }

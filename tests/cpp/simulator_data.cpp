@@ -110,6 +110,7 @@ void DataPlane::enter(const Enter& enter) {
                       : enter.first_operation] = quorum_.quorum_id;
   starts_.erase(starts_.upper_bound(enter.drops ? enter.recover_from : enter.first_operation),
                 starts_.end());
+  if (enter.drops || is_frozen_) stands_still_below_ = enter.drops ? 0 : enter.first_operation;
   is_held_ = is_frozen_ = false;
   at_least_ = 0;
   for (const Seat& seat : quorum_.seats) {
@@ -141,6 +142,7 @@ bool DataPlane::start() {
   const uint64_t number = progress_.started++;
   Operation& operation = prepare(number);
   operation.is_started = true;
+  if (number < stands_still_below_) return true;
   if (operation.is_recovery) {
     try_recovery(number);
   } else {
@@ -340,11 +342,10 @@ void DataPlane::receive(const MemberId& from, const std::shared_ptr<const Frame>
   const uint64_t number = frame->operation;
   if (number < forgotten_) return;
   const bool is_old = frame->quorum_id <= quorum_.quorum_id;
-  if (is_frozen_ && is_old && mutation_ != Mutation::FreezeIgnored) return;
+  const bool is_still = is_frozen_ || number < stands_still_below_;
+  if (is_still && is_old && mutation_ != Mutation::FreezeIgnored) return;
   Operation& operation = operations_[number];
-  const bool is_now = operation.quorum_id == frame->quorum_id &&
-                      operation.is_recovery == frame->is_recovery &&
-                      (operation.is_running || frame->kind == Frame::Kind::Finals);
+  const bool is_now = operation.takes(*frame);
   const bool is_forged = mutation_ == Mutation::OldFramesAccepted && operation.is_running &&
                          frame->kind == Frame::Kind::Data && frame->quorum_id < operation.quorum_id;
   if (is_now || is_forged) {
@@ -388,9 +389,7 @@ void DataPlane::empty_mailbox(uint64_t number) {
   Operation& operation = operations_.at(number);
   auto mailbox = std::exchange(operation.mailbox, {});
   for (auto& [from, frame] : mailbox) {
-    const bool is_now =
-        operation.quorum_id == frame->quorum_id && operation.is_recovery == frame->is_recovery;
-    if (is_now && (operation.is_running || frame->kind == Frame::Kind::Finals)) {
+    if (operation.takes(*frame)) {
       take(number, from, *frame);
     } else if (frame->quorum_id >= operation.quorum_id || frame->quorum_id > quorum_.quorum_id) {
       operations_.at(number).mailbox.emplace_back(from, frame);

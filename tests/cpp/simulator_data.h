@@ -100,6 +100,11 @@ class DataPlane {
     std::shared_ptr<const Schedule> schedule;
     std::vector<Part> parts;
     std::vector<std::pair<MemberId, std::shared_ptr<const Frame>>> mailbox;
+
+    bool takes(const Frame& frame) const {
+      return quorum_id == frame.quorum_id && is_recovery == frame.is_recovery &&
+             (is_running || frame.kind == Frame::Kind::Finals);
+    }
   };
 
   uint64_t quorum_of(uint64_t number) const;
@@ -133,6 +138,7 @@ class DataPlane {
   Progress progress_;
   bool is_held_ = false;
   bool is_frozen_ = false;
+  uint64_t stands_still_below_ = 0;  // frozen, and not recovered since
   std::map<uint64_t, Operation> operations_;
   // All below are complete at it, or not its business: by the number of the member.
   std::vector<uint64_t> done_;

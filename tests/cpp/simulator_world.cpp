@@ -27,6 +27,7 @@ std::string_view mutation_name(Mutation mutation) {
       "retry counts a contribution twice",
       "joined_at ignored",
       "a freezing hold waits for the newcomers' gate",
+      "frozen operations forgotten",
   };
   return kNames[static_cast<size_t>(mutation)];
 }
