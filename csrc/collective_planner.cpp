@@ -30,8 +30,15 @@ constexpr uint32_t kTcpSegmentBytes = 512 << 10;
 // its connection waits so long, and so does every step of a path.
 constexpr double kSegmentSeconds = 0.02;
 constexpr uint32_t kSegmentBytesMin = 64 << 10;
-// What may be under way in one transfer, on the wire: a path of 300 Mbit/s and 100 ms.
+// What may be under way in one transfer, on the wire, where nothing is measured: a path of
+// 300 Mbit/s and 100 ms.
 constexpr uint32_t kWindowBytes = 4 << 20;
+// And where links are: as many times what the fullest path holds, shared among the chunks. More
+// lets flows of TCP that got the larger part of a line run ahead, and in the end a few slow ones
+// are left that don't fill it.
+constexpr double kWindowPaths = 3;
+constexpr double kWindowBytesMin = 256 << 10;
+constexpr double kWindowBytesMax = 8 << 20;
 
 uint32_t segment_bytes_of(const topology::Links& links) {
   std::vector<double> rates;
@@ -44,6 +51,19 @@ uint32_t segment_bytes_of(const topology::Links& links) {
   std::nth_element(rates.begin(), middle, rates.end());
   const double bytes = std::min(*middle * kSegmentSeconds, double{transport::kPayloadBytesMax});
   return std::max(std::bit_floor(static_cast<uint32_t>(bytes)), kSegmentBytesMin);
+}
+
+// Of all chunks together.
+double window_bytes_of(const topology::Links& links) {
+  double fullest = 0;
+  for (int32_t from = 0; from < links.world_size; ++from) {
+    for (int32_t to = 0; to < links.world_size; ++to) {
+      if (!links.connects(from, to)) continue;
+      const topology::LinkCost& link = links.at(from, to);
+      fullest = std::max(fullest, 2 * link.latency_seconds / link.seconds_per_byte);
+    }
+  }
+  return kWindowPaths * fullest;
 }
 
 // Flows of TCP share the line of a host unevenly, and the slowest one ends an operation: between
@@ -315,7 +335,7 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
       known_.links.version = wanted.version;
       return true;
     }
-    known_ = {wanted, found, segment_bytes_of(*wanted.links)};
+    known_ = {wanted, found, segment_bytes_of(*wanted.links), window_bytes_of(*wanted.links)};
     plans_.clear();
     return true;
   }
@@ -347,7 +367,14 @@ void CollectivePlanner::cut(CollectiveCall& call) {
   // Most codecs make a quarter of a segment, or less.
   const uint32_t wire_bytes =
       call.signature.codec == Codec{} ? call.segment_bytes : call.segment_bytes / 4;
-  call.window_segments = std::max(kWindowSegments, kWindowBytes / wire_bytes);
+  uint32_t window_bytes = kWindowBytes;
+  if (known_.routes && known_.window_bytes > 0) {
+    // The same on every rank, which must agree on it.
+    const auto chunks = static_cast<double>(std::max<size_t>(1, call.plan->index_of_chunk.size()));
+    window_bytes = static_cast<uint32_t>(
+        std::clamp(known_.window_bytes / chunks, kWindowBytesMin, kWindowBytesMax));
+  }
+  call.window_segments = std::max(kWindowSegments, window_bytes / wire_bytes);
 }
 
 void CollectivePlanner::serve(Group& group) {

@@ -89,6 +89,7 @@ class CollectivePlanner final : public PlanSource {
     KnownLinks links;
     std::shared_ptr<const topology::Routes> routes;  // null: nothing was measured
     uint32_t segment_bytes = UINT32_MAX;             // at most
+    double window_bytes = 0;                         // under way, of all chunks of a call
   };
   struct Search;  // for routes, on a thread of its own
 
