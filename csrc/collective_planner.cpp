@@ -269,9 +269,10 @@ CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
       is_blind ? schedule_of(signature, block_counts, *known.links.links, nullptr, "ring")
                : schedule_of(signature, block_counts, *known.links.links, known.routes.get(),
                              algorithm_);
+  const bool shares = shares_lines(made);
   if (is_exchanged(signature))
     LinkExchange::add_chunks(made, element_bytes(signature.dtype), trees_);
-  return {std::make_shared<const RankPlan>(compile(made, rank_)), made.algorithm};
+  return {std::make_shared<const RankPlan>(compile(made, rank_)), made.algorithm, shares};
 }
 
 void CollectivePlanner::require_link(int32_t peer) const {
@@ -355,12 +356,13 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
 }
 
 void CollectivePlanner::prepare(CollectiveCall& call, std::span<const uint64_t> block_counts) {
-  call.plan = planned(call.signature, block_counts).plan;
-  cut(call);
+  const Planned planned_call = planned(call.signature, block_counts);
+  call.plan = planned_call.plan;
+  cut(call, planned_call.shares_lines);
   if (is_exchanged(call.signature)) exchange_->attach(call);
 }
 
-void CollectivePlanner::cut(CollectiveCall& call) {
+void CollectivePlanner::cut(CollectiveCall& call, bool shares_lines) {
   if (is_one_host_) return;
   std::lock_guard lock(mutex_);
   call.segment_bytes = std::min(call.segment_bytes, known_.segment_bytes);
@@ -368,7 +370,7 @@ void CollectivePlanner::cut(CollectiveCall& call) {
   const uint32_t wire_bytes =
       call.signature.codec == Codec{} ? call.segment_bytes : call.segment_bytes / 4;
   uint32_t window_bytes = kWindowBytes;
-  if (known_.routes && known_.window_bytes > 0) {
+  if (shares_lines && known_.window_bytes > 0) {
     // The same on every rank, which must agree on it.
     const auto chunks = static_cast<double>(std::max<size_t>(1, call.plan->index_of_chunk.size()));
     window_bytes = static_cast<uint32_t>(

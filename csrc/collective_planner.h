@@ -83,6 +83,7 @@ class CollectivePlanner final : public PlanSource {
   struct Planned {
     std::shared_ptr<const RankPlan> plan;
     std::string algorithm;
+    bool shares_lines = false;  // a rank sends to several others
   };
   // What calls are planned by.
   struct Known {
@@ -97,7 +98,7 @@ class CollectivePlanner final : public PlanSource {
     return exchange_ && LinkExchange::is_large(signature);
   }
   Planned planned(const transport::Signature& signature, std::span<const uint64_t> block_counts);
-  void cut(CollectiveCall& call);
+  void cut(CollectiveCall& call, bool shares_lines);
   Planned make(const transport::Signature& signature, std::span<const uint64_t> block_counts,
                const Known& known) const;
 
