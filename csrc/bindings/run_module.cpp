@@ -242,6 +242,24 @@ py::tuple to_tuple(const CollectiveCalls::Place& place) {
   return py::make_tuple(place.rank, place.world_size, place.quorum_id);
 }
 
+py::list members_of(const Run& self) {
+  py::list result;
+  for (const RunMember& member : self.members()) {
+    result.append(
+        py::make_tuple(transport::to_text(member.member_id), member.address, member.joined_at));
+  }
+  return result;
+}
+
+py::list links_of(Run& self) {
+  topology::LinkTable table;
+  {
+    py::gil_scoped_release release;
+    table = self.links();
+  }
+  return to_list(table);
+}
+
 using RunClass = py::class_<Run, CollectiveCalls, std::shared_ptr<Run>>;
 
 void bind_run_membership(RunClass& run) {
@@ -274,15 +292,7 @@ void bind_run_membership(RunClass& run) {
       .def("unpin", &Run::unpin)
       .def_property_readonly("member_id",
                              [](const Run& self) { return transport::to_text(self.member_id()); })
-      .def_property_readonly("members",
-                             [](const Run& self) {
-                               py::list result;
-                               for (const RunMember& member : self.members()) {
-                                 result.append(py::make_tuple(transport::to_text(member.member_id),
-                                                              member.address, member.joined_at));
-                               }
-                               return result;
-                             })
+      .def_property_readonly("members", &members_of)
       .def_property_readonly("edges",
                              [](const Run& self) -> std::optional<Pairs> {
                                const auto graph = self.graph();
@@ -292,15 +302,7 @@ void bind_run_membership(RunClass& run) {
       .def_property_readonly("trouble",
                              [](const Run& self) { return to_text(self.trouble().c_str()); })
       .def_property_readonly("round_trip_seconds", &Run::round_trip_seconds)
-      .def_property_readonly("links",
-                             [](Run& self) {
-                               topology::LinkTable table;
-                               {
-                                 py::gil_scoped_release release;
-                                 table = self.links();
-                               }
-                               return to_list(table);
-                             })
+      .def_property_readonly("links", &links_of)
       .def_property_readonly("pending_quorum_id", &Run::pending_quorum_id)
       .def_property_readonly(
           "committed_revision",
