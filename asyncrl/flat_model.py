@@ -41,9 +41,13 @@ class FlatModel:
             parameter.grad = gradients[name]
         self.weights.copy_(self._weights_there)
 
-    def begin(self) -> None:
-        """Have the model compute with `weights`, and sum gradients from 0."""
+    def refresh(self) -> None:
+        """Have the model compute with `weights`."""
         self._weights_there.copy_(self.weights)
+
+    def begin(self) -> None:
+        """The same, and sum gradients from 0."""
+        self.refresh()
         self._gradient_there.zero_()
         self.sums.zero_()
 

@@ -97,7 +97,7 @@ class Trainer:
 
     @property
     def model(self) -> Decoder:
-        self._flat.begin()
+        self._flat.refresh()
         return self._flat.model
 
     @property
