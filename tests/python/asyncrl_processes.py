@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from coordinator_processes import environment
 
 # Longer than anything takes that is not broken.
 PATIENCE_SECONDS = 60.0
+# The demo itself gives up after 300 s without a step.
+DEMO_SECONDS = 900.0
+
+
+def run_small_demo(
+    program: Sequence[str], steps: int, folder: Path
+) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+    """The demo with one honest worker and one that is greedy at once; it, and its demo.json."""
+    done = subprocess.run(
+        [
+            *(sys.executable, *program, "--cheat", "greedy", "--steps", str(steps)),
+            *("--workers", "1", "--files-per-step", "1", "--honest-files", "0"),
+            *("--warm-steps", "1", "--evaluate-every", "0", "--held-out-draws", "64"),
+            *("--out", str(folder / "out"), "--warm-folder", str(folder / "warm")),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEMO_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done, json.loads((folder / "out" / "demo.json").read_text())
 
 
 class ServingProcess:

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from coordinator_processes import environment
+from asyncrl_processes import run_small_demo
 
 from asyncrl.demo.verdict import DemoRecord, judge
 
-DEMO_SECONDS = 900  # far more than it takes; the demo itself gives up after 300 s without a step
 STEPS = 6
 
 
 def test_a_short_run_learns_from_strangers_catches_the_cheater_and_survives_two_kills(
     tmp_path: Path,
 ) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "asyncrl.demo", "--cheat", "greedy", "--steps", str(STEPS)),
-            *("--workers", "1", "--files-per-step", "1", "--honest-files", "0"),
-            *("--warm-steps", "1", "--evaluate-every", "0", "--held-out-draws", "64"),
-            *("--out", str(tmp_path / "out"), "--warm-folder", str(tmp_path / "warm")),
-        ],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEMO_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    done, found = run_small_demo(["-m", "asyncrl.demo"], STEPS, tmp_path)
     assert done.stdout.rstrip().endswith("ok")
     assert "Traceback" not in done.stderr
-    found = json.loads((tmp_path / "out" / "demo.json").read_text())
     assert (tmp_path / "out" / "demo.png").stat().st_size > 10_000
     verdict = found["verdict"]
     # The judgement has looked at the rest: digests, kills, the ledger; see below.
