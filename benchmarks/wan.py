@@ -68,7 +68,8 @@ def main() -> None:
     parser.add_argument("--loss", default="0%")
     parser.add_argument("--bytes", type=int, default=64 << 20)
     parser.add_argument("--calls", type=int, default=6)
-    parser.add_argument("--sockets", type=int, default=1)
+    parser.add_argument("--sockets", type=int, default=0, help="0: as measured")
+    parser.add_argument("--congestion-control", default="", help="of the hosts' kernels")
     parser.add_argument("--graph", default="", help="over whose edges alone bytes move")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--slow-at", type=int, default=-1, help="call before which a link slows")
@@ -76,7 +77,7 @@ def main() -> None:
         "--ways",
         nargs="+",
         default=["auto", "auto:fixed", "ring", "gloo"],
-        help="algorithm, or gloo; :fixed: deterministic; +int8: in that codec",
+        help="algorithm, or gloo; @4: sockets; :fixed: deterministic; +int8: in that codec",
     )
     parser.add_argument("--name", default="", help="of the result files; empty: none")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -90,6 +91,7 @@ def main() -> None:
         ways=tuple(options.ways),
         calls=options.calls,
         sockets=options.sockets,
+        congestion_control=options.congestion_control,
         graph=options.graph,
         slow_at=options.slow_at,
     )

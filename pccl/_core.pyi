@@ -68,7 +68,8 @@ class Context:
         advertise_hosts: Sequence[
             str
         ] = (),  # names or addresses that others shall use; () = found by itself
-        sockets: int = 1,  # TCP sockets per connection, 1..64
+        sockets: int = 1,  # TCP sockets per connection, 1..64; 0: as measured
+        congestion_control: str = "kernel",
         shared_memory: bool = True,  # ranks of one host talk by memory
         connect_timeout_seconds: float = 30,
         simd: str = "",
@@ -85,7 +86,7 @@ class Context:
     def statistics(self) -> dict[str, int]: ...
     # bytes_sent_tcp, bytes_received_tcp, bytes_sent_memory, bytes_received_memory, connections,
     # secure_sockets, refused_connections, refused_keys, refused_plain, resumed_connections,
-    # replaced_sockets, resent_frames, resent_bytes
+    # replaced_sockets, resent_frames, resent_bytes, added_sockets, changed_controls
     def flight_record(self) -> str: ...  # JSON lines
     # Its events after the first `seen` ones, and how many there are now.
     def flight_events(self, seen: int) -> tuple[str, int]: ...
@@ -266,6 +267,7 @@ class Run(CollectiveCalls):
         port: int = 0,
         advertise_hosts: Sequence[str] = (),
         sockets: int = 1,
+        congestion_control: str = "kernel",
         shared_memory: bool = True,
         connect_timeout_seconds: float = 30,
         timeout_seconds: float = 1800,

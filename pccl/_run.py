@@ -62,17 +62,9 @@ class ContextOpener:
             try:
                 return _core.Context(
                     name,
-                    bind_host=config.bind,
                     port=port,
-                    advertise_hosts=config.hosts,
-                    sockets=config.sockets,
-                    shared_memory=config.shared_memory,
-                    connect_timeout_seconds=config.connect_timeout_seconds,
-                    trace_folder=config.trace_dir,
-                    tls=config.tls_use,
                     simd="" if config.simd == "auto" else config.simd,
-                    outward=config.outward,
-                    graph=config.graph,
+                    **config.endpoint_options(),
                 )
             except (_core.ConnectError, OSError) as error:
                 if port == config.ports[-1]:

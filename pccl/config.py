@@ -6,10 +6,11 @@ import dataclasses
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pccl.address import RunAddress
 
@@ -30,8 +31,15 @@ _PORTS_MAX = 1024
 class Config:
     """How this process takes part in a run. Each field can be set by the variable that it names."""
 
-    sockets: int = 1
-    """PCCL_SOCKETS: TCP sockets of one connection, 1 to 64. Several help on long fat links."""
+    sockets: int = 0
+    """PCCL_SOCKETS: TCP sockets of one connection, 1 to 64. 0: one, and on long links up to 8, as
+    long as each doubling is measured to be faster by a tenth."""
+
+    congestion_control: str = "auto"
+    """PCCL_CONGESTION_CONTROL: of the TCP sockets to other members. "auto": the kernel's, and BBR
+    on long links where packets are lost and it is measured to be faster by a tenth; "kernel": the
+    kernel's; or a name that it has ("bbr", "cubic"; where it has not, its own is used, and a
+    warning says so)."""
 
     shared_memory: bool = True
     """PCCL_SHARED_MEMORY: "0" makes the ranks of one host talk over TCP instead of memory."""
@@ -120,8 +128,13 @@ class Config:
             _parse_run(self.run)
         if self.world_size_min < 1:
             raise ValueError(f"world_size_min: expected 1 or more, got {self.world_size_min}")
-        if not 1 <= self.sockets <= _SOCKETS_MAX:
-            raise ValueError(f"sockets: expected 1 to {_SOCKETS_MAX}, got {self.sockets}")
+        if not 0 <= self.sockets <= _SOCKETS_MAX:
+            raise ValueError(f"sockets: expected 0 to {_SOCKETS_MAX}, got {self.sockets}")
+        if not re.fullmatch(r"[a-z0-9_]{1,15}", self.congestion_control):
+            raise ValueError(
+                "congestion_control: expected 'auto', 'kernel' or a name like 'bbr', got "
+                f"{self.congestion_control!r}"
+            )
         if not self.ports or not all(0 <= port <= 65535 for port in self.ports):
             raise ValueError(f"ports: expected 0 to 65535 each, got {self.ports}")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.algorithm):
@@ -144,6 +157,21 @@ class Config:
             raise ValueError("tls: 'always' contradicts insecure=True")
         if self.log not in _LOG_LEVELS:
             raise ValueError(f"log: expected one of {_LOG_LEVELS}, got {self.log!r}")
+
+    def endpoint_options(self) -> dict[str, Any]:
+        """What the core is told of this process's place on the network, but the port."""
+        return {
+            "bind_host": self.bind,
+            "advertise_hosts": self.hosts,
+            "sockets": self.sockets,
+            "congestion_control": _usable_control(self.congestion_control),
+            "shared_memory": self.shared_memory,
+            "connect_timeout_seconds": self.connect_timeout_seconds,
+            "trace_folder": self.trace_dir,
+            "tls": self.tls_use,
+            "outward": self.outward,
+            "graph": self.graph,
+        }
 
     @property
     def tls_use(self) -> str:
@@ -274,6 +302,24 @@ def state_directory(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(home) / ".local" / "state" / "pccl"
 
 
+def _usable_control(name: str) -> str:
+    """The congestion control of that name, or, in words, the kernel's."""
+    option = getattr(socket, "TCP_CONGESTION", None)
+    if name in ("auto", "kernel") or option is None:
+        return name
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_TCP, option, name.encode())
+        except OSError as error:
+            _logger.warning(
+                "congestion_control: this kernel has no %r for this process (%s); its own is used. "
+                "Linux: the module tcp_%s, and net.ipv4.tcp_allowed_congestion_control",
+                name, error.strerror, name,
+            )  # fmt: skip
+            return "kernel"
+    return name
+
+
 def _parse(variable: str, text: str, parse: Callable[[str], Value]) -> Value:
     try:
         return parse(text)
@@ -344,6 +390,7 @@ _VARIABLES: dict[str, tuple[str, Callable[[str], object]]] = {
     "PCCL_CODEC": ("codec", _parse_lower),
     "PCCL_DETERMINISTIC": ("deterministic", _parse_switch),
     "PCCL_BIND": ("bind", str),
+    "PCCL_CONGESTION_CONTROL": ("congestion_control", _parse_lower),
     "PCCL_CONNECT_TIMEOUT": ("connect_timeout_seconds", _parse_seconds),
     "PCCL_KEY": ("key", str),
     "PCCL_GRAPH": ("graph", _parse_lower),

@@ -23,6 +23,7 @@ _MARKS = {
     "connection_lost": ("X", "#7a0000", "connection lost"),
     "connection_resumed": ("P", "#2f8f4e", "connection resumed"),
     "socket_replaced": ("1", "#e07b39", "socket replaced"),
+    "stripes_changed": ("2", "#3b6fc2", "more or fewer sockets, or another congestion control"),
     "coordinator_lost": ("s", "#7a5ba8", "coordinator lost"),
     "taken_over": ("^", "#7a5ba8", "took the coordinator's place"),
     "quorum_entered": ("D", "#2f8f4e", "quorum entered"),

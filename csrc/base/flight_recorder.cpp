@@ -36,6 +36,8 @@ const char* event_name(FlightEvent event) {
       return "connection_lost";
     case FlightEvent::SocketReplaced:
       return "socket_replaced";
+    case FlightEvent::StripesChanged:
+      return "stripes_changed";
     case FlightEvent::CoordinatorLost:
       return "coordinator_lost";
     case FlightEvent::CoordinatorWaits:

@@ -31,6 +31,7 @@ enum class FlightEvent : uint8_t {
   ConnectionResumed,
   ConnectionLost,
   SocketReplaced,
+  StripesChanged,  // a connection sends over more or fewer sockets, or by another control
   CoordinatorLost,
   CoordinatorWaits,  // why the quorum can't change, or that it can again
   TakenOver,

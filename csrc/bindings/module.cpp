@@ -37,7 +37,8 @@ using CommunicatorClass =
 void bind_context(py::module_& module) {
   py::class_<pccl::Context, std::shared_ptr<pccl::Context>>(module, "Context")
       .def(py::init([](std::string run, std::string bind_host, int port,
-                       std::vector<std::string> advertise_hosts, int sockets, bool shared_memory,
+                       std::vector<std::string> advertise_hosts, int sockets,
+                       std::string congestion_control, bool shared_memory,
                        double connect_timeout_seconds, const std::string& simd,
                        std::string trace_folder, const std::string& tls, bool outward,
                        const std::string& graph) {
@@ -55,6 +56,7 @@ void bind_context(py::module_& module) {
                  .graph = pccl::topology::shown_graph(graph),
                  .advertise_hosts = std::move(advertise_hosts),
                  .sockets = sockets,
+                 .congestion_control = std::move(congestion_control),
                  .shared_memory = shared_memory,
                  .connect_timeout_seconds = connect_timeout_seconds,
                  .trace_folder = std::move(trace_folder),
@@ -62,9 +64,10 @@ void bind_context(py::module_& module) {
            }),
            py::arg("run"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
            py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
-           py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
-           py::arg("simd") = "", py::arg("trace_folder") = "", py::arg("tls") = "remote",
-           py::arg("outward") = false, py::arg("graph") = "")
+           py::arg("congestion_control") = "kernel", py::arg("shared_memory") = true,
+           py::arg("connect_timeout_seconds") = 30.0, py::arg("simd") = "",
+           py::arg("trace_folder") = "", py::arg("tls") = "remote", py::arg("outward") = false,
+           py::arg("graph") = "")
       .def_property_readonly("address",
                              [](const pccl::Context& self) {
                                const auto bytes = self.address();

@@ -344,49 +344,51 @@ void bind_run_state(RunClass& run) {
 }
 
 void bind_run_init(RunClass& run) {
-  run.def(
-      py::init([](std::string name, std::string coordinator_host, int coordinator_port,
-                  std::string bind_host, int port, std::vector<std::string> advertise_hosts,
-                  int sockets, bool shared_memory, double connect_timeout_seconds,
-                  double timeout_seconds, std::string algorithm, bool deterministic, bool probes,
-                  double takeover_seconds, std::string trace_folder, const std::string& tls,
-                  const std::string& key_file, const py::bytes& coordinator_key,
-                  const py::bytes& token, bool outward, std::string graph) {
-        RunOptions options;
-        options.endpoint = {.run = std::move(name),
-                            .bind_host = std::move(bind_host),
-                            .port = static_cast<uint16_t>(port),
-                            .accepts_calls = !outward,
-                            .graph = topology::shown_graph(graph),
-                            .advertise_hosts = std::move(advertise_hosts),
-                            .sockets = sockets,
-                            .shared_memory = shared_memory,
-                            .connect_timeout_seconds = connect_timeout_seconds,
-                            .trace_folder = std::move(trace_folder),
-                            .tls = to_tls_use(tls)};
-        if (!key_file.empty()) options.endpoint.identity = transport::read_key_file(key_file);
-        options.coordinator_key = from_bytes<32>(coordinator_key).value_or(Fingerprint{});
-        if (const auto secret = from_bytes<16>(token)) options.token = {*secret};
-        options.coordinator_host = std::move(coordinator_host);
-        options.coordinator_port = static_cast<uint16_t>(coordinator_port);
-        options.timeout_seconds = timeout_seconds;
-        options.algorithm = std::move(algorithm);
-        options.deterministic = deterministic;
-        options.probes = probes;
-        options.takeover_seconds = takeover_seconds;
-        options.graph = std::move(graph);
-        py::gil_scoped_release release;
-        return std::make_shared<Run>(options);
-      }),
-      py::arg("name"), py::arg("coordinator_host"), py::arg("coordinator_port"), py::kw_only(),
-      py::arg("bind_host") = "", py::arg("port") = 0,
-      py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
-      py::arg("shared_memory") = true, py::arg("connect_timeout_seconds") = 30.0,
-      py::arg("timeout_seconds") = 1800.0, py::arg("algorithm") = "auto",
-      py::arg("deterministic") = false, py::arg("probes") = false,
-      py::arg("takeover_seconds") = 10.0, py::arg("trace_folder") = "", py::arg("tls") = "remote",
-      py::arg("key_file") = "", py::arg("coordinator_key") = py::bytes(),
-      py::arg("token") = py::bytes(), py::arg("outward") = false, py::arg("graph") = "");
+  run.def(py::init([](std::string name, std::string coordinator_host, int coordinator_port,
+                      std::string bind_host, int port, std::vector<std::string> advertise_hosts,
+                      int sockets, std::string congestion_control, bool shared_memory,
+                      double connect_timeout_seconds, double timeout_seconds, std::string algorithm,
+                      bool deterministic, bool probes, double takeover_seconds,
+                      std::string trace_folder, const std::string& tls, const std::string& key_file,
+                      const py::bytes& coordinator_key, const py::bytes& token, bool outward,
+                      std::string graph) {
+            RunOptions options;
+            options.endpoint = {.run = std::move(name),
+                                .bind_host = std::move(bind_host),
+                                .port = static_cast<uint16_t>(port),
+                                .accepts_calls = !outward,
+                                .graph = topology::shown_graph(graph),
+                                .advertise_hosts = std::move(advertise_hosts),
+                                .sockets = sockets,
+                                .congestion_control = std::move(congestion_control),
+                                .shared_memory = shared_memory,
+                                .connect_timeout_seconds = connect_timeout_seconds,
+                                .trace_folder = std::move(trace_folder),
+                                .tls = to_tls_use(tls)};
+            if (!key_file.empty()) options.endpoint.identity = transport::read_key_file(key_file);
+            options.coordinator_key = from_bytes<32>(coordinator_key).value_or(Fingerprint{});
+            if (const auto secret = from_bytes<16>(token)) options.token = {*secret};
+            options.coordinator_host = std::move(coordinator_host);
+            options.coordinator_port = static_cast<uint16_t>(coordinator_port);
+            options.timeout_seconds = timeout_seconds;
+            options.algorithm = std::move(algorithm);
+            options.deterministic = deterministic;
+            options.probes = probes;
+            options.takeover_seconds = takeover_seconds;
+            options.graph = std::move(graph);
+            py::gil_scoped_release release;
+            return std::make_shared<Run>(options);
+          }),
+          py::arg("name"), py::arg("coordinator_host"), py::arg("coordinator_port"), py::kw_only(),
+          py::arg("bind_host") = "", py::arg("port") = 0,
+          py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
+          py::arg("congestion_control") = "kernel", py::arg("shared_memory") = true,
+          py::arg("connect_timeout_seconds") = 30.0, py::arg("timeout_seconds") = 1800.0,
+          py::arg("algorithm") = "auto", py::arg("deterministic") = false,
+          py::arg("probes") = false, py::arg("takeover_seconds") = 10.0,
+          py::arg("trace_folder") = "", py::arg("tls") = "remote", py::arg("key_file") = "",
+          py::arg("coordinator_key") = py::bytes(), py::arg("token") = py::bytes(),
+          py::arg("outward") = false, py::arg("graph") = "");
 }
 
 }  // namespace

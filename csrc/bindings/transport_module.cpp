@@ -33,6 +33,8 @@ py::dict to_counters(const transport::Statistics& statistics) {
   result["replaced_sockets"] = statistics.replaced_sockets;
   result["resent_frames"] = statistics.resent_frames;
   result["resent_bytes"] = statistics.resent_bytes;
+  result["added_sockets"] = statistics.added_sockets;
+  result["changed_controls"] = statistics.changed_controls;
   result["probe_bytes"] = statistics.probe_bytes;
   result["refused_rate"] = statistics.refused_rate;
   result["refused_late"] = statistics.refused_late;

@@ -83,7 +83,14 @@ OutFrame Connection::pop_frame() {
 
 // --- sockets -------------------------------------------------------------------------------------
 
+bool Connection::is_resting(const Link& link) const {
+  if (!stripes || links_.size() <= static_cast<size_t>(stripes->sockets())) return false;
+  return std::none_of(links_.begin(), links_.begin() + stripes->sockets(),
+                      [&link](const auto& one) { return one.get() == &link; });
+}
+
 SentFrame* Connection::take_frame(const Link& link) {
+  if (is_resting(link)) return nullptr;
   if (SentFrame* lost = outgoing.take_lost(link)) {
     if (lost->was_begun) {
       traffic.resent_frames += 1;

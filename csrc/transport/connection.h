@@ -20,6 +20,7 @@
 #include "transport/handshake.h"
 #include "transport/out_frame.h"
 #include "transport/payload.h"
+#include "transport/stripes.h"
 #include "transport/traffic.h"
 #include "transport/window.h"
 
@@ -76,6 +77,8 @@ class Link {
   // Grows whenever the peer's kernel takes bytes.
   virtual uint64_t progress() const { return 0; }
   virtual LinkState state() const { return {}; }
+  virtual std::string congestion_control() const { return ""; }
+  virtual bool set_congestion_control(const std::string& /*name*/) { return false; }
 
   uint16_t index = 0;  // of its socket in the connection
 };
@@ -211,6 +214,9 @@ class Connection {
   TimePoint progress_at{};
   TimePoint watch_at{};  // next
   Traffic traffic;
+  // Sockets that this side sends over: the first ones of links(); the rest only receive. Null: all.
+  std::unique_ptr<Stripes> stripes;
+  std::string usual_control;  // the congestion control of its sockets before it was changed
 
  private:
   // Owed acknowledgements are sent after so many frames or bytes, or when this time is over.
@@ -222,6 +228,7 @@ class Connection {
 
   static uint64_t cost(uint32_t length) { return kWaitingFrameBytes + length; }
   bool has_to_send() const;
+  bool is_resting(const Link& link) const;  // it receives only
 
   // A payload that arrives in pieces, or did until its socket broke.
   struct Arrival {

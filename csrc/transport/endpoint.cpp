@@ -44,8 +44,8 @@ Endpoint::Endpoint(EndpointOptions options, FrameSink& sink)
   if (options_.run.empty() || options_.run.size() > 255) {
     throw std::invalid_argument("endpoint: the run's name must have 1 to 255 characters");
   }
-  if (options_.sockets < 1 || options_.sockets > kSocketsMax) {
-    throw std::invalid_argument("endpoint: sockets must be 1.." + std::to_string(kSocketsMax) +
+  if (options_.sockets < 0 || options_.sockets > kSocketsMax) {
+    throw std::invalid_argument("endpoint: sockets must be 0.." + std::to_string(kSocketsMax) +
                                 ", not " + std::to_string(options_.sockets));
   }
   address_.member_id = random_value<MemberId>();

@@ -42,7 +42,11 @@ struct EndpointOptions {
   bool accepts_calls = true;                 // false: it listens nowhere, and calls the others
   std::string graph;                         // see MemberAddress
   std::vector<std::string> advertise_hosts;  // empty: found by itself
-  int sockets = 1;                           // TCP sockets per connection, 1..kSocketsMax
+  // TCP sockets per connection, 1..kSocketsMax; 0: one, and as many more as make it faster.
+  int sockets = 1;
+  // Of TCP sockets to other members. "auto": the kernel's, and BBR where lost packets hold that up;
+  // "kernel": the kernel's; else its name. One that this kernel doesn't have is not used.
+  std::string congestion_control = "kernel";
   bool shared_memory = true;
   double connect_timeout_seconds = 30;
   // A connection whose sockets break is resumed within this time, if both sides want it and the
@@ -83,7 +87,9 @@ struct Statistics {
   uint64_t replaced_sockets = 0;
   uint64_t resent_frames = 0;  // of which at least the beginning had left before
   uint64_t resent_bytes = 0;
-  uint64_t probe_bytes = 0;  // sent to see how fast they go
+  uint64_t added_sockets = 0;     // because several were faster
+  uint64_t changed_controls = 0;  // connections that got another congestion control
+  uint64_t probe_bytes = 0;       // sent to see how fast they go
 };
 
 class Dialer;
@@ -197,6 +203,9 @@ class Endpoint final : public LinkHost, public Periodic {
   bool yields_to(const Hello& hello, const Connection& connection);
   Connection& make_way(Connection& connection);
   void add_socket(Connection& connection, Stream stream, uint16_t index);
+  void choose_stripes(Connection& connection, TimePoint now);
+  void use_stripes(Connection& connection, bool had_bbr);
+  void dial_stripe(Connection& connection);
   void replace_link(Connection& connection, Link& link, const Error& error);
   void suspend(Connection& connection, const Error& error, uint16_t index);
   bool may_share_memory(const MemberAddress& peer) const;

@@ -195,6 +195,18 @@ void set_resumable_options(int socket) {
   set_option(socket, IPPROTO_TCP, TCP_KEEPINTVL, kResumableInterval);
 }
 
+std::string congestion_control(int socket) {
+  std::array<char, 16> name{};  // as long as the kernel's
+  socklen_t length = name.size();
+  if (getsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, name.data(), &length) != 0) return "";
+  return {name.data(), strnlen(name.data(), name.size())};
+}
+
+bool set_congestion_control(int socket, const std::string& name) {
+  return setsockopt(socket, IPPROTO_TCP, TCP_CONGESTION, name.data(),
+                    static_cast<socklen_t>(name.size())) == 0;
+}
+
 bool send_all(int socket, std::span<const std::byte> bytes, std::span<const int> descriptors) {
   iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(4 * sizeof(int))> control{};

@@ -44,8 +44,15 @@ struct SocketState {
   bool is_waiting = false;  // something was sent that the other kernel has not acknowledged
   uint64_t bytes_acknowledged = 0;
   uint64_t busy_us = 0;  // see LinkState
+  uint64_t sent_segments = 0;
+  uint64_t resent_segments = 0;
 };
 SocketState socket_state(int socket);
+
+// The name of a TCP socket's congestion control; "" if unknown. Another one: false if this kernel
+// does not have it, or not for this user.
+std::string congestion_control(int socket);
+bool set_congestion_control(int socket, const std::string& name);
 
 // Sends `bytes` with file descriptors attached (UNIX sockets); false if the socket did not take all
 // of it.

@@ -65,8 +65,21 @@ void SocketLink::on_turn() {
 
 LinkState SocketLink::state() const {
   const SocketState now = socket_state(stream_.get());
-  return {now.busy_us, now.bytes_acknowledged, now.round_trip_seconds, now.round_trip_seconds_min,
-          now.delivery_bytes_per_second};
+  return {now.busy_us,
+          now.bytes_acknowledged,
+          now.round_trip_seconds,
+          now.round_trip_seconds_min,
+          now.delivery_bytes_per_second,
+          now.sent_segments,
+          now.resent_segments};
+}
+
+std::string SocketLink::congestion_control() const {
+  return transport::congestion_control(stream_.get());
+}
+
+bool SocketLink::set_congestion_control(const std::string& name) {
+  return transport::set_congestion_control(stream_.get(), name);
 }
 
 // --- sending -------------------------------------------------------------------------------------

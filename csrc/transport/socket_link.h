@@ -36,6 +36,8 @@ class SocketLink final : public Link, public Pollable {
   void watch(TimePoint now) override;
   uint64_t progress() const override { return bytes_acknowledged_; }
   LinkState state() const override;
+  std::string congestion_control() const override;
+  bool set_congestion_control(const std::string& name) override;
 
   void on_events(uint32_t epoll_events) override;
   void on_turn() override;

@@ -41,9 +41,11 @@ class LabJob:
     Args:
         sizes: of the tensors, bytes of float32: "4K", "64M".
         ways: what is compared: an algorithm ("auto", "ring", "packed_trees"; docs/collectives.md)
-            or "gloo". Behind ":fixed" plans don't follow the links; behind "+int8" in that codec.
+            or "gloo". Behind "@4" over so many sockets a connection, behind ":fixed" plans don't
+            follow the links, behind "+int8" in that codec, in this order.
         calls: of each way and size; the median is that of the last ones, 3 or half of them.
-        sockets: of each connection.
+        sockets: of each connection; 0: as measured, as in pccl.Config.
+        congestion_control: what the hosts' kernels use by default ("cubic"); "": this one's.
         graph: as in pccl.Config; "": every pair of hosts talks.
         slow_at: for `on_slow` of run_lab(): before this call of the first size; -1: never.
     """
@@ -51,7 +53,8 @@ class LabJob:
     sizes: tuple[str, ...] = ("64M",)
     ways: tuple[str, ...] = ("auto", "ring", "gloo")
     calls: int = 6
-    sockets: int = 1
+    sockets: int = 0
+    congestion_control: str = ""
     graph: str = ""
     slow_at: int = -1
 
@@ -144,6 +147,9 @@ def run_lab(
     """
     with tempfile.TemporaryDirectory() as folder, wanlab.Lab.from_spec(spec, seed=seed) as lab:
         hosts = list(lab.hosts.values())
+        if job.congestion_control:
+            for host in hosts:
+                host.congestion_control(job.congestion_control)
         told = {**asdict(job), "folder": folder, "hosts": [host.addr for host in hosts]}
         Path(folder, "job.json").write_text(json.dumps(told))
         command = [sys.executable, "-m", "pccl.bench.lab", folder]
@@ -206,12 +212,13 @@ def _open_ways(told: Mapping[str, Any], rank: int) -> dict[str, Any]:
     for way in told["ways"]:
         if way == "gloo":
             continue
-        algorithm, _, fixed = way.partition("+")[0].partition(":")
+        name, _, fixed = way.partition("+")[0].partition(":")
+        algorithm, _, sockets = name.partition("@")
         config = pccl.Config(
             shared_memory=False,
             bind=told["hosts"][rank],
             insecure=True,
-            sockets=told["sockets"],
+            sockets=int(sockets or told["sockets"]),
             graph=told["graph"],
             timeout_seconds=_CALL_SECONDS,
             algorithm=algorithm,

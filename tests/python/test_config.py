@@ -13,6 +13,7 @@ READ = {
     "PCCL_ALGORITHM": ("Ring", "algorithm", "ring"),
     "PCCL_BIND": ("10.0.0.7", "bind", "10.0.0.7"),
     "PCCL_CODEC": ("int8", "codec", "int8"),
+    "PCCL_CONGESTION_CONTROL": ("BBR", "congestion_control", "bbr"),
     "PCCL_CONNECT_TIMEOUT": ("2.5", "connect_timeout_seconds", 2.5),
     "PCCL_DETERMINISTIC": ("1", "deterministic", True),
     "PCCL_PROBES": ("1", "probes", True),
@@ -84,8 +85,8 @@ def test_unset_and_empty_variables_leave_the_defaults() -> None:
         ("PCCL_SHARED_MEMORY", "maybe"),
         ("PCCL_SIMD", "mmx"),
         ("PCCL_SOCKETS", "two"),
-        ("PCCL_SOCKETS", "0"),
         ("PCCL_SOCKETS", "65"),
+        ("PCCL_CONGESTION_CONTROL", "two words"),
         ("PCCL_TIMEOUT", "-1"),
         ("PCCL_TIMEOUT", "nan"),
         ("PCCL_WORLD_SIZE_MIN", "0"),
@@ -143,3 +144,15 @@ def test_a_launch_variable_that_is_missing_is_named(name: str) -> None:
 def test_a_launch_variable_that_cannot_be_understood_is_named(name: str, text: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='{text}'"):
         Launch.from_environment({**LAUNCH, name: text})
+
+
+def test_a_congestion_control_that_the_kernel_does_not_have_is_said_in_words(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert Config(congestion_control="reno").endpoint_options()["congestion_control"] == "reno"
+    assert not caplog.records
+    chosen = Config(congestion_control="no_such").endpoint_options()["congestion_control"]
+    assert chosen == "kernel"
+    assert "this kernel has no 'no_such'" in caplog.text
+    with pytest.raises(ValueError, match="congestion_control: expected"):
+        Config(congestion_control="a name")

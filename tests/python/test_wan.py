@@ -4,6 +4,7 @@ Needs wanlab: see wide_area.py.
 """
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -45,8 +46,13 @@ def wide_area(
     rate: str = "100mbit",
     sockets: int = 1,
     timeout_seconds: float = 30,
+    kernel_control: str = "",
+    control: str = "kernel",
 ) -> Iterator[Lab]:
-    """Four ranks on four hosts; every pair is linked alike."""
+    """Four ranks on four hosts; every pair is linked alike.
+
+    control: the ranks' congestion control; kernel_control: what "kernel" is.
+    """
     assert WANLAB is not None
     seed = random.randrange(1 << 30)
     print(f"lab seed {seed}")
@@ -55,8 +61,12 @@ def wide_area(
         for first in range(WORLD_SIZE):
             for second in range(first):
                 lab.link(hosts[first], hosts[second], **links)
+        if kernel_control:
+            for host in hosts:
+                host.congestion_control(kernel_control)
+        more = {"sockets": sockets, "congestion_control": control}
         with Ranks([host.popen for host in hosts]) as ranks:
-            ranks.open([{"bind_host": host.addr, "sockets": sockets} for host in hosts])
+            ranks.open([{"bind_host": host.addr, **more} for host in hosts])
             ranks.join(timeout_seconds=timeout_seconds)
             yield Lab(lab, hosts, ranks)
 
@@ -90,6 +100,28 @@ def test_every_collective_is_right_over_delay_loss_and_jitter(sockets: int) -> N
         wide.same_everywhere()
         # Between hosts everything goes through TLS, without a word of the user.
         assert all(counted["secure_sockets"] >= sockets for counted in wide.ranks.ask("statistics"))
+
+
+@pytest.mark.skipif(shutil.which("ip") is None, reason="needs the program ip (iproute2)")
+@pytest.mark.parametrize("control", ["auto", "kernel"])
+def test_a_long_link_that_loses_packets_gets_another_control_or_more_sockets(control: str) -> None:
+    """Under CUBIC three lost packets in a thousand leave one socket a twentieth of these links."""
+    links = {"rtt": "80ms", "loss": "0.3%"}
+    with wide_area(
+        links, sockets=0, timeout_seconds=120, kernel_control="cubic", control=control
+    ) as wide:
+        deadline = time.monotonic() + 60
+        name = "changed_controls" if control == "auto" else "added_sockets"
+        while not all(counted[name] > 0 for counted in wide.ranks.ask("statistics")):
+            assert time.monotonic() < deadline, wide.ranks.ask("statistics")
+            seed = random.randrange(1 << 30)
+            results = wide.ranks.ask("call_random", count=600_007, seed=seed)
+            assert len({result["digest"] for result in results}) == 1, results
+        wide.same_everywhere()
+        counted = wide.ranks.ask("statistics")
+        assert all(one["replaced_sockets"] == 0 for one in counted), counted
+        if control == "kernel":
+            assert all(one["changed_controls"] == 0 for one in counted), counted
 
 
 def test_uneven_and_changing_links_change_the_time_and_not_the_result() -> None:

@@ -1,0 +1,116 @@
+#include "transport/stripes.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+namespace pccl::transport {
+namespace {
+
+// A longer time between two looks says nothing of what was between them.
+constexpr double kGapSecondsMax = 1;
+// An epoch's length: at least, and in round trips.
+constexpr double kEpochSeconds = 1;
+constexpr double kEpochRoundTrips = 10;
+// Time in which there was little to send belongs to an epoch, too, which ends after so many
+// lengths.
+constexpr double kIdleEpochs = 3.001;
+// A connection that has more to send for less than this part of the time that it had before is not
+// what operations wait for any more.
+constexpr double kLimitShare = 0.5;
+// Until a change has taken effect.
+constexpr double kSettleSeconds = 0.5;
+constexpr double kSettleRoundTrips = 5;
+// Lost packets of sent ones from which on loss-based control is suspected.
+constexpr double kLossMin = 1e-4;
+// A round trip of so many times its least has a full queue in it: the link itself is the limit.
+constexpr double kQueuedRoundTrip = 1.5;
+
+uint64_t growth(uint64_t before, uint64_t now) { return now > before ? now - before : 0; }
+
+}  // namespace
+
+bool Stripes::look(const StripeSight& sight) {
+  const std::optional<StripeSight> before = std::exchange(last_, sight);
+  // What the other side has added for its bytes suits ours as well, as long as nobody has tried.
+  if (!has_tried_) sockets_ = std::clamp(sight.sockets, sockets_, most_);
+  if (!before || sight.round_trip_seconds_min < kRoundTripSecondsMin) return false;
+  const double seconds = std::chrono::duration<double>(sight.now - before->now).count();
+  if (seconds > kGapSecondsMax) return false;
+  const bool has_more = before->has_more && sight.has_more;
+  if (settling_seconds_ > 0) {
+    settling_seconds_ -= has_more ? seconds : 0;
+    return false;
+  }
+  all_seconds_ += seconds;
+  if (has_more) {
+    seconds_ += seconds;
+    bytes_ += growth(before->delivered_bytes, sight.delivered_bytes);
+    sent_ += growth(before->sent_segments, sight.sent_segments);
+    resent_ += growth(before->resent_segments, sight.resent_segments);
+  }
+  const double length = std::max(kEpochSeconds, kEpochRoundTrips * sight.round_trip_seconds);
+  const bool is_idle = all_seconds_ >= kIdleEpochs * length;
+  if (seconds_ < length && !is_idle) return false;
+  const Epoch epoch{
+      .rate = seconds_ > 0 ? static_cast<double>(bytes_) / seconds_ : 0,
+      .loss = static_cast<double>(resent_) / static_cast<double>(std::max(sent_, resent_ + 1)),
+      .share = seconds_ / all_seconds_};
+  resting_seconds_ -= std::min(seconds_, resting_seconds_);
+  all_seconds_ = seconds_ = 0;
+  bytes_ = sent_ = resent_ = 0;
+  if (!judge(sight, epoch)) return false;
+  has_tried_ = true;
+  settling_seconds_ = std::max(kSettleSeconds, kSettleRoundTrips * sight.round_trip_seconds);
+  return true;
+}
+
+void Stripes::refuse_bbr() {
+  if (trial_ == Trial::Bbr) is_trying_ = false;
+  may_use_bbr_ = false;
+  uses_bbr_ = false;
+}
+
+bool Stripes::judge(const StripeSight& sight, const Epoch& epoch) {
+  if (std::exchange(is_trying_, false)) {
+    if (epoch.share < kLimitShare * before_.share) return false;
+    if (epoch.rate < kGain * before_.rate) {
+      undo();
+      return true;
+    }
+  }
+  return try_next(sight, epoch);
+}
+
+void Stripes::undo() {
+  if (trial_ == Trial::Bbr) {
+    uses_bbr_ = false;
+    bbr_has_failed_ = true;
+  } else {
+    sockets_ /= 2;
+    resting_seconds_ = rest_seconds_;
+    rest_seconds_ = std::min(2 * rest_seconds_, kRestSecondsMax);
+    bbr_has_failed_ = false;
+  }
+}
+
+bool Stripes::try_next(const StripeSight& sight, const Epoch& epoch) {
+  const bool is_full = sight.round_trip_seconds > kQueuedRoundTrip * sight.round_trip_seconds_min;
+  const bool is_idle = epoch.share < 1 / kIdleEpochs;
+  if (resting_seconds_ > 0 || is_full || is_idle) return false;
+  const bool suspects_loss = sight.is_loss_based && epoch.loss >= kLossMin;
+  if (suspects_loss && may_use_bbr_ && !uses_bbr_ && !bbr_has_failed_) {
+    trial_ = Trial::Bbr;
+    uses_bbr_ = true;
+  } else if (2 * sockets_ <= most_) {
+    trial_ = Trial::Sockets;
+    sockets_ *= 2;
+  } else {
+    return false;
+  }
+  is_trying_ = true;
+  before_ = epoch;
+  return true;
+}
+
+}  // namespace pccl::transport
