@@ -2,13 +2,15 @@
 
     python benchmarks/strangers.py [--rounds 15] [--rate 200]
 
-Two members reduce 4 MiB over TCP, again and again. In every other second somebody knocks at both of
-them and at the coordinator, `--rate` times a second in all: garbage, HTTP, a handshake of another
-version, one that stops in the middle, lengths beyond all limits, and who connects and says nothing.
-What the caller itself computes is part of what it costs.
+Two members reduce 4 MiB over TCP, again and again. For a second somebody knocks at both of them and
+at the coordinator, `--rate` times a second in all: garbage, HTTP, a handshake of another version,
+one that stops in the middle, lengths beyond all limits, and who connects and says nothing. Caller,
+kernel and run share the machine's cores, so in another second the same crowd knocks at another run
+that computes nothing: what is lost then is not the run's doing. In a third nobody knocks.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -17,8 +19,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +49,55 @@ GREETINGS = {
 STAYING_MAX = 300
 
 
-def take_part(address: str, stop: Path) -> None:
+def take_part(address: str, stop: Path, is_idle: bool) -> None:
     """A member: says where it is, and after each few calls that they are done."""
     tensor = np.zeros(BYTES // 4, np.float32)
     ends = np.zeros(1, np.float32)
     with pccl.join(address, world_size_min=MEMBERS) as comm:
         print(json.dumps([member.address for member in comm.members]), flush=True)
-        while not ends[0]:
+        while is_idle and not stop.exists():
+            time.sleep(0.1)
+        while not is_idle and not ends[0]:
             for _ in range(CALLS):
                 comm.all_reduce(tensor)
             print(json.dumps(time.monotonic()), flush=True)
             ends[0] = stop.exists()
             comm.all_reduce(ends, "max")
+
+
+class BenchRun:
+    """A coordinator and two members, as processes of their own."""
+
+    def __init__(self, stack: ExitStack, stop: Path, name: str, *more: str) -> None:
+        options = pccl.CoordinatorOptions(
+            port=0, bind="127.0.0.1", database=stop.with_name(f"{name}.db"), listen_seconds=0
+        )
+        coordinator = stack.enter_context(pccl.Coordinator(options))
+        address = f"pccl://127.0.0.1:{coordinator.port}/{name}"
+        command = [sys.executable, sys.argv[0], "--member", address, "--stop", str(stop), *more]
+        local = {"PCCL_SHARED_MEMORY": "0", "PCCL_HOST": "127.0.0.1"}
+        self.members = [
+            subprocess.Popen(command, stdout=output, env={**os.environ, **local})
+            for output in (subprocess.PIPE, *[subprocess.DEVNULL] * (MEMBERS - 1))
+        ]
+        said = self.members[0].stdout
+        assert said is not None
+        # Where strangers may knock.
+        self.places = [("127.0.0.1", coordinator.port)]
+        for text in json.loads(said.readline()):
+            self.places.append(("127.0.0.1", int(text.rpartition(":")[2])))
+        # A full pipe would stop the member.
+        self.lines: list[bytes] = []
+        self.reader = threading.Thread(target=self.lines.extend, args=(said,))
+        self.reader.start()
+
+    def finish(self) -> list[float]:
+        """When calls were done."""
+        self.reader.join()
+        codes = [member.wait() for member in self.members]
+        if any(codes):
+            raise SystemExit("benchmarks/strangers.py: a member failed")
+        return [float(line) for line in self.lines]
 
 
 def knock(places: list[tuple[str, int]], rate: float, until: float) -> int:
@@ -79,49 +119,42 @@ def knock(places: list[tuple[str, int]], rate: float, until: float) -> int:
     return count
 
 
-def measure(rounds: int, rate: float) -> tuple[list[float], list[float], int]:
-    """Calls a second without strangers and with them, by round; and how many strangers came."""
-    with tempfile.TemporaryDirectory() as folder:
+def measure(rounds: int, rate: float) -> tuple[dict[str, list[float]], int]:
+    """Calls a second by who is knocked at, round by round; how many strangers came to the run."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stop = Path(folder) / "stop"
-        options = pccl.CoordinatorOptions(
-            port=0,
-            bind="127.0.0.1",
-            database=Path(folder) / "coordinator.db",
-            listen_seconds=0,
-        )
-        with pccl.Coordinator(options) as coordinator:
-            address = f"pccl://127.0.0.1:{coordinator.port}/bench"
-            command = [sys.executable, sys.argv[0], "--member", address, "--stop", str(stop)]
-            local = {"PCCL_SHARED_MEMORY": "0", "PCCL_HOST": "127.0.0.1"}
-            members = [
-                subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **local})
-                for _ in range(MEMBERS)
-            ]
-            first = members[0].stdout
-            assert first is not None
-            places = [("127.0.0.1", coordinator.port)]
-            for text in json.loads(first.readline()):
-                places.append(("127.0.0.1", int(text.rpartition(":")[2])))
-            intervals = []
-            knocks = 0
-            for index in range(2 * (rounds + 1)):
+        run = BenchRun(stack, stop, "bench")
+        elsewhere = BenchRun(stack, stop, "elsewhere", "--idle")
+        places: dict[str, list[tuple[str, int]]] = {
+            "nobody": [],
+            "elsewhere": elsewhere.places,
+            "run": run.places,
+        }
+        orders = list(itertools.permutations(places))
+        intervals = []
+        knocks = 0
+        for index in range(rounds + 1):
+            for door in orders[index % len(orders)]:
                 begin = time.monotonic()
-                is_attacked = index % 4 in (1, 2)  # calm, attacked, attacked, calm
-                if is_attacked:
-                    knocks += knock(places, rate, begin + SECONDS)
+                if places[door]:
+                    count = knock(places[door], rate, begin + SECONDS)
+                    knocks += count if door == "run" else 0
                 else:
                     time.sleep(SECONDS)
-                intervals.append((begin, time.monotonic(), is_attacked))
-            stop.touch()
-            done = [float(line) for line in first]
-            codes = [member.wait() for member in members]
-            if any(codes):
-                raise SystemExit("benchmarks/strangers.py: a member failed")
-    speeds: dict[bool, list[float]] = {False: [], True: []}
-    for begin, end, is_attacked in intervals[2:]:  # the first two warm up
+                intervals.append((begin, time.monotonic(), door))
+        stop.touch()
+        elsewhere.finish()
+        done = run.finish()
+    speeds: dict[str, list[float]] = {door: [] for door in places}
+    for begin, end, door in intervals[len(places) :]:  # the first round warms up
         inside = [at for at in done if begin <= at <= end]
-        speeds[is_attacked].append(CALLS * (len(inside) - 1) / (inside[-1] - inside[0]))
-    return speeds[False], speeds[True], knocks
+        speeds[door].append(CALLS * (len(inside) - 1) / (inside[-1] - inside[0]))
+    return speeds, knocks
+
+
+def shown(over: list[float], under: list[float]) -> str:
+    ratio = spread([a / b for a, b in zip(over, under, strict=True)])
+    return ratio_text({"p10": ratio.p10, "p50": ratio.p50, "p90": ratio.p90})
 
 
 def main() -> None:
@@ -131,20 +164,25 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--member", default="", help=argparse.SUPPRESS)
     parser.add_argument("--stop", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--idle", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.member:
-        take_part(options.member, options.stop)
+        take_part(options.member, options.stop, options.idle)
         return
     machine = describe_machine()
-    calm, attacked, knocks = measure(options.rounds, options.rate)
-    ratio = spread([a / c for a, c in zip(attacked, calm, strict=False)])
-    text = ratio_text({"p10": ratio.p10, "p50": ratio.p50, "p90": ratio.p90})
+    speeds, knocks = measure(options.rounds, options.rate)
     lines = head("Strangers at the door, all_reduce of 4 MiB, 2 members over TCP", machine)
     lines += [
-        f"{knocks} strangers, {options.rate:g} a second, at both members and the coordinator:",
-        f"calls a second over those without strangers: {text}",
+        f"{knocks} strangers, {options.rate:g} a second, at both members and the coordinator. "
+        "Calls a second over those",
+        "",
+        f"- while the same strangers knock at another run on this machine: "
+        f"{shown(speeds['run'], speeds['elsewhere'])}",
+        f"- without strangers: {shown(speeds['run'], speeds['nobody'])}, and while they knock at "
+        f"the other run {shown(speeds['elsewhere'], speeds['nobody'])}: callers take the "
+        "machine's cores, too",
     ]
-    document = {"machine": machine, "calm": calm, "attacked": attacked, "knocks": knocks}
+    document = {"machine": machine, "calls_per_second": speeds, "knocks": knocks}
     write(options.results, "strangers", document, lines)
 
 
