@@ -1,14 +1,17 @@
 """DiLoCo beside DDP and a member alone, over real links: loss, bytes, seconds (wanlab, root).
 
-    python benchmarks/diloco_training.py --steps 400 --seeds 3 --lrs 3e-3 6e-3 12e-3     quality
+    python benchmarks/diloco_training.py --steps 300 --warmup 75 --seeds 3 \\
+        --lrs 3e-3 6e-3 12e-3                                                            quality
     python benchmarks/diloco_training.py --rates 10 50 200 0 --rtt 0.1 --steps 100 \\
         --warmup 0 --arms ddp h25 h100 h100_int8                                         speed
 
 Each run is one process a host of the lab, and every arm gets the same tokens from each seed: the
 examples' model on windows of the same text, AdamW, cosine. All arms but "alone" and "ddp" begin
-with --warmup steps of averaged gradients, which is DDP. Bytes are those that the lab carried, of
-all members together, headers and resent ones included. Loss is held out, in nats a byte. A rate of
-0 is a link without a limit. "kill" loses a member at 40 % and gets a fresh one at 60 %.
+with --warmup steps of averaged gradients, which is DDP; "scratch" begins with none. Every learning
+rate is tried with the first seed, the others get each arm's best. Bytes are those that the lab
+carried, of all members together, headers and resent ones included. Loss is held out, in nats a
+byte. A rate of 0 is a link without a limit. "kill" loses a member at 40 % and gets a fresh one at
+60 %.
 """
 # mypy: disable-error-code="no-untyped-call"
 
@@ -70,6 +73,7 @@ ARMS: dict[str, Settings | None] = {
     "h25_async": async_local_sgd(25),
     "h24_decoupled": decoupled(24),
     "h25_kill": synchronous(25),
+    "h25_scratch": synchronous(25),
 }
 
 
@@ -173,8 +177,9 @@ def enter(
     stack.enter_context(comm)
     settings = ARMS[options.arm]
     assert settings is not None
+    warmup = 0 if options.arm.endswith("_scratch") else options.warmup
     run = diloco.DiLoCo(
-        comm, model, optimizer, settings, warmup_sync_steps=options.warmup, seed=options.seed
+        comm, model, optimizer, settings, warmup_sync_steps=warmup, seed=options.seed
     )
     return model, stack.enter_context(run)
 
@@ -272,19 +277,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 # --- tables ---------------------------------------------------------------------------------------
 
 
+def best_rate(found: list[dict[str, Any]], arm: str) -> float:
+    """The learning rate of an arm that had the least loss with the first seed."""
+    first = [one for one in found if one["arm"] == arm and one["seed"] == 0]
+    return float(min(first, key=lambda one: one["loss"])["lr"])
+
+
 def quality(found: list[dict[str, Any]], warm_share: float) -> list[str]:
     """Each arm at its best learning rate, beside ddp with the same seeds.
 
     warm_share: of the steps, those with averaged gradients that nearly every arm begins with.
     """
-    arms = list(dict.fromkeys(one["arm"] for one in found))
     best = {}
-    for arm in arms:
-        by_rate: dict[float, list[dict[str, Any]]] = {}
-        for one in found:
-            if one["arm"] == arm:
-                by_rate.setdefault(one["lr"], []).append(one)
-        best[arm] = min(by_rate.values(), key=lambda ones: mean(ones, "loss"))
+    for arm in dict.fromkeys(one["arm"] for one in found):
+        lr = best_rate(found, arm)
+        best[arm] = [one for one in found if (one["arm"], one["lr"]) == (arm, lr)]
     lines = [
         "| arm | learning rate | seeds | held-out loss, mean (least .. largest) | against ddp "
         "| MB carried | of ddp's | behind the warm start | tokens/s |",
@@ -298,7 +305,7 @@ def quality(found: list[dict[str, Any]], warm_share: float) -> list[str]:
         if beside:
             share = sent / mean(beside, "bytes")
             against = [f"{100 * (loss / mean(beside, 'loss') - 1):+.1f} %", f"{share:.4f}", ""]
-            if ARMS[arm] is not None:
+            if ARMS[arm] is not None and not arm.endswith("_scratch"):
                 against[2] = f"{(share - warm_share) / (1 - warm_share):.4f}"
         lines.append(
             f"| {arm} | {ones[0]['lr']:g} | {len(ones)} | {loss:.4f} ({min(losses):.4f} .. "
@@ -369,17 +376,20 @@ def main() -> int:
     if options.arm:
         train(options)
         return 0
-    trials = list(itertools.product(options.arms, options.lrs, range(options.seeds), options.rates))
     found = kept(options) if options.name else []
-    for index, (arm, lr, seed, rate) in enumerate(trials):
+    for seed, arm, lr, rate in itertools.product(
+        range(options.seeds), options.arms, options.lrs, options.rates
+    ):
         more = {"arm": arm, "lr": lr, "seed": seed, "rate": rate}
         if any(more.items() <= one.items() for one in found):
+            continue
+        if seed > 0 and lr != best_rate(found, arm):
             continue
         one = measure(argparse.Namespace(**{**vars(options), **more}))
         found.append(one)
         print(
-            f"{index + 1} of {len(trials)}: {arm} lr {lr:g} seed {seed} rate {rate:g}: loss "
-            f"{one['loss']:.4f}, {one['bytes'] / 1e6:.1f} MB, {one['seconds']:.1f} s",
+            f"{arm} lr {lr:g} seed {seed} rate {rate:g}: loss {one['loss']:.4f}, "
+            f"{one['bytes'] / 1e6:.1f} MB, {one['seconds']:.1f} s",
             flush=True,
         )
         if options.name:
