@@ -10,6 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 import pccl
 from diloco.members import Alone, Members
@@ -29,8 +31,15 @@ def mark_of(settings: Settings, shapes: dict[str, list[int]]) -> str:
     return hashlib.sha256((settings.as_json() + json.dumps(shapes)).encode()).hexdigest()[:16]
 
 
-def check_members(members: Members, settings: Settings) -> None:
+def check_members(members: Members, settings: Settings, model: nn.Module) -> None:
     """Raise ValueError for what these members can't do."""
+    is_sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    is_simple = settings.method in ("synchronous", "streaming") and settings.delay_steps == 0
+    if is_sharded and members.is_elastic and not is_simple:
+        raise ValueError(
+            f"method={settings.method!r}: where members of an elastic run have sharded models, only "
+            "'synchronous' and 'streaming', with delay_steps=0"
+        )
     if not (members.takes_codecs or settings.codec == "none"):
         raise ValueError(
             f"codec={settings.codec!r}: only over pccl, alone or as the backend of "

@@ -55,7 +55,7 @@ class DiLoCo:
         comm: of pccl.join() (members come and die), of pccl.init(), a torch.distributed group
             (gloo or pccl), or None for a run of one member. After the block leave the elastic run.
         model: all trainable parameters are merged, and persistent floating point buffers averaged.
-            With FSDP2: the members' processes with the same shards are one group.
+            With FSDP2: the members' processes with the same shards are one group, or one run.
         optimizer: the inner one. Its state stays with the member.
         settings: None: those of synchronous DiLoCo. See `diloco.variants`.
         outer_optimizer: takes a list of tensors, and makes any torch optimizer of them. None: SGD
@@ -93,7 +93,7 @@ class DiLoCo:
         self.settings = replace(settings, **changes) if settings else Settings(**changes)
         warn_if_unstable(self.settings)
         self.members = adapt(comm)
-        agreement.check_members(self.members, self.settings)
+        agreement.check_members(self.members, self.settings, model)
         warmup.check_optimizer(optimizer, self.settings.warmup_sync_steps)
         self.model = model
         self.optimizer = optimizer
@@ -197,6 +197,7 @@ class DiLoCo:
         self._bytes_before = self.members.bytes_sent()
         before = self.round if self._is_restored else -1
         self.admit()
+        self._wait_for_member()
         if self.round != before:  # what was restored is older than the run
             for fragment in range(len(self.state.fragments)):
                 self.state.install(fragment, self.state.theta)
@@ -234,7 +235,8 @@ class DiLoCo:
                     self._end_round(self.round_step)
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.is_warming_up and self.world_size > 1:
+        # The processes of a sharded member don't see others come and go in the same step.
+        if self.is_warming_up and (self.world_size > 1 or self.state.is_sharded):
             return warmup.averaging(self._average_gradients, args, kwargs)
         return None
 
@@ -338,6 +340,27 @@ class DiLoCo:
             self.counters[2] += outcome.sum_of("tokens")
             self.counters[3] += outcome.sum_of("samples")
         self._tell(fragment, outcome, values)
+
+    def _wait_for_member(self) -> None:
+        """With FSDP2 each process enters a run of its own, and some enter a round earlier."""
+        is_late = len(self.newcomers) < len(self.roster) and self.members.name in self.newcomers
+        if self.state.is_sharded and is_late and self.is_warming_up:
+            # The others would wait in every step for a process that waits for another one.
+            raise RuntimeError(
+                f"step {self.step}: the run averages gradients until step "
+                f"{self.settings.warmup_sync_steps}; a member with a sharded model may come after "
+                "that"
+            )
+        latest = self.state.largest_of_member(self.round)
+        while self.round < latest:
+            self._sit_out()
+
+    def _sit_out(self) -> None:
+        """Take part in a round of the others, and contribute nothing."""
+        for fragment in range(len(self.state.fragments)):
+            outcome = self.merge(fragment, self.state.delta.zero_(), Contribution())
+            self.apply(fragment, self.state.delta, outcome)
+        self._end_round(self.round_length)
 
     def _average_parameters(self) -> None:
         """The end of a round in which gradients were averaged: theta becomes the average."""

@@ -172,6 +172,19 @@ class OuterState:
         contribution.norm = math.sqrt(sums[0]) if sums[0] >= 0 else math.nan
         contribution.bad, contribution.tokens, contribution.samples = sums[1:].long().tolist()
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other processes of this member hold other shards."""
+        return self._mesh is not None
+
+    def largest_of_member(self, number: int) -> int:
+        """With FSDP2 the largest of what this member's processes say; else `number`."""
+        if self._mesh is None:
+            return number
+        largest = torch.tensor([number], device=self._mesh_device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self._mesh)
+        return int(largest)
+
     def _fetch(self, parts: Sequence[Part], flat: Tensor) -> None:
         for part in parts:
             part.view(flat).copy_(local_shard(part.tensor), non_blocking=self._cuda)

@@ -19,6 +19,7 @@ import diloco
 import pccl
 
 WORKER = Path(__file__).with_name("diloco_worker.py")
+SHARDED_WORKER = Path(__file__).with_name("diloco_sharded_worker.py")
 
 
 def start(address: object, members: int, rounds: int, **options: Any) -> MemberProcess:
@@ -206,3 +207,86 @@ def test_a_newcomer_comes_in_between_rounds(tmp_path: Path, settings: dict[str, 
     assert len(seen[0][3][1]) == 2
     assert len(seen[0][4][1]) == 3
     assert len(seen[0][8][0].weights) == 3
+
+
+def test_a_sharded_member_dies_and_another_comes(tmp_path: Path) -> None:
+    """FSDP2 in each of two members: a run for each half of the parameters, in one coordinator."""
+    rounds = 12
+
+    def start_member(number: int, members: int, *options: dict[str, Any]) -> list[MemberProcess]:
+        common = {"settings": {"warmup_sync_steps": 6}}
+        return [
+            MemberProcess(
+                addresses[shard], members, shard, tmp_path / f"meeting-{number}", rounds,
+                json.dumps(common | options[shard]), worker=SHARDED_WORKER,
+            )
+            for shard in range(2)
+        ]  # fmt: skip
+
+    names = ("--name", "half-0", "--name", "half-1")
+    with CoordinatorProcess(tmp_path, *names, status=False) as coordinator:
+        addresses = [str(coordinator.address), coordinator._next_line()]
+        # Two rounds of warm start. The newcomer's second process comes to its run a round later than
+        # the first one to its own.
+        steady = start_member(0, 2, {"await": [4, 1]}, {"await": [5, 1]})
+        dies = start_member(1, 2, {"die": [2, 1]}, {"die": [2, 1]})
+        late: list[MemberProcess] = []
+        try:
+            for process in steady:
+                process.wait_for("round", 3)
+            late = start_member(2, 1, {}, {"is_split": True})
+            for process in [*steady, *late]:
+                process.finish()
+        finally:
+            for process in [*steady, *dies, *late]:
+                process.close()
+    for shard in range(2):
+        mine, others = by_round(steady[shard]), by_round(late[shard])
+        assert set(mine) == set(range(1, rounds + 1))
+        common = set(mine) & set(others)
+        assert max(common) == rounds
+        for index in common:
+            assert mine[index]["hash"] == others[index]["hash"], (shard, index)
+            assert mine[index]["sum"] == others[index]["sum"], (shard, index)
+        assert len(mine[2]["weights"]) == 2
+        assert len(mine[rounds]["weights"]) == 2
+    # Both processes of the newcomer began in the same round, and had the same whole model.
+    entered = [said["entered"] for process in late for said in process.said if "entered" in said]
+    assert entered == [6, 6]
+    assert sorted(by_round(late[0])) == list(range(7, rounds + 1))
+    for one, other in ((steady[0], steady[1]), (late[0], late[1])):
+        sums = [{index: said["sum"] for index, said in by_round(p).items()} for p in (one, other)]
+        both = set(sums[0]) & set(sums[1])
+        assert {index: sums[0][index] for index in both} == {
+            index: sums[1][index] for index in both
+        }
+
+
+def test_a_sharded_member_that_comes_in_the_warm_start_is_told_to_come_later(
+    tmp_path: Path,
+) -> None:
+    names = ("--name", "half-0", "--name", "half-1")
+    settings = {"settings": {"warmup_sync_steps": 9}}
+    with CoordinatorProcess(tmp_path, *names, status=False) as coordinator:
+        addresses = [str(coordinator.address), coordinator._next_line()]
+
+        def start_shard(number: int, shard: int, **options: Any) -> MemberProcess:
+            told = json.dumps(settings | options)
+            place = (addresses[shard], 1, shard, tmp_path / f"meeting-{number}", 6)
+            return MemberProcess(*place, told, worker=SHARDED_WORKER)
+
+        steady = [start_shard(0, 0, **{"await": [1, 1]}), start_shard(0, 1)]
+        late: list[MemberProcess] = []
+        try:
+            steady[0].wait_for("round", 1)
+            late = [start_shard(1, 0), start_shard(1, 1, is_split=True)]
+            for process in steady:
+                process.finish()
+                assert max(by_round(process)) == 6
+            assert late[0].process.wait(30) != 0
+            assert "the run averages gradients until step 9; a member with a sharded model" in (
+                late[0].errors()
+            )
+        finally:
+            for process in [*steady, *late]:
+                process.close()
