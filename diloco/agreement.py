@@ -37,8 +37,8 @@ def check_members(members: Members, settings: Settings, model: nn.Module) -> Non
     is_simple = settings.method in ("synchronous", "streaming") and settings.delay_steps == 0
     if is_sharded and members.is_elastic and not is_simple:
         raise ValueError(
-            f"method={settings.method!r}: where members of an elastic run have sharded models, only "
-            "'synchronous' and 'streaming', with delay_steps=0"
+            f"method={settings.method!r}: where members of an elastic run have sharded models, "
+            "only 'synchronous' and 'streaming', with delay_steps=0"
         )
     if not (members.takes_codecs or settings.codec == "none"):
         raise ValueError(

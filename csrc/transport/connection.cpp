@@ -148,14 +148,16 @@ LinkTraffic Connection::counted() const {
                   .received_bytes = traffic.bytes_received,
                   .receiving_us = traffic.receiving_us,
                   .replaced_sockets = traffic.replaced_sockets};
+  uint64_t busy_us = 0;
   for (const auto& link : links_) {
     const LinkState now = link->state();
-    sum.busy_us += now.busy_us;
+    busy_us = std::max(busy_us, now.busy_us);  // they are busy at the same time
     sum.delivered_bytes += now.delivered_bytes;
     sum.delivery_bytes_per_second += now.delivery_bytes_per_second;
     sum.round_trip_seconds = std::max(sum.round_trip_seconds, now.round_trip_seconds);
     sum.round_trip_seconds_min = std::max(sum.round_trip_seconds_min, now.round_trip_seconds_min);
   }
+  sum.busy_us += busy_us;
   return sum;
 }
 

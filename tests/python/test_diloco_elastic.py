@@ -226,8 +226,8 @@ def test_a_sharded_member_dies_and_another_comes(tmp_path: Path) -> None:
     names = ("--name", "half-0", "--name", "half-1")
     with CoordinatorProcess(tmp_path, *names, status=False) as coordinator:
         addresses = [str(coordinator.address), coordinator._next_line()]
-        # Two rounds of warm start. The newcomer's second process comes to its run a round later than
-        # the first one to its own.
+        # Two rounds of warm start. The newcomer's second process comes to its run a round later
+        # than the first one to its own.
         steady = start_member(0, 2, {"await": [4, 1]}, {"await": [5, 1]})
         dies = start_member(1, 2, {"die": [2, 1]}, {"die": [2, 1]})
         late: list[MemberProcess] = []
