@@ -32,8 +32,8 @@ class Config:
     """How this process takes part in a run. Each field can be set by the variable that it names."""
 
     sockets: int = 0
-    """PCCL_SOCKETS: TCP sockets of one connection, 1 to 64. 0: one, and on long links up to 8, as
-    long as each doubling is measured to be faster by a tenth."""
+    """PCCL_SOCKETS: TCP sockets of one connection, 1 to 64. 0: one, and up to 8 on long links where
+    full buffers or lost packets hold one up, as long as each doubling is measured to help."""
 
     congestion_control: str = "auto"
     """PCCL_CONGESTION_CONTROL: of the TCP sockets to other members. "auto": the kernel's, and BBR

@@ -229,6 +229,7 @@ void Endpoint::choose_stripes(Connection& connection, TimePoint now) {
   for (const Link* link : links) {
     const LinkState state = link->state();
     sight.delivered_bytes += state.delivered_bytes;
+    sight.limited_us += state.limited_us;
     sight.sent_segments += state.sent_segments;
     sight.resent_segments += state.resent_segments;
     sight.round_trip_seconds = std::max(sight.round_trip_seconds, state.round_trip_seconds);

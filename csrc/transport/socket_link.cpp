@@ -70,6 +70,7 @@ LinkState SocketLink::state() const {
           now.round_trip_seconds,
           now.round_trip_seconds_min,
           now.delivery_bytes_per_second,
+          now.limited_us,
           now.sent_segments,
           now.resent_segments};
 }

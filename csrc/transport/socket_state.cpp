@@ -23,6 +23,7 @@ SocketState socket_state(int socket) {
   state.delivery_bytes_per_second = static_cast<double>(info.tcpi_delivery_rate);
   state.is_waiting = info.tcpi_unacked > 0;
   state.bytes_acknowledged = info.tcpi_bytes_acked;
+  state.limited_us = info.tcpi_rwnd_limited + info.tcpi_sndbuf_limited;
   state.sent_segments = info.tcpi_data_segs_out;
   state.resent_segments = info.tcpi_total_retrans;
   state.busy_us = info.tcpi_busy_time - std::min(info.tcpi_busy_time, info.tcpi_rwnd_limited);

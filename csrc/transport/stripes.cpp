@@ -23,6 +23,8 @@ constexpr double kSettleSeconds = 0.5;
 constexpr double kSettleRoundTrips = 5;
 // Lost packets of sent ones from which on loss-based control is suspected.
 constexpr double kLossMin = 1e-4;
+// The share of its time for which full buffers must have held a socket up to be suspected.
+constexpr double kLimitedMin = 0.1;
 // A round trip of so many times its least has a full queue in it: the link itself is the limit.
 constexpr double kQueuedRoundTrip = 1.5;
 
@@ -46,19 +48,22 @@ bool Stripes::look(const StripeSight& sight) {
   if (has_more) {
     seconds_ += seconds;
     bytes_ += growth(before->delivered_bytes, sight.delivered_bytes);
+    limited_us_ += growth(before->limited_us, sight.limited_us);
     sent_ += growth(before->sent_segments, sight.sent_segments);
     resent_ += growth(before->resent_segments, sight.resent_segments);
   }
   const double length = std::max(kEpochSeconds, kEpochRoundTrips * sight.round_trip_seconds);
   const bool is_idle = all_seconds_ >= kIdleEpochs * length;
   if (seconds_ < length && !is_idle) return false;
+  const double spent = std::max(seconds_, 1e-3);
   const Epoch epoch{
-      .rate = seconds_ > 0 ? static_cast<double>(bytes_) / seconds_ : 0,
+      .rate = static_cast<double>(bytes_) / spent,
       .loss = static_cast<double>(resent_) / static_cast<double>(std::max(sent_, resent_ + 1)),
+      .limited = 1e-6 * static_cast<double>(limited_us_) / (sockets_ * spent),
       .share = seconds_ / all_seconds_};
   resting_seconds_ -= std::min(seconds_, resting_seconds_);
   all_seconds_ = seconds_ = 0;
-  bytes_ = sent_ = resent_ = 0;
+  bytes_ = limited_us_ = sent_ = resent_ = 0;
   if (!judge(sight, epoch)) return false;
   has_tried_ = true;
   settling_seconds_ = std::max(kSettleSeconds, kSettleRoundTrips * sight.round_trip_seconds);
@@ -74,7 +79,7 @@ void Stripes::refuse_bbr() {
 bool Stripes::judge(const StripeSight& sight, const Epoch& epoch) {
   if (std::exchange(is_trying_, false)) {
     if (epoch.share < kLimitShare * before_.share) return false;
-    if (epoch.rate < kGain * before_.rate) {
+    if (epoch.rate < gain_wanted_ * before_.rate) {
       undo();
       return true;
     }
@@ -99,16 +104,18 @@ bool Stripes::try_next(const StripeSight& sight, const Epoch& epoch) {
   const bool is_idle = epoch.share < 1 / kIdleEpochs;
   if (resting_seconds_ > 0 || is_full || is_idle) return false;
   const bool suspects_loss = sight.is_loss_based && epoch.loss >= kLossMin;
+  const bool suspects_buffers = epoch.limited >= kLimitedMin;
   if (suspects_loss && may_use_bbr_ && !uses_bbr_ && !bbr_has_failed_) {
     trial_ = Trial::Bbr;
     uses_bbr_ = true;
-  } else if (2 * sockets_ <= most_) {
+  } else if ((suspects_loss || suspects_buffers) && 2 * sockets_ <= most_) {
     trial_ = Trial::Sockets;
     sockets_ *= 2;
   } else {
     return false;
   }
   is_trying_ = true;
+  gain_wanted_ = trial_ == Trial::Sockets && suspects_buffers ? kGainOfBuffers : kGain;
   before_ = epoch;
   return true;
 }

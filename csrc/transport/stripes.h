@@ -3,11 +3,12 @@
 //
 // One socket moves at most one window a round trip, and under loss-based congestion control a lost
 // packet in a thousand leaves a long link a tenth of its rate. Which of it holds is not known
-// beforehand. So one thing is changed at a time, BBR (Cardwell et al., ACM Queue 2016) in place of
-// loss-based control where packets are lost, then twice as many sockets; the rate is held against
-// that before. What brought less than kGain is undone, and tried again after a rest, unless the
-// connection seldom has more to send since: then something else holds the operation up, perhaps
-// another member's connection that is still to be made faster. Pure: no sockets, no clock.
+// beforehand. So one thing is changed at a time: where packets are lost, BBR (Cardwell et al., ACM
+// Queue 2016) takes the place of loss-based control; where they still are, or where full buffers
+// hold the sockets up, there are twice as many. The rate is held against that before. What brought
+// less than kGain is undone, and tried again after a rest, unless the connection seldom has more to
+// send since: then something else holds the operation up, perhaps another member's connection that
+// is still to be made faster. Pure: no sockets, no clock.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@ struct StripeSight {
   bool has_more = false;  // to send than the sockets take
   int sockets = 1;        // that there are
   uint64_t delivered_bytes = 0;
+  uint64_t limited_us = 0;  // buffers were full, of all sockets together
   uint64_t sent_segments = 0;
   uint64_t resent_segments = 0;
   double round_trip_seconds = 0;
@@ -34,6 +36,8 @@ class Stripes {
  public:
   static constexpr int kMeasuredMax = 8;
   static constexpr double kGain = 1.1;
+  // The same where buffers were full: that is no guess, so it is undone only where it is slower.
+  static constexpr double kGainOfBuffers = 0.97;
   // Links below it are left alone: there the machines are the limit, not TCP.
   static constexpr double kRoundTripSecondsMin = 0.005;
   static constexpr double kRestSeconds = 60;  // busy ones; doubled each time, up to the most
@@ -56,9 +60,10 @@ class Stripes {
 
   // What an epoch came to.
   struct Epoch {
-    double rate = 0;   // bytes a second while there was more to send
-    double loss = 0;   // of its packets
-    double share = 0;  // of the time there was more to send
+    double rate = 0;     // bytes a second while there was more to send
+    double loss = 0;     // of its packets
+    double limited = 0;  // of that time a socket's buffers were full
+    double share = 0;    // of the time there was more to send
   };
   bool judge(const StripeSight& sight, const Epoch& epoch);
   void undo();
@@ -71,8 +76,9 @@ class Stripes {
   bool bbr_has_failed_ = false;  // since the last rest
   bool has_tried_ = false;
   bool is_trying_ = false;
-  Trial trial_{};                // the last one
-  Epoch before_;                 // it
+  Trial trial_{};  // the last one
+  Epoch before_;   // it
+  double gain_wanted_ = kGain;
   double settling_seconds_ = 0;  // still, after a change
   double resting_seconds_ = 0;
   double rest_seconds_ = kRestSeconds;  // the next one
@@ -81,6 +87,7 @@ class Stripes {
   double all_seconds_ = 0;
   double seconds_ = 0;
   uint64_t bytes_ = 0;
+  uint64_t limited_us_ = 0;
   uint64_t sent_ = 0;
   uint64_t resent_ = 0;
 };
