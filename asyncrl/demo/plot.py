@@ -90,6 +90,8 @@ def _draw_accounts(axis: Any, record: DemoRecord) -> None:
         left = [a + b for a, b in zip(left, values, strict=True)]
     for name in names:
         if accounts[name]["is_banned"]:
-            axis.annotate(f"banned: {accounts[name]['ban_reason'][:70]}", (0, name), color=_RED)
+            check = accounts[name]["ban_reason"].partition(":")[0]
+            axis.annotate(f" banned: {check}", (0, name), va="center", color=_RED)
     axis.set_title("coins", loc="left")
-    axis.legend(frameon=False, fontsize=8)
+    # Above the bars, which fill the axes.
+    axis.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
