@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from diloco import agreement, saved_state, warmup
+from diloco import agreement, arrival, saved_state, warmup
 from diloco.compressor import make_compressor
 from diloco.info import SyncInfo, make_info
 from diloco.inheritance import inherit
@@ -197,7 +197,7 @@ class DiLoCo:
         self._bytes_before = self.members.bytes_sent()
         before = self.round if self._is_restored else -1
         self.admit()
-        self._wait_for_member()
+        arrival.wait_for_member(self)
         if self.round != before:  # what was restored is older than the run
             for fragment in range(len(self.state.fragments)):
                 self.state.install(fragment, self.state.theta)
@@ -232,7 +232,7 @@ class DiLoCo:
         if self.round_step > 0:
             with self.progress.standing_still():
                 if self.is_warming_up or self.method.finish_early():
-                    self._end_round(self.round_step)
+                    self.end_round(self.round_step)
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # The processes of a sharded member don't see others come and go in the same step.
@@ -248,7 +248,7 @@ class DiLoCo:
             else:
                 is_over = self.method.after_step(self.round_step)
             if is_over:
-                self._end_round(self.round_length)
+                self.end_round(self.round_length)
 
     # --- a round ----------------------------------------------------------------------------------
 
@@ -341,27 +341,6 @@ class DiLoCo:
             self.counters[3] += outcome.sum_of("samples")
         self._tell(fragment, outcome, values)
 
-    def _wait_for_member(self) -> None:
-        """With FSDP2 each process enters a run of its own, and some enter a round earlier."""
-        is_late = len(self.newcomers) < len(self.roster) and self.members.name in self.newcomers
-        if self.state.is_sharded and is_late and self.is_warming_up:
-            # The others would wait in every step for a process that waits for another one.
-            raise RuntimeError(
-                f"step {self.step}: the run averages gradients until step "
-                f"{self.settings.warmup_sync_steps}; a member with a sharded model may come after "
-                "that"
-            )
-        latest = self.state.largest_of_member(self.round)
-        while self.round < latest:
-            self._sit_out()
-
-    def _sit_out(self) -> None:
-        """Take part in a round of the others, and contribute nothing."""
-        for fragment in range(len(self.state.fragments)):
-            outcome = self.merge(fragment, self.state.delta.zero_(), Contribution())
-            self.apply(fragment, self.state.delta, outcome)
-        self._end_round(self.round_length)
-
     def _average_parameters(self) -> None:
         """The end of a round in which gradients were averaged: theta becomes the average."""
         delta, parts = self.state.delta, range(len(self.state.fragments))
@@ -375,7 +354,7 @@ class DiLoCo:
             self._move(fragment, delta, outcome, is_plain=True)
         self.finish_merge(0, outcome)
 
-    def _end_round(self, steps: int) -> None:
+    def end_round(self, steps: int) -> None:
         if self.is_warming_up:
             self._average_parameters()
         if self.sampler is not None:

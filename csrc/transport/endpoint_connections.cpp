@@ -1,6 +1,5 @@
 // How the connections of an endpoint begin, break and end.
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdio>
 #include <stdexcept>
@@ -20,10 +19,6 @@ constexpr double kProbeSeconds = 1;
 
 // How often the sockets of a connection are looked at while something is unacknowledged.
 constexpr auto kWatchPeriod = std::chrono::milliseconds(250);
-
-// Congestion control by a model of the path, and those that take every lost packet for a full link.
-constexpr const char* kBbr = "bbr";
-constexpr std::array kLossBased = {"cubic", "reno", "htcp", "westwood", "bic"};
 
 std::string seconds_text(Clock::duration duration) {
   char text[32];
@@ -194,7 +189,8 @@ void Endpoint::add_socket(Connection& connection, Stream stream, uint16_t index)
   link->index = index;
   const std::string& control = options_.congestion_control;
   if (control != "auto" && control != "kernel") link->set_congestion_control(control);
-  if (connection.stripes && connection.stripes->uses_bbr()) link->set_congestion_control(kBbr);
+  if (connection.stripes && connection.stripes->uses_bbr())
+    link->set_congestion_control(Stripes::kBbr);
   connection.add_link(std::move(link));
 }
 
@@ -208,76 +204,6 @@ void Endpoint::on_dial_failed(Connection& connection, const std::string& reason)
   }
   end_connection(connection,
                  {ErrorKind::Connect, connection.peer.describe() + " can't be reached: " + reason});
-}
-
-// --- stripes as measured ------------------------------------------------------------------------
-
-void Endpoint::choose_stripes(Connection& connection, TimePoint now) {
-  const bool may_add = options_.sockets == 0;
-  const bool may_use_bbr = options_.congestion_control == "auto";
-  const std::vector<Link*> links = connection.links();
-  if (links.empty() || (!may_add && !may_use_bbr)) return;
-  if (!connection.stripes) {
-    const int first = may_add ? 1 : kSocketsMax;
-    const int most = std::max(first, Stripes::kMeasuredMax);
-    connection.stripes = std::make_unique<Stripes>(first, most, may_use_bbr);
-    connection.usual_control = links.front()->congestion_control();
-  }
-  StripeSight sight{
-      .now = now, .has_more = connection.has_unsent(), .sockets = static_cast<int>(links.size())};
-  sight.delivered_bytes = connection.traffic.delivered_bytes;
-  for (const Link* link : links) {
-    const LinkState state = link->state();
-    sight.delivered_bytes += state.delivered_bytes;
-    sight.limited_us += state.limited_us;
-    sight.sent_segments += state.sent_segments;
-    sight.resent_segments += state.resent_segments;
-    sight.round_trip_seconds = std::max(sight.round_trip_seconds, state.round_trip_seconds);
-    sight.round_trip_seconds_min =
-        std::max(sight.round_trip_seconds_min, state.round_trip_seconds_min);
-  }
-  const std::string& usual = connection.usual_control;
-  sight.is_loss_based = std::find(kLossBased.begin(), kLossBased.end(), usual) != kLossBased.end();
-  const bool had_bbr = connection.stripes->uses_bbr();
-  if (connection.stripes->look(sight)) use_stripes(connection, had_bbr);
-}
-
-void Endpoint::use_stripes(Connection& connection, bool had_bbr) {
-  Stripes& stripes = *connection.stripes;
-  if (stripes.uses_bbr() != had_bbr) {
-    for (Link* link : connection.links()) {
-      if (link->set_congestion_control(had_bbr ? connection.usual_control : kBbr)) continue;
-      stripes.refuse_bbr();
-      break;
-    }
-    ended_.changed_controls += stripes.uses_bbr() != had_bbr ? 1 : 0;
-  }
-  const size_t wanted =
-      options_.sockets == 0 ? static_cast<size_t>(stripes.sockets()) : connection.link_count();
-  for (size_t count = connection.link_count(); count < wanted; ++count) dial_stripe(connection);
-  const std::string text = "sends over " + std::to_string(wanted) +
-                           " socket(s), congestion control " +
-                           (stripes.uses_bbr() ? kBbr : connection.usual_control);
-  recorder_.note(FlightEvent::StripesChanged, {.member = to_text(connection.peer.member_id)}, text);
-}
-
-// One more socket for it. Both sides may add some: each has numbers of its own.
-void Endpoint::dial_stripe(Connection& connection) {
-  if (connection.proven.empty()) return;  // it can't be called: it adds what it needs
-  const std::vector<Link*> links = connection.links();
-  const auto is_taken = [&](uint16_t index) {
-    return std::any_of(links.begin(), links.end(),
-                       [index](const Link* link) { return link->index == index; }) ||
-           std::any_of(dialers_.begin(), dialers_.end(), [&](const auto& dialer) {
-             return &dialer->connection() == &connection && !dialer->finished() &&
-                    dialer->socket_index() == index;
-           });
-  };
-  uint16_t index = address_.member_id < connection.peer.member_id ? 1 : 2;
-  while (is_taken(index)) index += 2;
-  if (index >= kSocketsMax) return;
-  ended_.added_sockets += 1;
-  begin_dial(connection, Intent::Resume, index, after(Clock::now(), options_.grace_seconds));
 }
 
 // --- breaking and ending -------------------------------------------------------------------------

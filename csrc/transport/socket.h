@@ -43,7 +43,7 @@ struct SocketState {
   double heard_seconds = 0;              // since anything came from the other side
   bool is_waiting = false;  // something was sent that the other kernel has not acknowledged
   uint64_t bytes_acknowledged = 0;
-  uint64_t busy_us = 0;  // see LinkState
+  uint64_t busy_us = 0;     // see LinkState
   uint64_t limited_us = 0;  // likewise
   uint64_t sent_segments = 0;
   uint64_t resent_segments = 0;

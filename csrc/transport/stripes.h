@@ -35,6 +35,7 @@ struct StripeSight {
 class Stripes {
  public:
   static constexpr int kMeasuredMax = 8;
+  static constexpr const char* kBbr = "bbr";  // to the kernel
   static constexpr double kGain = 1.1;
   // The same where buffers were full: that is no guess, so it is undone only where it is slower.
   static constexpr double kGainOfBuffers = 0.97;
