@@ -17,6 +17,7 @@ namespace pccl::transport {
 
 class Connection;
 class Engine;
+class Link;
 
 // The floor above.
 class FrameSink {
