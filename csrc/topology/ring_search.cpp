@@ -207,7 +207,8 @@ std::vector<int32_t> steady_ring(const Links& links, std::vector<int32_t> best) 
   const auto [best_slowest, best_latency] = figures(best);
   const bool is_near =
       own_slowest <= kSlowerMax * best_slowest && own_latency <= kFartherMax * best_latency;
-  return is_near ? own : best;
+  if (is_near) return own;
+  return best;
 }
 
 std::vector<TreePair> pack_rings(const Links& links) {
