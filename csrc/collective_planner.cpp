@@ -12,7 +12,6 @@
 #include "topology/capacities.h"
 #include "topology/overlay.h"
 #include "topology/planners.h"
-#include "topology/ring_search.h"
 
 namespace pccl {
 
@@ -346,10 +345,8 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
   // It may end after its planner: nobody waits for it then.
   std::thread([search = search_] {
     try {
-      const topology::Links& links = *search->links.links;
-      topology::Routes routes = topology::find_routes(links);
-      routes.ring = topology::steady_ring(links, std::move(routes.ring));
-      search->found = std::make_shared<const topology::Routes>(std::move(routes));
+      search->found =
+          std::make_shared<const topology::Routes>(topology::find_routes(*search->links.links));
     } catch (const std::exception&) {
       // A rank told figures that nothing can be planned by.
     }

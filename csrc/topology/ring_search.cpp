@@ -188,29 +188,6 @@ std::vector<int32_t> bottleneck_ring(const Links& links) {
   return order;
 }
 
-std::vector<int32_t> steady_ring(const Links& links, std::vector<int32_t> best) {
-  constexpr double kSlowerMax = 1.1;
-  constexpr double kFartherMax = 1.25;
-  std::vector<int32_t> own(best.size());
-  std::iota(own.begin(), own.end(), 0);
-  const auto figures = [&links](const std::vector<int32_t>& order) {
-    double slowest = 0;
-    double latency = 0;
-    for (size_t place = 0; place < order.size(); ++place) {
-      const int32_t next = order[(place + 1) % order.size()];
-      slowest = std::max(slowest, slowness(links, order[place], next));
-      latency += links.at(order[place], next).latency_seconds;
-    }
-    return std::pair(slowest, latency);
-  };
-  const auto [own_slowest, own_latency] = figures(own);
-  const auto [best_slowest, best_latency] = figures(best);
-  const bool is_near =
-      own_slowest <= kSlowerMax * best_slowest && own_latency <= kFartherMax * best_latency;
-  if (is_near) return own;
-  return best;
-}
-
 std::vector<TreePair> pack_rings(const Links& links) {
   constexpr int32_t kRings = 3;
   std::vector<TreePair> trees;

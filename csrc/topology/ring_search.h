@@ -14,10 +14,6 @@ namespace pccl::topology {
 // if none was found on links that exist.
 std::vector<int32_t> bottleneck_ring(const Links& links);
 
-// `best`, unless the ranks in their own order, as a ring goes before anything is measured, make one
-// that is nearly as good: connections that run are worth more than a tenth of a measured rate.
-std::vector<int32_t> steady_ring(const Links& links, std::vector<int32_t> best);
-
 // The chunks of the best ring, of it backwards, and of up to two more rings over links that the
 // others leave free, in both directions: a chain of ranks each, with the best rates.
 std::vector<TreePair> pack_rings(const Links& links);

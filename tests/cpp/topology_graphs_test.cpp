@@ -62,19 +62,6 @@ TEST_CASE("a ring of fast links is found among slow ones, exactly or by improvem
   CHECK(bottleneck_ring(links).empty());
 }
 
-TEST_CASE(
-    "the ranks' own order is kept unless another ring is faster by more than a tenth, or nearer") {
-  const std::vector<int32_t> own = {0, 1, 2, 3, 4, 5, 6};
-  const std::vector<int32_t> planted = scattered(7);
-  CHECK(steady_ring(network_with_ring(planted, 0.95e7, 1e7), planted) == own);
-  CHECK(steady_ring(network_with_ring(planted, 0.8e7, 1e7), planted) == planted);
-  CHECK(steady_ring(network_with_ring(planted, 0, 1e7), planted) == planted);
-  Links far = network_with_ring(planted, 1e7, 1e7);
-  far.cost[1].latency_seconds = 0.5;  // from rank 0 to rank 1
-  CHECK(steady_ring(far, planted) == planted);
-  CHECK(steady_ring(far, {}).empty());
-}
-
 TEST_CASE("rings in both directions and beside each other gain on links that are alike") {
   const Links links =
       measured_links({.world_size = 5, .bytes_per_second = std::vector<double>(25, 1e6)});
