@@ -163,6 +163,9 @@ topology::RankFigures LinkExchange::measure() {
         .receiving_us = static_cast<uint32_t>(
             std::min<uint64_t>(now[rank].receiving_us - before.receiving_us, UINT32_MAX)),
     };
+    const uint32_t looks = now[rank].looks - before.looks;
+    const uint32_t full_looks = now[rank].full_looks - before.full_looks;
+    figures[rank].is_starved = looks >= kLooksMin && 2 * full_looks < looks;
   }
   told_ = std::move(now);
   return figures;

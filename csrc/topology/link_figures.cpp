@@ -25,6 +25,11 @@ constexpr double kNoise = 1.3;
 constexpr double kForgetting = 1.02;
 // Of what a rank has sent or received at once, each time.
 constexpr double kFading = 1.1;
+// A link that has become so much slower makes the way back suspect: it is thought to be no more
+// than so many times as fast, until it is measured.
+constexpr double kFallen = 2;
+// Behind the round trip: the link was starved.
+constexpr uint32_t kStarvedBit = uint32_t{1} << 31;
 // Other plans are made when a rate has changed by more.
 constexpr double kOther = 1.2;
 
@@ -66,6 +71,22 @@ struct Sum {
   }
 };
 
+// Doubts the ways back of links that have fallen, where they were not measured at the same time.
+void doubt_ways_back(const Links& unknown, const Links& before,
+                     std::span<const RankFigures> figures, Links& now) {
+  const auto n = static_cast<size_t>(now.world_size);
+  for (size_t link = 0; link < n * n; ++link) {
+    const size_t back = link % n * n + link / n;
+    const double was = before.cost[link].seconds_per_byte;
+    const double is = now.cost[link].seconds_per_byte;
+    const bool has_fallen = was != unknown.cost[link].seconds_per_byte && is != kNoLink &&
+                            is > kFallen * was && tells(figures[link / n][link % n]);
+    double& other = now.cost[back].seconds_per_byte;
+    if (has_fallen && other != kNoLink && !tells(figures[link % n][link / n]))
+      other = std::max(other, is / kFallen);
+  }
+}
+
 std::vector<double> caps(const std::vector<double>& before, const std::vector<Sum>& sums) {
   std::vector<double> result(sums.size());
   for (size_t rank = 0; rank < sums.size(); ++rank) {
@@ -94,7 +115,8 @@ void encode(const RankFigures& figures, std::span<std::byte> bytes) {
   for (const LinkFigure& figure : figures) {
     out.put(to_units(figure.bytes));
     out.put(figure.busy_us);
-    out.put(figure.round_trip_us);
+    out.put(std::min(figure.round_trip_us, kStarvedBit - 1) |
+            (figure.is_starved ? kStarvedBit : 0));
     out.put(to_units(figure.received_bytes));
     out.put(figure.receiving_us);
   }
@@ -108,7 +130,9 @@ RankFigures decode_figures(std::span<const std::byte> bytes, int32_t world_size)
   for (LinkFigure& figure : figures) {
     figure.bytes = uint64_t{in.get<uint32_t>()} * kBytesUnit;
     figure.busy_us = in.get<uint32_t>();
-    figure.round_trip_us = in.get<uint32_t>();
+    const auto round_trip = in.get<uint32_t>();
+    figure.round_trip_us = round_trip & ~kStarvedBit;
+    figure.is_starved = (round_trip & kStarvedBit) != 0;
     figure.received_bytes = uint64_t{in.get<uint32_t>()} * kBytesUnit;
     figure.receiving_us = in.get<uint32_t>();
   }
@@ -137,11 +161,15 @@ Links learned(const Links& unknown, const Links& links, std::span<const RankFigu
       result.is_measured = true;
       const double now = believable_rate(figure, figures[to][from]);
       const double before = 1 / cost.seconds_per_byte;
+      const bool was_measured =
+          cost.seconds_per_byte != unknown.cost[from * n + to].seconds_per_byte;
+      if (figure.is_starved && was_measured && now < before) continue;
       const bool is_noise = !differ(now, before, kNoise);
       cost.seconds_per_byte = 1 / (is_noise ? (now + before) / 2 : now);
     }
   }
   if (!result.is_measured) return result;
+  doubt_ways_back(unknown, links, figures, result);
   result.out_seconds_per_byte = caps(links.out_seconds_per_byte, out);
   result.in_seconds_per_byte = caps(links.in_seconds_per_byte, in);
   return result;

@@ -20,6 +20,7 @@ struct LinkFigure {
   // The other way: what arrived here, and for how long it did. A sender is busy for longer.
   uint64_t received_bytes = 0;
   uint32_t receiving_us = 0;
+  bool is_starved = false;  // mostly it had nothing more to send: others held it up
   bool operator==(const LinkFigure&) const = default;
 };
 
@@ -40,6 +41,9 @@ bool measures(const LinkFigure& figure);
 // - Within a host or a fast local network nothing counts: there the rates are those of CPUs.
 // - Of another link that was busy long enough its rate counts; if it moved little, the mean with
 //   the one before.
+// - A link that others held up is at least as fast as it was.
+// - Where a link falls to less than half, so may the way back: it is thought to be at most twice as
+//   fast as that, unless it was measured at the same time.
 // - A sender that tells of more than half as much again as arrived gets what arrived.
 // - A link that carried little is thought to become faster with time, up to that, so that it is
 //   tried again.

@@ -147,6 +147,8 @@ LinkTraffic Connection::counted() const {
                   .delivered_bytes = traffic.delivered_bytes,
                   .received_bytes = traffic.bytes_received,
                   .receiving_us = traffic.receiving_us,
+                  .looks = traffic.looks,
+                  .full_looks = traffic.full_looks,
                   .replaced_sockets = traffic.replaced_sockets};
   uint64_t busy_us = 0;
   for (const auto& link : links_) {

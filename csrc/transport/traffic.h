@@ -19,6 +19,10 @@ struct Traffic {
   // For so long bytes came in, one a round trip after the other at the latest: the sender had
   // something under way all that time.
   uint64_t receiving_us = 0;
+  // Looks at its sockets while something was under way; and those that found more to be sent than
+  // they took.
+  uint32_t looks = 0;
+  uint32_t full_looks = 0;
 };
 
 // What the kernel knows of a socket now.
@@ -43,6 +47,8 @@ struct LinkTraffic {
   uint64_t delivered_bytes = 0;
   uint64_t received_bytes = 0;
   uint64_t receiving_us = 0;
+  uint32_t looks = 0;  // as in Traffic
+  uint32_t full_looks = 0;
   double delivery_bytes_per_second = 0;  // as in LinkState
   double round_trip_seconds = 0;
   double round_trip_seconds_min = 0;  // without what waits in queues

@@ -24,7 +24,8 @@ std::vector<RankFigures> all_busy(uint64_t bytes) {
 }
 
 TEST_CASE("figures come back from their bytes, whatever these are") {
-  const RankFigures figures{{}, {7 << 20, kSecond, 50'000, 3 << 20, 9}, {uint64_t{5} << 40, 3, 4}};
+  const RankFigures figures{
+      {}, {7 << 20, kSecond, 50'000, 3 << 20, 9}, {uint64_t{5} << 40, 3, 4, 0, 0, true}};
   std::vector<std::byte> bytes(figures_bytes(3), std::byte{0x55});
   CHECK(bytes.size() % 16 == 0);
   encode(figures, bytes);
@@ -66,6 +67,37 @@ TEST_CASE("a link that carried little is tried again, and is never better than a
   for (int time = 0; time < 1000; ++time) links = learned(unknown, links, quiet);
   CHECK(links.at(0, 1).seconds_per_byte == unknown.at(0, 1).seconds_per_byte);
   CHECK(1 / links.at(1, 0).seconds_per_byte == doctest::Approx(1'000 * 1024));
+}
+
+TEST_CASE("a link that others held up is not thought to be slower, and may be faster") {
+  const Links unknown = host_links({0, 1, 2});
+  const Links first = learned(unknown, unknown, all_busy(10'000 * 1024));
+  auto figures = all_busy(10'000 * 1024);
+  figures[0][1] = {2'000 * 1024, kSecond, 40'000, 0, 0, true};
+  figures[0][2] = {20'000 * 1024, kSecond, 40'000, 0, 0, true};
+  const Links second = learned(unknown, first, figures);
+  CHECK(1 / second.at(0, 1).seconds_per_byte == doctest::Approx(10'000 * 1024));
+  CHECK(1 / second.at(0, 2).seconds_per_byte == doctest::Approx(20'000 * 1024));
+  // Better than nothing.
+  const Links alone = learned(unknown, unknown, figures);
+  CHECK(1 / alone.at(0, 1).seconds_per_byte == doctest::Approx(2'000 * 1024));
+}
+
+TEST_CASE("where a link falls the way back is doubted, unless it was measured as well") {
+  const Links unknown = host_links({0, 1, 2});
+  const Links first = learned(unknown, unknown, all_busy(10'000 * 1024));
+  auto figures = all_busy(10'000 * 1024);
+  figures[0][1].bytes = 2'000 * 1024;
+  CHECK(1 / learned(unknown, first, figures).at(1, 0).seconds_per_byte ==
+        doctest::Approx(10'000 * 1024));
+  figures[1][0] = {};
+  figures[2][0] = {};
+  const Links second = learned(unknown, first, figures);
+  CHECK(1 / second.at(1, 0).seconds_per_byte == doctest::Approx(4'000 * 1024));
+  CHECK(1 / second.at(2, 0).seconds_per_byte == doctest::Approx(10'000 * 1024).epsilon(0.03));
+  // Not by a first figure, whatever was thought before.
+  const Links fresh = learned(unknown, unknown, figures);
+  CHECK(fresh.at(1, 0).seconds_per_byte == unknown.at(1, 0).seconds_per_byte);
 }
 
 TEST_CASE("a sender that tells of more than arrived gets what arrived") {
