@@ -34,40 +34,46 @@ namespace {
 using CommunicatorClass =
     py::class_<pccl::Communicator, pccl::CollectiveCalls, std::shared_ptr<pccl::Communicator>>;
 
+using ContextClass = py::class_<pccl::Context, std::shared_ptr<pccl::Context>>;
+
+void bind_context_init(ContextClass& context) {
+  context.def(
+      py::init([](std::string run, std::string bind_host, int port,
+                  std::vector<std::string> advertise_hosts, int sockets,
+                  std::string congestion_control, bool shared_memory,
+                  double connect_timeout_seconds, const std::string& simd, std::string trace_folder,
+                  const std::string& tls, bool outward, const std::string& graph) {
+        if (port < 0 || port > 65535)
+          throw py::value_error("port must be 0..65535, not " + std::to_string(port));
+        if (!simd.empty() && !pccl::kernels::select_target(simd)) {
+          throw py::value_error("this machine has no SIMD target '" + simd + "'");
+        }
+        py::gil_scoped_release release;
+        return std::make_shared<pccl::Context>(
+            pccl::transport::EndpointOptions{.run = std::move(run),
+                                             .bind_host = std::move(bind_host),
+                                             .port = static_cast<uint16_t>(port),
+                                             .accepts_calls = !outward,
+                                             .graph = pccl::topology::shown_graph(graph),
+                                             .advertise_hosts = std::move(advertise_hosts),
+                                             .sockets = sockets,
+                                             .congestion_control = std::move(congestion_control),
+                                             .shared_memory = shared_memory,
+                                             .connect_timeout_seconds = connect_timeout_seconds,
+                                             .trace_folder = std::move(trace_folder),
+                                             .tls = pccl::bindings::to_tls_use(tls)});
+      }),
+      py::arg("run"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
+      py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
+      py::arg("congestion_control") = "kernel", py::arg("shared_memory") = true,
+      py::arg("connect_timeout_seconds") = 30.0, py::arg("simd") = "", py::arg("trace_folder") = "",
+      py::arg("tls") = "remote", py::arg("outward") = false, py::arg("graph") = "");
+}
+
 void bind_context(py::module_& module) {
-  py::class_<pccl::Context, std::shared_ptr<pccl::Context>>(module, "Context")
-      .def(py::init([](std::string run, std::string bind_host, int port,
-                       std::vector<std::string> advertise_hosts, int sockets,
-                       std::string congestion_control, bool shared_memory,
-                       double connect_timeout_seconds, const std::string& simd,
-                       std::string trace_folder, const std::string& tls, bool outward,
-                       const std::string& graph) {
-             if (port < 0 || port > 65535)
-               throw py::value_error("port must be 0..65535, not " + std::to_string(port));
-             if (!simd.empty() && !pccl::kernels::select_target(simd)) {
-               throw py::value_error("this machine has no SIMD target '" + simd + "'");
-             }
-             py::gil_scoped_release release;
-             return std::make_shared<pccl::Context>(pccl::transport::EndpointOptions{
-                 .run = std::move(run),
-                 .bind_host = std::move(bind_host),
-                 .port = static_cast<uint16_t>(port),
-                 .accepts_calls = !outward,
-                 .graph = pccl::topology::shown_graph(graph),
-                 .advertise_hosts = std::move(advertise_hosts),
-                 .sockets = sockets,
-                 .congestion_control = std::move(congestion_control),
-                 .shared_memory = shared_memory,
-                 .connect_timeout_seconds = connect_timeout_seconds,
-                 .trace_folder = std::move(trace_folder),
-                 .tls = pccl::bindings::to_tls_use(tls)});
-           }),
-           py::arg("run"), py::kw_only(), py::arg("bind_host") = "", py::arg("port") = 0,
-           py::arg("advertise_hosts") = std::vector<std::string>{}, py::arg("sockets") = 1,
-           py::arg("congestion_control") = "kernel", py::arg("shared_memory") = true,
-           py::arg("connect_timeout_seconds") = 30.0, py::arg("simd") = "",
-           py::arg("trace_folder") = "", py::arg("tls") = "remote", py::arg("outward") = false,
-           py::arg("graph") = "")
+  ContextClass context(module, "Context");
+  bind_context_init(context);
+  context
       .def_property_readonly("address",
                              [](const pccl::Context& self) {
                                const auto bytes = self.address();
