@@ -2,10 +2,13 @@
 
 Reads the figures that `scripts/soak` printed (its output in a file), runs a batch of seeds and one
 run of many members for their CPU time, and writes results/simulator.json and .md. Needs a built
-`build-test-release/simulator`, which `scripts/soak --seeds 1` makes.
+`build-test-release/simulator`, which `scripts/soak --seeds 1` makes. With --add the figures go to
+those that are recorded, of other seeds and the same protocol.
 """
 
 import argparse
+import itertools
+import json
 import re
 import resource
 import subprocess
@@ -44,6 +47,19 @@ def figures(text: str) -> dict[str, int]:
     return total
 
 
+def seeds_in(text: str) -> list[list[int]]:
+    """First and last one of each batch that has ended, joined where they follow each other."""
+    joined: list[list[int]] = []
+    batch = r"^soak: seeds (\d+) to (\d+)\n(?:seed .*\n)*\d+ seeds: "
+    found = [[int(a), int(b)] for a, b in re.findall(batch, text, re.MULTILINE)]
+    for first, last in sorted(found):
+        if joined and first == joined[-1][1] + 1:
+            joined[-1][1] = last
+        else:
+            joined.append([first, last])
+    return joined
+
+
 def run(*arguments: object) -> dict[str, Any]:
     """One call of the simulator: its figures and its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -60,9 +76,21 @@ def main() -> None:
     parser.add_argument("log", type=Path, nargs="+", help="output of scripts/soak")
     parser.add_argument("--seeds", type=int, default=500, help="for the rate")
     parser.add_argument("--members", type=int, default=1000, help="of the large run")
+    parser.add_argument("--add", action="store_true", help="to what is recorded")
     options = parser.parse_args()
 
-    soak = figures("\n".join(log.read_text() for log in options.log))
+    text = "\n".join(log.read_text() for log in options.log)
+    soak: dict[str, Any] = figures(text)
+    ranges = seeds_in(text)
+    if options.add:
+        before = json.loads((RESULTS / "simulator.json").read_text())["soak"]
+        soak = {name: soak[name] + before[name] for name in NAMES}
+        ranges = sorted(ranges + before["ranges"])
+    if any(a[1] >= b[0] for a, b in itertools.pairwise(ranges)):
+        raise SystemExit(f"benchmarks/simulator.py: some seeds are counted twice: {ranges}")
+    if sum(last - first + 1 for first, last in ranges) != soak["seeds"]:
+        raise SystemExit(f"benchmarks/simulator.py: {soak['seeds']} seeds, and not {ranges}")
+    soak["ranges"] = ranges
     rate = run("--seeds", options.seeds)
     large = run("--seeds", 1, "--members", options.members, "--large")
     machine = describe_machine()
@@ -70,6 +98,8 @@ def main() -> None:
     lines = head("The simulator of the membership protocol", machine)
     lines += ["| of `scripts/soak`, 3 to 8 members | |", "|---|---|"]
     lines += [f"| {shown} | {soak[name]:,} |" for name, shown in NAMES.items()]
+    shown = ", ".join(f"{first:,} to {last:,}" for first, last in ranges)
+    lines += [f"| which seeds | {shown} |"]
     lines += [
         "",
         f"{per_second:.0f} seeds a second on one core, each 75 s of protocol: a million take "

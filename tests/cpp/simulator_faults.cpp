@@ -318,39 +318,55 @@ void World::check_transition(int index, MemberState before, const std::string& e
 }
 
 // Once faults have stopped, whoever is left goes on, if enough of the last quorum are left.
+bool World::is_left(const Process& process) {
+  return process.is_alive && !process.is_out && !process.wants_to_leave;
+}
+
+bool World::has_most_left(const Quorum& quorum) const {
+  const auto left =
+      std::count_if(quorum.seats.begin(), quorum.seats.end(), [this](const Seat& seat) {
+        return is_left(processes_[static_cast<size_t>(find(seat.member_id))]);
+      });
+  return 2 * static_cast<size_t>(left) > quorum.seats.size();
+}
+
+// Whether somebody that is left knows that it is in force. If not, the disk and all that had
+// entered it are lost, and most of the newest that is known must be left to decide: those that only
+// accepted it can't tell whether others of the one before have agreed on something else.
+bool World::can_be_known(const Quorum& quorum, const Durable& disk) const {
+  if (disk.quorum.quorum_id >= quorum.quorum_id) return true;
+  const Quorum* newest = nullptr;
+  for (const auto& [host, coordinator] : coordinators_) {
+    const Quorum& known = coordinator.machine->durable().quorum;
+    if (newest == nullptr || known.quorum_id > newest->quorum_id) newest = &known;
+  }
+  for (const Process& process : processes_) {
+    if (!is_left(process)) continue;
+    const Quorum& known = process.member->quorum();
+    if (newest == nullptr || known.quorum_id > newest->quorum_id) newest = &known;
+  }
+  return newest != nullptr && (newest->quorum_id >= quorum.quorum_id || has_most_left(*newest));
+}
+
 void World::check_progress() {
   const Quorum* quorum = last_quorum();
   // One that nobody has entered may have been agreed all the same.
   const auto home = coordinators_.find(kHome);
   const Durable& disk = home == coordinators_.end() ? home_disk_ : home->second.disk;
   if (quorum == nullptr && disk.quorum.quorum_id > 0) quorum = &disk.quorum;
-  size_t alive = 0;
-  size_t everybody = 0;
-  for (const Process& process : processes_)
-    everybody += process.is_alive && !process.is_out && !process.wants_to_leave;
-  if (quorum != nullptr) {
-    for (const Seat& seat : quorum->seats) {
-      const Process& process = processes_[static_cast<size_t>(find(seat.member_id))];
-      alive += process.is_alive && !process.is_out && !process.wants_to_leave;
-    }
-  }
+  const auto everybody = std::count_if(processes_.begin(), processes_.end(), is_left);
   // What may be in force as well must have as many left.
-  const auto is_left = [&](const Seat& seat) {
-    const Process& process = processes_[static_cast<size_t>(find(seat.member_id))];
-    return process.is_alive && !process.is_out && !process.wants_to_leave;
-  };
   const bool is_doubtful_left =
       std::all_of(processes_.begin(), processes_.end(), [&](const Process& process) {
         const Report report = process.member->report(false);
         if (!process.is_alive || process.is_out || !report.accepted) return true;
         const Quorum& accepted = report.accepted->quorum;
         if (quorum != nullptr && accepted.quorum_id <= quorum->quorum_id) return true;
-        const auto left = std::count_if(accepted.seats.begin(), accepted.seats.end(), is_left);
-        return 2 * static_cast<size_t>(left) > accepted.seats.size();
+        return has_most_left(accepted);
       });
-  const bool is_enough = quorum == nullptr ? home_has_database_ : 2 * alive > quorum->seats.size();
-  if (!is_enough || !is_doubtful_left ||
-      everybody < static_cast<size_t>(std::max(1, options_.members / 2))) {
+  const bool is_enough = quorum == nullptr ? home_has_database_
+                                           : has_most_left(*quorum) && can_be_known(*quorum, disk);
+  if (!is_enough || !is_doubtful_left || everybody < std::max(1, options_.members / 2)) {
     result_.was_stuck_rightly = true;
     return;
   }

@@ -171,6 +171,9 @@ class World {
                       const FinalMap& finals, bool was_recovered);
   const std::vector<uint64_t>& right_sums(uint64_t operation, uint64_t quorum_id);
   void check_transition(int index, MemberState before, const std::string& event);
+  static bool is_left(const Process& process);
+  bool has_most_left(const Quorum& quorum) const;
+  bool can_be_known(const Quorum& quorum, const Durable& disk) const;
   void check_progress();
   const Quorum* last_quorum() const;
 
