@@ -355,6 +355,7 @@ class DiLoCo:
         self.finish_merge(0, outcome)
 
     def end_round(self, steps: int) -> None:
+        """Count a round that was merged, let newcomers in, and begin the next one."""
         if self.is_warming_up:
             self._average_parameters()
         if self.sampler is not None:

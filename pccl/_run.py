@@ -58,13 +58,14 @@ class ContextOpener:
 
     def _open(self, name: str) -> _core.Context:
         config = self._config
+        options = config.endpoint_options()
         for port in config.ports:
             try:
                 return _core.Context(
                     name,
                     port=port,
                     simd="" if config.simd == "auto" else config.simd,
-                    **config.endpoint_options(),
+                    **options,
                 )
             except (_core.ConnectError, OSError) as error:
                 if port == config.ports[-1]:

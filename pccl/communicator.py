@@ -338,7 +338,7 @@ class Communicator(Reductions, Moves, Gossip):
         `resumed_connections` how often it had none left and got one again, `resent_bytes` what was
         sent again for that, `probe_bytes` what only showed how fast links are. `bytes_sent_tcp`
         holds both. `added_sockets` were dialed on long links because several are faster,
-        `changed_controls` counts connections that got another congestion control for it.
+        `changed_controls` counts how often a connection got another congestion control for it.
         """
         return self._run.context.statistics()
 

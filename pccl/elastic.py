@@ -155,6 +155,7 @@ def _host(place: RunAddress, config: Config) -> Coordinator | None:
 
 def _open(place: RunAddress, config: Config, timeout_seconds: float | None) -> _core.Run:
     last: Exception | None = None
+    options = config.endpoint_options()
     for port in config.ports:
         try:
             return _core.Run(
@@ -169,7 +170,7 @@ def _open(place: RunAddress, config: Config, timeout_seconds: float | None) -> _
                 key_file=config.key,
                 coordinator_key=place.fingerprint,
                 token=place.token,
-                **config.endpoint_options(),
+                **options,
             )
         except _core.ConnectError as error:
             last = error

@@ -68,7 +68,7 @@ struct Statistics {
   uint64_t resent_frames = 0;  // of which at least the beginning had left before
   uint64_t resent_bytes = 0;
   uint64_t added_sockets = 0;     // because several were faster
-  uint64_t changed_controls = 0;  // connections that got another congestion control
+  uint64_t changed_controls = 0;  // times that a connection got another congestion control
   uint64_t probe_bytes = 0;       // sent to see how fast they go
 };
 

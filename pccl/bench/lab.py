@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -64,6 +65,9 @@ class LabJob:
         for size in self.sizes:
             if parse_bytes(size) % 4:
                 raise ValueError(f"bench: sizes are whole float32, not {size}")
+        for way in self.ways:
+            if not re.fullmatch(r"[a-z_]+(@[0-9]{1,2})?(:fixed)?(\+[a-z0-9_]+)?", way):
+                raise ValueError(f"bench: ways: expected one like 'auto@4:fixed+int8', got {way!r}")
         if self.calls < 1:
             raise ValueError(f"bench: calls: expected 1 or more, got {self.calls}")
 

@@ -70,6 +70,7 @@ def test_links_and_regions_are_read_as_the_lab_reads_them() -> None:
         ({"hosts": {"a": {}, "b": {}}, "bench": {"sizes": ["4 apples"]}}, "not a size"),
         ({"hosts": {"a": {}, "b": {}}, "bench": {"sizes": ["3"]}}, "whole float32"),
         ({"hosts": {"a": {}, "b": {}}, "bench": {"ways": ["gloo"]}}, "one way beside gloo"),
+        ({"hosts": {"a": {}, "b": {}}, "bench": {"ways": ["ring@many"]}}, "got 'ring@many'"),
         ({"hosts": {"a": {}, "b": {}}, "bench": {"calls": 0}}, "calls: expected 1"),
     ],
 )
