@@ -31,7 +31,9 @@ void Endpoint::choose_stripes(Connection& connection, TimePoint now) {
   for (const Link* link : links) {
     const LinkState state = link->state();
     sight.delivered_bytes += state.delivered_bytes;
-    sight.limited_us += state.limited_us;
+    sight.window_limited_us += state.window_limited_us;
+    sight.buffer_limited_us += state.buffer_limited_us;
+    sight.buffer_bytes += state.buffer_bytes;
     sight.sent_segments += state.sent_segments;
     sight.resent_segments += state.resent_segments;
     sight.round_trip_seconds = std::max(sight.round_trip_seconds, state.round_trip_seconds);

@@ -41,14 +41,21 @@ struct SocketState {
   double delivery_bytes_per_second = 0;  // the kernel's: over a round trip that was full
   double deviation_seconds = 0;          // of the round trip
   double heard_seconds = 0;              // since anything came from the other side
+  bool is_ramping = false;  // BBR is at its beginning: see Pacing
   bool is_waiting = false;  // something was sent that the other kernel has not acknowledged
   uint64_t bytes_acknowledged = 0;
-  uint64_t busy_us = 0;     // see LinkState
-  uint64_t limited_us = 0;  // likewise
+  uint64_t busy_us = 0;  // this and the next ones: see LinkState
+  uint64_t window_limited_us = 0;
+  uint64_t buffer_limited_us = 0;
+  uint64_t buffer_bytes = 0;
+  uint64_t delivered_bytes = 0;  // also behind gaps
   uint64_t sent_segments = 0;
   uint64_t resent_segments = 0;
 };
 SocketState socket_state(int socket);
+
+// A TCP socket sends no faster from now on; UINT64_MAX: as fast as its congestion control says.
+bool set_pacing(int socket, uint64_t bytes_per_second);
 
 // The name of a TCP socket's congestion control; "" if unknown. Another one: false if this kernel
 // does not have it, or not for this user.

@@ -70,7 +70,9 @@ LinkState SocketLink::state() const {
           now.round_trip_seconds,
           now.round_trip_seconds_min,
           now.delivery_bytes_per_second,
-          now.limited_us,
+          now.window_limited_us,
+          now.buffer_limited_us,
+          now.buffer_bytes,
           now.sent_segments,
           now.resent_segments};
 }
@@ -176,6 +178,7 @@ void SocketLink::watch(TimePoint now) {
   const SocketState state = socket_state(stream_.get());
   connection_.round_trip_seconds = state.round_trip_seconds;
   bytes_acknowledged_ = state.bytes_acknowledged;
+  pace(state, now);
   const std::chrono::duration<double> between = now - watched_at_;
   const bool was_watched = watched_at_ != TimePoint{} && between.count() < 2 * kSilentSecondsMin;
   watched_at_ = now;
@@ -193,6 +196,17 @@ void SocketLink::watch(TimePoint now) {
   char text[64];
   std::snprintf(text, sizeof(text), "no acknowledgement for %.1f s", quiet.count());
   stop({ErrorKind::MemberLost, text});
+}
+
+void SocketLink::pace(const SocketState& state, TimePoint now) {
+  const uint64_t pace = pacing_.look({.now = now,
+                                      .has_more = has_unsent(),
+                                      .is_ramping = state.is_ramping,
+                                      .delivered_bytes = state.delivered_bytes,
+                                      .round_trip_seconds = state.round_trip_seconds,
+                                      .round_trip_seconds_min = state.round_trip_seconds_min});
+  if (pace == pace_) return;
+  if (set_pacing(stream_.get(), pace)) pace_ = pace;
 }
 
 // --- receiving -----------------------------------------------------------------------------------

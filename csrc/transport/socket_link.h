@@ -16,6 +16,8 @@
 
 #include "transport/connection.h"
 #include "transport/engine.h"
+#include "transport/pacing.h"
+#include "transport/socket.h"
 #include "transport/stream.h"
 
 namespace pccl::transport {
@@ -62,6 +64,7 @@ class SocketLink final : public Link, public Pollable {
   size_t gather(std::span<iovec> parts);  // of what is to be sent
   void drop_sent(size_t bytes);
   void stop(const Error& error);
+  void pace(const SocketState& state, TimePoint now);
 
   LinkHost& host_;
   Connection& connection_;
@@ -94,6 +97,8 @@ class SocketLink final : public Link, public Pollable {
   TimePoint quiet_since_{};
   TimePoint watched_at_{};
   uint64_t bytes_acknowledged_ = 0;
+  Pacing pacing_;
+  uint64_t pace_ = Pacing::kNone;  // what the kernel was told
 };
 
 }  // namespace pccl::transport

@@ -1,5 +1,6 @@
 // Apart from socket.cpp: the kernel's header knows more than the C library's, and they exclude each
 // other.
+#include <linux/inet_diag.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -10,6 +11,26 @@
 #include "transport/socket.h"
 
 namespace pccl::transport {
+namespace {
+
+// BBR sends so many times as fast as it has seen bytes arrive while it looks for the rate: 2.89.
+constexpr uint32_t kRampingGain = 5 * 256 / 2;
+
+bool is_ramping(int socket) {
+  tcp_bbr_info info{};
+  socklen_t length = sizeof(info);
+  return getsockopt(socket, IPPROTO_TCP, TCP_CC_INFO, &info, &length) == 0 &&
+         length == sizeof(info) && info.bbr_pacing_gain > kRampingGain;
+}
+
+uint64_t send_buffer(int socket) {
+  int bytes = 0;
+  socklen_t length = sizeof(bytes);
+  getsockopt(socket, SOL_SOCKET, SO_SNDBUF, &bytes, &length);
+  return static_cast<uint64_t>(std::max(bytes, 0));
+}
+
+}  // namespace
 
 SocketState socket_state(int socket) {
   tcp_info info{};
@@ -23,11 +44,20 @@ SocketState socket_state(int socket) {
   state.delivery_bytes_per_second = static_cast<double>(info.tcpi_delivery_rate);
   state.is_waiting = info.tcpi_unacked > 0;
   state.bytes_acknowledged = info.tcpi_bytes_acked;
-  state.limited_us = info.tcpi_rwnd_limited + info.tcpi_sndbuf_limited;
+  state.window_limited_us = info.tcpi_rwnd_limited;
+  state.buffer_limited_us = info.tcpi_sndbuf_limited;
+  state.buffer_bytes = send_buffer(socket);
+  state.delivered_bytes = uint64_t{info.tcpi_delivered} * info.tcpi_snd_mss;
   state.sent_segments = info.tcpi_data_segs_out;
   state.resent_segments = info.tcpi_total_retrans;
   state.busy_us = info.tcpi_busy_time - std::min(info.tcpi_busy_time, info.tcpi_rwnd_limited);
+  state.is_ramping = is_ramping(socket);
   return state;
+}
+
+bool set_pacing(int socket, uint64_t bytes_per_second) {
+  return setsockopt(socket, SOL_SOCKET, SO_MAX_PACING_RATE, &bytes_per_second,
+                    sizeof(bytes_per_second)) == 0;
 }
 
 }  // namespace pccl::transport

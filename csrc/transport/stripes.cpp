@@ -25,6 +25,9 @@ constexpr double kSettleRoundTrips = 5;
 constexpr double kLossMin = 1e-4;
 // The share of its time for which full buffers must have held a socket up to be suspected.
 constexpr double kLimitedMin = 0.1;
+// A send buffer holds, beside the kernel's bookkeeping, up to seven tenths of its bytes. Where what
+// is under way is well below it, something else is the limit.
+constexpr double kBufferShare = 0.4;
 // A round trip of so many times its least has a full queue in it: the link itself is the limit.
 constexpr double kQueuedRoundTrip = 1.5;
 
@@ -48,7 +51,8 @@ bool Stripes::look(const StripeSight& sight) {
   if (has_more) {
     seconds_ += seconds;
     bytes_ += growth(before->delivered_bytes, sight.delivered_bytes);
-    limited_us_ += growth(before->limited_us, sight.limited_us);
+    window_limited_us_ += growth(before->window_limited_us, sight.window_limited_us);
+    buffer_limited_us_ += growth(before->buffer_limited_us, sight.buffer_limited_us);
     sent_ += growth(before->sent_segments, sight.sent_segments);
     resent_ += growth(before->resent_segments, sight.resent_segments);
   }
@@ -59,11 +63,12 @@ bool Stripes::look(const StripeSight& sight) {
   const Epoch epoch{
       .rate = static_cast<double>(bytes_) / spent,
       .loss = static_cast<double>(resent_) / static_cast<double>(std::max(sent_, resent_ + 1)),
-      .limited = 1e-6 * static_cast<double>(limited_us_) / (sockets_ * spent),
+      .window_limited = 1e-6 * static_cast<double>(window_limited_us_) / (sockets_ * spent),
+      .buffer_limited = 1e-6 * static_cast<double>(buffer_limited_us_) / (sockets_ * spent),
       .share = seconds_ / all_seconds_};
   resting_seconds_ -= std::min(seconds_, resting_seconds_);
   all_seconds_ = seconds_ = 0;
-  bytes_ = limited_us_ = sent_ = resent_ = 0;
+  bytes_ = window_limited_us_ = buffer_limited_us_ = sent_ = resent_ = 0;
   if (!judge(sight, epoch)) return false;
   has_tried_ = true;
   settling_seconds_ = std::max(kSettleSeconds, kSettleRoundTrips * sight.round_trip_seconds);
@@ -104,7 +109,11 @@ bool Stripes::try_next(const StripeSight& sight, const Epoch& epoch) {
   const bool is_idle = epoch.share < 1 / kIdleEpochs;
   if (resting_seconds_ > 0 || is_full || is_idle) return false;
   const bool suspects_loss = sight.is_loss_based && epoch.loss >= kLossMin;
-  const bool suspects_buffers = epoch.limited >= kLimitedMin;
+  // The kernel counts a sender that comes a little late as well.
+  const bool is_buffer_full = epoch.rate * sight.round_trip_seconds_min >=
+                              kBufferShare * static_cast<double>(sight.buffer_bytes);
+  const bool suspects_buffers = epoch.window_limited >= kLimitedMin ||
+                                (epoch.buffer_limited >= kLimitedMin && is_buffer_full);
   if (suspects_loss && may_use_bbr_ && !uses_bbr_ && !bbr_has_failed_) {
     trial_ = Trial::Bbr;
     uses_bbr_ = true;

@@ -24,7 +24,10 @@ struct StripeSight {
   bool has_more = false;  // to send than the sockets take
   int sockets = 1;        // that there are
   uint64_t delivered_bytes = 0;
-  uint64_t limited_us = 0;  // buffers were full, of all sockets together
+  // For so long buffers were full, of all sockets together; see LinkState.
+  uint64_t window_limited_us = 0;
+  uint64_t buffer_limited_us = 0;
+  uint64_t buffer_bytes = 0;
   uint64_t sent_segments = 0;
   uint64_t resent_segments = 0;
   double round_trip_seconds = 0;
@@ -61,10 +64,12 @@ class Stripes {
 
   // What an epoch came to.
   struct Epoch {
-    double rate = 0;     // bytes a second while there was more to send
-    double loss = 0;     // of its packets
-    double limited = 0;  // of that time a socket's buffers were full
-    double share = 0;    // of the time there was more to send
+    double rate = 0;  // bytes a second while there was more to send
+    double loss = 0;  // of its packets
+    // Of that time a socket's buffers were full.
+    double window_limited = 0;
+    double buffer_limited = 0;
+    double share = 0;  // of the time there was more to send
   };
   bool judge(const StripeSight& sight, const Epoch& epoch);
   void undo();
@@ -88,7 +93,8 @@ class Stripes {
   double all_seconds_ = 0;
   double seconds_ = 0;
   uint64_t bytes_ = 0;
-  uint64_t limited_us_ = 0;
+  uint64_t window_limited_us_ = 0;
+  uint64_t buffer_limited_us_ = 0;
   uint64_t sent_ = 0;
   uint64_t resent_ = 0;
 };

@@ -34,7 +34,11 @@ struct LinkState {
   double round_trip_seconds = 0;  // 0: not measured
   double round_trip_seconds_min = 0;
   double delivery_bytes_per_second = 0;  // over its last round trip that was full; 0: not measured
-  uint64_t limited_us = 0;  // more could have been under way, and a buffer of either end was full
+  // More could have been under way, and a buffer was full: the reader's; the own one, as far as the
+  // kernel can tell.
+  uint64_t window_limited_us = 0;
+  uint64_t buffer_limited_us = 0;
+  uint64_t buffer_bytes = 0;  // of the own one, bookkeeping included
   uint64_t sent_segments = 0;
   uint64_t resent_segments = 0;
 };

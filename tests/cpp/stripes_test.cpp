@@ -22,6 +22,7 @@ struct FormulaLink {
   double round_trip = 0.1;
   double queue = 0;  // seconds, when it is full
   bool is_loss_based = true;
+  bool is_late = false;  // the sender, now and then
   double held_up_rate = 1e12;  // of an operation that waits for something else
 
   StripeSight sight;
@@ -49,7 +50,11 @@ struct FormulaLink {
       sight.has_more = speed(stripes) < held_up_rate;
       sight.delivered_bytes = static_cast<uint64_t>(bytes);
       if (speed(stripes) >= socket_rate * stripes.sockets())
-        sight.limited_us += static_cast<uint64_t>(1e6 * kTick * stripes.sockets());
+        sight.buffer_limited_us += static_cast<uint64_t>(1e6 * kTick * stripes.sockets());
+      // Late senders look like full buffers.
+      if (is_late) sight.buffer_limited_us += static_cast<uint64_t>(0.2e6 * kTick);
+      sight.buffer_bytes =
+          static_cast<uint64_t>(socket_rate * round_trip / 0.7) * static_cast<uint64_t>(stripes.sockets());
       sight.sent_segments = static_cast<uint64_t>(sent);
       sight.resent_segments = static_cast<uint64_t>(resent);
       sight.round_trip_seconds = round_trip + (is_full ? queue : 0);
@@ -122,6 +127,15 @@ TEST_CASE("A full queue says that the link is the limit: nothing is tried") {
   Stripes stripes(1, Stripes::kMeasuredMax, true);
   FormulaLink link{.loss = 1e-3, .queue = 0.08};
   CHECK(link.run(stripes, 60) == 0);
+}
+
+TEST_CASE("A buffer with room for twice what is under way is not the limit") {
+  Stripes stripes(1, Stripes::kMeasuredMax, true);
+  FormulaLink link{.socket_rate = 25e6, .is_late = true};
+  CHECK(link.run(stripes, 60) == 0);
+  link.socket_rate = 14e6;  // another buffer
+  link.run(stripes, 5);
+  CHECK(stripes.sockets() > 1);
 }
 
 TEST_CASE("Near machines are left alone") {

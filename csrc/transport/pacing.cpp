@@ -1,0 +1,48 @@
+#include "transport/pacing.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+namespace pccl::transport {
+namespace {
+
+// A longer time between two looks says nothing of what was between them.
+constexpr double kGapSecondsMax = 1;
+// A round trip of so many times its least has a queue in it.
+constexpr double kQueuedRoundTrip = 1.25;
+constexpr double kQueuedSeconds = 1e-3;
+// What arrives from one look to the next grows by less where the link is full.
+constexpr double kFull = 1.25;
+// Above what arrives, so that a wrong figure mends itself.
+constexpr double kRoom = 1.05;
+// Each look, where no queue stands and the rate is used.
+constexpr double kGrowth = 1.5;
+constexpr double kUsed = 0.8;
+
+}  // namespace
+
+uint64_t Pacing::look(const PaceSight& sight) {
+  const std::optional<PaceSight> before = std::exchange(last_, sight);
+  if (!sight.is_ramping) {
+    delivered_ = {};
+    return rate_ = kNone;
+  }
+  if (!before || !before->has_more || !sight.has_more) return rate_;
+  const double seconds = std::chrono::duration<double>(sight.now - before->now).count();
+  if (seconds <= 0 || seconds > kGapSecondsMax) return rate_;
+  const auto bytes = static_cast<double>(sight.delivered_bytes - before->delivered_bytes);
+  delivered_ = {bytes / seconds, delivered_[0]};
+  const double arrives = std::max(delivered_[0], delivered_[1]);
+  const bool is_growing = delivered_[0] > kFull * delivered_[1];
+  const bool is_queued = sight.round_trip_seconds >
+                         kQueuedRoundTrip * sight.round_trip_seconds_min + kQueuedSeconds;
+  if (is_queued && !is_growing && arrives > 0) {
+    rate_ = static_cast<uint64_t>(kRoom * arrives);
+  } else if (rate_ != kNone && arrives > kUsed * static_cast<double>(rate_)) {
+    rate_ = static_cast<uint64_t>(kGrowth * static_cast<double>(rate_));
+  }
+  return rate_;
+}
+
+}  // namespace pccl::transport

@@ -1,0 +1,93 @@
+// When a socket is told how fast to send, on links made of formulas.
+#include "transport/pacing.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <chrono>
+
+using namespace pccl;
+using namespace pccl::transport;
+
+namespace {
+
+constexpr double kTick = 0.25;
+constexpr double kRate = 12.5e6;  // the link's
+constexpr double kRoundTrip = 0.1;
+constexpr double kQueue = 0.1;  // seconds, when it is full
+
+// BBR at its beginning, which sees itself as the limit: its rate grows, its end it doesn't see.
+struct FormulaSocket {
+  PaceSight sight{.has_more = true, .is_ramping = true};
+  Pacing pacing;
+  double wanted = 1e6;
+  double queued = 0;  // bytes
+  double dropped = 0;
+  double delivered = 0;
+
+  uint64_t run(double seconds) {
+    uint64_t pace = Pacing::kNone;
+    for (double at = 0; at < seconds; at += kTick) {
+      sight.now +=
+          std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kTick));
+      sight.delivered_bytes = static_cast<uint64_t>(delivered);
+      sight.round_trip_seconds = kRoundTrip + queued / kRate;
+      sight.round_trip_seconds_min = kRoundTrip;
+      pace = pacing.look(sight);
+      const double sent = std::min(wanted, static_cast<double>(pace)) * kTick;
+      wanted = std::min(2 * wanted, 2.89 * kRate);
+      const double taken = std::min(sent, kRate * kTick);
+      delivered += taken;
+      queued = std::max(queued + sent - kRate * kTick, 0.0);
+      dropped += std::max(queued - kQueue * kRate, 0.0);
+      queued = std::min(queued, kQueue * kRate);
+    }
+    return pace;
+  }
+};
+
+}  // namespace
+
+TEST_CASE("where a queue stands and no more arrives, it is sent as fast as it arrives") {
+  FormulaSocket socket;
+  socket.run(1);
+  CHECK(socket.queued == 0);
+  const uint64_t pace = socket.run(3);
+  CHECK(static_cast<double>(pace) == doctest::Approx(kRate).epsilon(0.1));
+  socket.dropped = 0;
+  socket.run(10);
+  CHECK(socket.dropped < 0.1 * kRate * 10);  // 65 % of it would be
+}
+
+TEST_CASE("what has found its rate is left to itself, and what still grows as well") {
+  FormulaSocket socket;
+  socket.sight.is_ramping = false;
+  CHECK(socket.run(10) == Pacing::kNone);
+  // A queue in front of others: acknowledgements come late, and more arrives each time.
+  FormulaSocket growing;
+  growing.wanted = 0.1e6;
+  growing.queued = 0.09 * kRate;
+  for (int i = 0; i < 5; ++i) {
+    growing.queued = 0.09 * kRate;
+    CHECK(growing.run(kTick) == Pacing::kNone);
+  }
+}
+
+TEST_CASE("a pace that was too slow mends itself, and ends where the rate is found") {
+  FormulaSocket socket;
+  socket.run(4);
+  socket.queued = 0;
+  socket.sight.round_trip_seconds_min = kRoundTrip;
+  CHECK(socket.run(20) >= kRate);
+  socket.sight.is_ramping = false;
+  CHECK(socket.run(kTick) == Pacing::kNone);
+}
+
+TEST_CASE("while there is little to send nothing is learned") {
+  FormulaSocket socket;
+  socket.run(4);
+  const uint64_t pace = socket.run(kTick);
+  socket.sight.has_more = false;
+  socket.wanted = 0.1e6;
+  CHECK(socket.run(5) == pace);
+}
