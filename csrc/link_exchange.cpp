@@ -110,8 +110,10 @@ void LinkExchange::take(topology::Links links, const std::vector<topology::RankF
   links_ = std::move(links);
   const TimePoint now = Clock::now();
   for (size_t link = 0; link < measured_at_.size(); ++link) {
-    if (topology::measures(figures[link / figures.size()][link % figures.size()]))
-      measured_at_[link] = now;
+    const topology::LinkFigure& figure = figures[link / figures.size()][link % figures.size()];
+    const bool is_unknown =
+        links_.cost[link].seconds_per_byte == unknown_.cost[link].seconds_per_byte;
+    if (topology::measures(figure) && !(figure.is_starved && is_unknown)) measured_at_[link] = now;
   }
   if (!topology::is_other(*now_.links, links_)) return;
   now_ = {now_.version + 1, std::make_shared<const topology::Links>(links_)};
@@ -163,9 +165,7 @@ topology::RankFigures LinkExchange::measure() {
         .receiving_us = static_cast<uint32_t>(
             std::min<uint64_t>(now[rank].receiving_us - before.receiving_us, UINT32_MAX)),
     };
-    const uint32_t looks = now[rank].looks - before.looks;
-    const uint32_t full_looks = now[rank].full_looks - before.full_looks;
-    figures[rank].is_starved = looks >= kLooksMin && 2 * full_looks < looks;
+    figures[rank].is_starved = 2 * (now[rank].full_us - before.full_us) < figures[rank].busy_us;
   }
   told_ = std::move(now);
   return figures;

@@ -40,8 +40,6 @@ class LinkExchange {
   static constexpr uint64_t kBytesMin = 4 << 20;
   // Beyond it too many messages would be needed.
   static constexpr int32_t kRanksMax = 64;
-  // Fewer looks at a connection than that say nothing of what held it up.
-  static constexpr uint32_t kLooksMin = 4;
 
   // `traffic` gives what was counted of the connections so far, by rank.
   using TrafficSource = std::function<std::vector<transport::LinkTraffic>()>;

@@ -28,6 +28,26 @@ double middling(std::vector<double> values) {
   return *middle;
 }
 
+// What a rank has shown that it can send, or receive: on its fastest link.
+struct Shown {
+  double seconds_per_byte = kNoLink;
+  size_t links = 0;
+  void add(double cost) {
+    seconds_per_byte = std::min(seconds_per_byte, cost);
+    links += 1;
+  }
+};
+
+// Of a link that nobody has measured. One link says little of its ends: the other one may have been
+// the slow one. So without more it is taken for as fast as any, and tried.
+double guess(const Shown& sender, const Shown& receiver, double fastest) {
+  double slowest = fastest;
+  for (const Shown* end : {&sender, &receiver}) {
+    if (end->links > 1) slowest = std::max(slowest, end->seconds_per_byte);
+  }
+  return slowest;
+}
+
 }  // namespace
 
 uint32_t to_kib_per_second(double seconds_per_byte) {
@@ -53,6 +73,7 @@ LinkTable to_table(const Links& unknown, const Links& links) {
     for (uint16_t to = 0; to < n; ++to) {
       if (!is_remote(unknown, from, to)) continue;
       const LinkCost& cost = links.at(from, to);
+      if (cost.seconds_per_byte == unknown.at(from, to).seconds_per_byte) continue;
       table.links.push_back({from, to, to_kib_per_second(cost.seconds_per_byte),
                              static_cast<uint32_t>(cost.latency_seconds * 2e6)});
     }
@@ -76,10 +97,19 @@ Links with_table(const Links& unknown, const LinkTable& table) {
   }
   if (rates.empty()) return unknown;
   links.is_measured = true;
-  const LinkCost middle{middling(std::move(latencies)), middling(std::move(rates))};
+  const double fastest = *std::min_element(rates.begin(), rates.end());
+  const double middle = middling(std::move(latencies));
   const std::vector<bool> is_missing = missing(unknown, table);
+  std::vector<Shown> out(n);
+  std::vector<Shown> in(n);
   for (size_t link = 0; link < n * n; ++link) {
-    if (is_missing[link]) links.cost[link] = middle;
+    if (is_missing[link] || !is_remote(unknown, link / n, link % n)) continue;
+    out[link / n].add(links.cost[link].seconds_per_byte);
+    in[link % n].add(links.cost[link].seconds_per_byte);
+  }
+  for (size_t link = 0; link < n * n; ++link) {
+    if (!is_missing[link]) continue;
+    links.cost[link] = {middle, guess(out[link / n], in[link % n], fastest)};
   }
   if (table.caps.size() != n) return links;
   for (const CapEntry& cap : table.caps) {

@@ -147,19 +147,21 @@ LinkTraffic Connection::counted() const {
                   .delivered_bytes = traffic.delivered_bytes,
                   .received_bytes = traffic.bytes_received,
                   .receiving_us = traffic.receiving_us,
-                  .looks = traffic.looks,
-                  .full_looks = traffic.full_looks,
+                  .full_us = traffic.full_us,
                   .replaced_sockets = traffic.replaced_sockets};
   uint64_t busy_us = 0;
+  uint64_t full_us = 0;
   for (const auto& link : links_) {
     const LinkState now = link->state();
     busy_us = std::max(busy_us, now.busy_us);  // they are busy at the same time
+    full_us = std::max(full_us, now.full_us);
     sum.delivered_bytes += now.delivered_bytes;
     sum.delivery_bytes_per_second += now.delivery_bytes_per_second;
     sum.round_trip_seconds = std::max(sum.round_trip_seconds, now.round_trip_seconds);
     sum.round_trip_seconds_min = std::max(sum.round_trip_seconds_min, now.round_trip_seconds_min);
   }
   sum.busy_us += busy_us;
+  sum.full_us += full_us;
   return sum;
 }
 

@@ -370,8 +370,6 @@ TimePoint Endpoint::watch_numbered(Connection& connection, TimePoint now) {
     link->watch(now);
     progress += link->progress();
   }
-  connection.traffic.looks += 1;
-  connection.traffic.full_looks += connection.has_unsent() ? 1 : 0;
   choose_stripes(connection, now);
   if (progress != connection.progress) connection.progress_at = now;
   connection.progress = progress;

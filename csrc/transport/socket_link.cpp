@@ -28,6 +28,7 @@ void SocketLink::cut() {
   if (is_down_) return;
   const LinkState last = state();
   connection_.traffic.busy_us += last.busy_us;
+  connection_.traffic.full_us += last.full_us;
   connection_.traffic.delivered_bytes += last.delivered_bytes;
   is_down_ = true;
   host_.engine().remove(stream_.get(), this);
@@ -66,6 +67,7 @@ void SocketLink::on_turn() {
 LinkState SocketLink::state() const {
   const SocketState now = socket_state(stream_.get());
   return {now.busy_us,
+          full_us(Clock::now()),
           now.bytes_acknowledged,
           now.round_trip_seconds,
           now.round_trip_seconds_min,
@@ -88,6 +90,20 @@ bool SocketLink::set_congestion_control(const std::string& name) {
 // --- sending -------------------------------------------------------------------------------------
 
 void SocketLink::flush() {
+  write();
+  if (has_unsent() == full_since_.has_value()) return;
+  const TimePoint now = Clock::now();
+  full_us_ = full_us(now);
+  full_since_ = full_since_ ? std::nullopt : std::optional(now);
+}
+
+uint64_t SocketLink::full_us(TimePoint now) const {
+  if (!full_since_) return full_us_;
+  const auto spent = std::chrono::duration_cast<std::chrono::microseconds>(now - *full_since_);
+  return full_us_ + static_cast<uint64_t>(spent.count());
+}
+
+void SocketLink::write() {
   while (!is_down_ && !is_shut_ && writable_) {
     while (sending_.size() < kBatchFrames && queued_bytes_ < kBatchBytes) {
       SentFrame* sent = connection_.take_frame(*this);

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -61,6 +62,8 @@ class SocketLink final : public Link, public Pollable {
   void finish_payload();
   void deliver(const FrameHeader& header, Payload payload);
   void fail(const std::string& fault);
+  void write();
+  uint64_t full_us(TimePoint now) const;
   size_t gather(std::span<iovec> parts);  // of what is to be sent
   void drop_sent(size_t bytes);
   void stop(const Error& error);
@@ -80,6 +83,9 @@ class SocketLink final : public Link, public Pollable {
   std::deque<SentFrame*> sending_;
   size_t sent_of_front_ = 0;  // bytes of the front frame, header included
   size_t queued_bytes_ = 0;   // unsent bytes of sending_
+  // There is more to send than the socket takes: since when, and for how long before.
+  std::optional<TimePoint> full_since_;
+  uint64_t full_us_ = 0;
 
   std::unique_ptr<std::byte[]> staging_;
   size_t staging_begin_ = 0;

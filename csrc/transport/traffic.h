@@ -15,14 +15,11 @@ struct Traffic {
   uint32_t replaced_sockets = 0;
   // Of sockets that are gone: see LinkState.
   uint64_t busy_us = 0;
+  uint64_t full_us = 0;
   uint64_t delivered_bytes = 0;
   // For so long bytes came in, one a round trip after the other at the latest: the sender had
   // something under way all that time.
   uint64_t receiving_us = 0;
-  // Looks at its sockets while something was under way; and those that found more to be sent than
-  // they took.
-  uint32_t looks = 0;
-  uint32_t full_looks = 0;
 };
 
 // What the kernel knows of a socket now.
@@ -30,6 +27,7 @@ struct LinkState {
   // For so long something was under way that the network had not delivered yet; the time for which
   // the reader took nothing is left out.
   uint64_t busy_us = 0;
+  uint64_t full_us = 0;           // for so long there was more to send than it took
   uint64_t delivered_bytes = 0;   // that the other kernel has
   double round_trip_seconds = 0;  // 0: not measured
   double round_trip_seconds_min = 0;
@@ -51,8 +49,7 @@ struct LinkTraffic {
   uint64_t delivered_bytes = 0;
   uint64_t received_bytes = 0;
   uint64_t receiving_us = 0;
-  uint32_t looks = 0;  // as in Traffic
-  uint32_t full_looks = 0;
+  uint64_t full_us = 0;  // as in LinkState
   double delivery_bytes_per_second = 0;  // as in LinkState
   double round_trip_seconds = 0;
   double round_trip_seconds_min = 0;  // without what waits in queues

@@ -78,9 +78,16 @@ TEST_CASE("a link that others held up is not thought to be slower, and may be fa
   const Links second = learned(unknown, first, figures);
   CHECK(1 / second.at(0, 1).seconds_per_byte == doctest::Approx(10'000 * 1024));
   CHECK(1 / second.at(0, 2).seconds_per_byte == doctest::Approx(20'000 * 1024));
-  // Better than nothing.
+  // Nor where nobody knows: then it will be tried, and is told to nobody.
   const Links alone = learned(unknown, unknown, figures);
-  CHECK(1 / alone.at(0, 1).seconds_per_byte == doctest::Approx(2'000 * 1024));
+  CHECK(alone.at(0, 1).seconds_per_byte == unknown.at(0, 1).seconds_per_byte);
+  CHECK(std::ranges::none_of(to_table(unknown, alone).links, [](const LinkEntry& entry) {
+    return entry.from == 0 && entry.to == 1;
+  }));
+  CHECK(alone.send_seconds_per_byte(0) == unknown.send_seconds_per_byte(0));
+  CHECK(1 / alone.send_seconds_per_byte(1) == doctest::Approx(20'000 * 1024));
+  for (LinkFigure& figure : figures[1]) figure.is_starved = true;
+  CHECK(second.send_seconds_per_byte(1) == learned(unknown, second, figures).send_seconds_per_byte(1));
 }
 
 TEST_CASE("where a link falls the way back is doubted, unless it was measured as well") {
@@ -114,7 +121,7 @@ TEST_CASE("a sender that tells of more than arrived gets what arrived") {
         doctest::Approx(7'000 * 1024));
 }
 
-TEST_CASE("a table gives links, caps, and the middling figures to links that it lacks") {
+TEST_CASE("a table gives links and caps, and links that it lacks what their ends have shown") {
   const Links unknown = host_links({0, 1, 2, 2}, false);
   CHECK_FALSE(with_table(unknown, {}).is_measured);
   LinkTable table{{{0, 1, 1000, 40'000}, {1, 0, 500, 40'000}, {0, 2, 2000, 20'000}, {9, 0, 1, 1}},
@@ -123,7 +130,15 @@ TEST_CASE("a table gives links, caps, and the middling figures to links that it 
   CHECK(links.is_measured);
   CHECK(to_kib_per_second(links.at(1, 0).seconds_per_byte) == 500);
   CHECK(links.at(0, 2).latency_seconds == doctest::Approx(0.01));
-  CHECK(to_kib_per_second(links.at(3, 1).seconds_per_byte) == 1000);
+  // As the fastest, unless an end was slower on two links.
+  CHECK(to_kib_per_second(links.at(0, 3).seconds_per_byte) == 2000);
+  CHECK(to_kib_per_second(links.at(1, 2).seconds_per_byte) == 2000);
+  CHECK(to_kib_per_second(links.at(3, 0).seconds_per_byte) == 2000);
+  LinkTable more = table;
+  more.links.push_back({1, 3, 600, 40'000});
+  more.links.push_back({3, 2, 700, 40'000});
+  CHECK(to_kib_per_second(with_table(unknown, more).at(1, 2).seconds_per_byte) == 600);
+  CHECK(links.at(3, 1).latency_seconds == doctest::Approx(0.02));
   CHECK(links.at(2, 3).seconds_per_byte == unknown.at(2, 3).seconds_per_byte);  // by memory
   CHECK(1 / links.send_seconds_per_byte(0) == doctest::Approx(3000 * 1024));
   CHECK(links.send_seconds_per_byte(1) == unknown.send_seconds_per_byte(1));

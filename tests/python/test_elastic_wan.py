@@ -193,11 +193,11 @@ def test_a_newcomer_plans_by_what_the_others_have_measured(tmp_path: Path) -> No
         assert len(known) == 12
         narrow = members[0].said[0]["rank"]
         others = [rank for rank in range(3) if rank != narrow]
-        # A link that is seldom full looks slower than it is, and a burst faster: not every one.
+        # What no plan has filled is thought to be as fast as the fastest.
+        first, second = others
         out_of_it = min(known[narrow, rank] for rank in others)
-        assert 2 < out_of_it < 30, known
-        for rank in others:
-            assert max(known[rank, to] for to in range(3) if to != rank) > 1.5 * out_of_it, known
+        assert 5 < out_of_it < 30, str(known)
+        assert min(known[first, second], known[second, first]) > 1.5 * out_of_it, str(known)
         for said in steps[1:]:
             assert [step["digest"] for step in said[-3:]] == [
                 step["digest"] for step in steps[0][-3:]
