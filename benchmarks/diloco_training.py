@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,7 @@ def enter(
         return DistributedDataParallel(model), None
     comm: Any
     if options.address:
+        wait_for_step(options.folder, options.join_at)
         comm = pccl.join(options.address, world_size_min=options.wait_for, config=config)
     else:
         comm = pccl.init(place, rank=options.member, world_size=options.members, config=config)
@@ -182,6 +184,16 @@ def enter(
         comm, model, optimizer, settings, warmup_sync_steps=warmup, seed=options.seed
     )
     return model, stack.enter_context(run)
+
+
+def wait_for_step(folder: str, step: int, goes_on: Callable[[], bool] = lambda: True) -> None:
+    """Until the first member has done so many steps."""
+    path = Path(folder, "step")
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while step and (not path.exists() or int(path.read_text() or 0) < step):
+        if time.monotonic() > deadline or not goes_on():
+            raise SystemExit(f"diloco_training.py: step {step} did not come")
+        time.sleep(0.02)
 
 
 # --- one run in the lab ---------------------------------------------------------------------------
@@ -218,10 +230,12 @@ class Trial:
                 self.start(member, "--address", address, "--wait-for", str(self.options.members))
             if self.is_elastic:
                 victim = self.options.members - 1
-                self.wait_for_step(int(0.4 * self.options.steps))
+                killed, joins = (int(share * self.options.steps) for share in (0.4, 0.6))
+                wait_for_step(self.folder, killed, lambda: self.processes[0].poll() is None)
                 self.processes[victim].kill()
-                self.wait_for_step(int(0.6 * self.options.steps))
-                self.start(victim, "--address", address, "--wait-for", "1")
+                # It starts now, so that it is ready in time.
+                words = ("--address", address, "--wait-for", "1", "--join-at", str(joins))
+                self.start(victim, *words)
             deadline = time.monotonic() + DEADLINE_SECONDS
             for member, process in self.processes.items():
                 if process.wait(max(deadline - time.monotonic(), 1)):
@@ -239,14 +253,6 @@ class Trial:
         )
         stack.callback(process.kill)
         return str(process.stdout.readline()).strip()
-
-    def wait_for_step(self, step: int) -> None:
-        path = Path(self.folder, "step")
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not path.exists() or int(path.read_text() or 0) < step:
-            if time.monotonic() > deadline or self.processes[0].poll() is not None:
-                raise SystemExit(f"diloco_training.py: step {step} did not come")
-            time.sleep(0.02)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -372,6 +378,7 @@ def main() -> int:
         add(f"--{name}", default="", help=argparse.SUPPRESS)
     for name, kind in (("lr", float), ("seed", int), ("member", int), ("wait-for", int)):
         add(f"--{name}", type=kind, default=-1, help=argparse.SUPPRESS)
+    add("--join-at", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
         train(options)

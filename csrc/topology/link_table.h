@@ -39,7 +39,8 @@ struct LinkTable {
 uint32_t to_kib_per_second(double seconds_per_byte);  // 0: unknown, or no link
 
 // Links between hosts by the table. One that is not in it is thought to be as fast as the fastest
-// one, unless an end has shown on several links that it is slower; its latency, as the middling one. `unknown`, as it is, where the table has nothing on any of them. Entries of other ranks, and
+// one, unless an end has shown on several links that it is slower; its latency, as the middling
+// one. `unknown`, as it is, where the table has nothing on any of them. Entries of other ranks, and
 // of links that `unknown` has not, are left out.
 Links with_table(const Links& unknown, const LinkTable& table);
 

@@ -35,8 +35,8 @@ uint64_t Pacing::look(const PaceSight& sight) {
   delivered_ = {bytes / seconds, delivered_[0]};
   const double arrives = std::max(delivered_[0], delivered_[1]);
   const bool is_growing = delivered_[0] > kFull * delivered_[1];
-  const bool is_queued = sight.round_trip_seconds >
-                         kQueuedRoundTrip * sight.round_trip_seconds_min + kQueuedSeconds;
+  const bool is_queued =
+      sight.round_trip_seconds > kQueuedRoundTrip * sight.round_trip_seconds_min + kQueuedSeconds;
   if (is_queued && !is_growing && arrives > 0) {
     rate_ = static_cast<uint64_t>(kRoom * arrives);
   } else if (rate_ != kNone && arrives > kUsed * static_cast<double>(rate_)) {

@@ -6,8 +6,8 @@
 // connection, and a fourth of its packets are dropped at the full queue. So where a queue stands,
 // the kernel is told to send as fast as bytes arrive; what is written then waits in the socket, and
 // BBR sees that it has found the rate. (Cardwell et al., BBR congestion control, ACM Queue 2016,
-// "startup"; Cheng et al., draft-cheng-iccrg-delivery-rate-estimation, 2022, "application-limited".)
-// Pure: no sockets, no clock.
+// "startup"; Cheng et al., draft-cheng-iccrg-delivery-rate-estimation, 2022,
+// "application-limited".) Pure: no sockets, no clock.
 #pragma once
 
 #include <array>

@@ -41,7 +41,7 @@ struct SocketState {
   double delivery_bytes_per_second = 0;  // the kernel's: over a round trip that was full
   double deviation_seconds = 0;          // of the round trip
   double heard_seconds = 0;              // since anything came from the other side
-  bool is_ramping = false;  // BBR is at its beginning: see Pacing
+  bool is_ramping = false;               // BBR is at its beginning: see Pacing
   bool is_waiting = false;  // something was sent that the other kernel has not acknowledged
   uint64_t bytes_acknowledged = 0;
   uint64_t busy_us = 0;  // this and the next ones: see LinkState

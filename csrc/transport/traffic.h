@@ -49,7 +49,7 @@ struct LinkTraffic {
   uint64_t delivered_bytes = 0;
   uint64_t received_bytes = 0;
   uint64_t receiving_us = 0;
-  uint64_t full_us = 0;  // as in LinkState
+  uint64_t full_us = 0;                  // as in LinkState
   double delivery_bytes_per_second = 0;  // as in LinkState
   double round_trip_seconds = 0;
   double round_trip_seconds_min = 0;  // without what waits in queues

@@ -87,7 +87,8 @@ TEST_CASE("a link that others held up is not thought to be slower, and may be fa
   CHECK(alone.send_seconds_per_byte(0) == unknown.send_seconds_per_byte(0));
   CHECK(1 / alone.send_seconds_per_byte(1) == doctest::Approx(20'000 * 1024));
   for (LinkFigure& figure : figures[1]) figure.is_starved = true;
-  CHECK(second.send_seconds_per_byte(1) == learned(unknown, second, figures).send_seconds_per_byte(1));
+  CHECK(second.send_seconds_per_byte(1) ==
+        learned(unknown, second, figures).send_seconds_per_byte(1));
 }
 
 TEST_CASE("where a link falls the way back is doubted, unless it was measured as well") {

@@ -22,7 +22,7 @@ struct FormulaLink {
   double round_trip = 0.1;
   double queue = 0;  // seconds, when it is full
   bool is_loss_based = true;
-  bool is_late = false;  // the sender, now and then
+  bool is_late = false;        // the sender, now and then
   double held_up_rate = 1e12;  // of an operation that waits for something else
 
   StripeSight sight;
@@ -53,8 +53,8 @@ struct FormulaLink {
         sight.buffer_limited_us += static_cast<uint64_t>(1e6 * kTick * stripes.sockets());
       // Late senders look like full buffers.
       if (is_late) sight.buffer_limited_us += static_cast<uint64_t>(0.2e6 * kTick);
-      sight.buffer_bytes =
-          static_cast<uint64_t>(socket_rate * round_trip / 0.7) * static_cast<uint64_t>(stripes.sockets());
+      sight.buffer_bytes = static_cast<uint64_t>(socket_rate * round_trip / 0.7) *
+                           static_cast<uint64_t>(stripes.sockets());
       sight.sent_segments = static_cast<uint64_t>(sent);
       sight.resent_segments = static_cast<uint64_t>(resent);
       sight.round_trip_seconds = round_trip + (is_full ? queue : 0);
