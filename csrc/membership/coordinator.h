@@ -171,6 +171,7 @@ class Coordinator {
   void propose_first(TimePoint now);
   void close_quorum();
   std::vector<Seat> newcomers(TimePoint now) const;
+  bool is_doubtful(const Proposal& accepted) const;
   bool is_doubtful(const Report& report) const;
   void collect_doubtful();
   void propose_after_doubtful(Outstanding next, TimePoint now);

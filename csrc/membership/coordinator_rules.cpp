@@ -21,13 +21,27 @@ double seconds_between(TimePoint from, TimePoint to) {
   return std::chrono::duration<double>(to - from).count();
 }
 
-// Whether this member has never accepted the proposal with that (term, ballot): what it accepts,
-// and enters, only ever has higher ones. As it obeys a later term it won't either, and without all
-// of its seats no proposal is agreed.
+// Above its quorum.
+std::vector<const Proposal*> all_accepted(const Report& report) {
+  std::vector<const Proposal*> all;
+  for (const Proposal& proposal : report.accepted_before) all.push_back(&proposal);
+  if (report.accepted) all.push_back(&*report.accepted);
+  return all;
+}
+
+std::pair<uint64_t, uint64_t> number_of(const Proposal& proposal) {
+  return {proposal.term, proposal.ballot};
+}
+
+// Whether this member has never accepted the proposal with that (term, ballot): it tells the last
+// one of each term since its quorum, and what it enters only ever has higher ones. As it obeys a
+// later term it won't either, and without all of its seats no proposal is agreed.
 bool has_not_accepted(const Report& report, const std::pair<uint64_t, uint64_t>& number) {
-  const auto& accepted = report.accepted;
-  return (!accepted || std::pair(accepted->term, accepted->ballot) < number) &&
-         std::pair(report.quorum_term, report.quorum_ballot) < number;
+  const std::vector<const Proposal*> all = all_accepted(report);
+  return std::pair(report.quorum_term, report.quorum_ballot) < number &&
+         std::none_of(all.begin(), all.end(), [&](const Proposal* proposal) {
+           return proposal->term == number.first && proposal->ballot >= number.second;
+         });
 }
 
 }  // namespace
@@ -201,25 +215,33 @@ std::vector<Seat> Coordinator::newcomers(TimePoint now) const {
   return seats;
 }
 
-// Whether what it has accepted may have been agreed after the quorum in force. What our own term
-// proposed was not: we would know. Nor what this run's own coordinator did, where its disk has all
-// that it agreed to.
-bool Coordinator::is_doubtful(const Report& report) const {
-  const auto& accepted = report.accepted;
-  if (!accepted || accepted->quorum.quorum_id <= durable_.quorum.quorum_id) return false;
+// Whether it may have been agreed after the quorum in force. What our own term proposed was not: we
+// would know. Nor what this run's own coordinator did, where its disk has all that it agreed to.
+bool Coordinator::is_doubtful(const Proposal& accepted) const {
+  if (accepted.quorum.quorum_id <= durable_.quorum.quorum_id) return false;
   const bool is_ours =
-      accepted->term == durable_.term || (is_authoritative_ && !is_of_takeover(accepted->term));
-  const std::pair number(accepted->term, accepted->ballot);
+      accepted.term == durable_.term || (is_authoritative_ && !is_of_takeover(accepted.term));
+  const std::pair number = number_of(accepted);
   // Whoever proposed the quorum in force asked enough members what they had accepted before.
   const bool is_past = number < std::pair(durable_.quorum_term, durable_.quorum_ballot);
   return !is_ours && !is_past && !refuted_.contains(number);
 }
 
+// Whether anything that it has accepted is.
+bool Coordinator::is_doubtful(const Report& report) const {
+  const std::vector<const Proposal*> all = all_accepted(report);
+  return std::any_of(all.begin(), all.end(),
+                     [&](const Proposal* proposal) { return is_doubtful(*proposal); });
+}
+
 void Coordinator::collect_doubtful() {
   for (const auto& [id, known] : known_) {
-    const auto& accepted = known.report.accepted;
-    if (is_doubtful(known.report))
-      doubtful_.try_emplace({accepted->term, accepted->ballot}, accepted->quorum);
+    for (const Proposal* proposal : all_accepted(known.report)) {
+      if (!is_doubtful(*proposal)) continue;
+      const auto at = doubtful_.try_emplace(number_of(*proposal), proposal->quorum).first;
+      // With addresses, where somebody has them.
+      if (proposal == &*known.report.accepted) at->second = proposal->quorum;
+    }
   }
   std::erase_if(doubtful_, [&](const auto& item) {
     const auto& number = item.first;
@@ -314,8 +336,13 @@ void Coordinator::propose_after_doubtful(Outstanding next, TimePoint now) {
     if (is_lost(seat.member_id, now)) continue;
     // Who proposed it may not have known that a seat had joined already.
     const auto rank = ranks_.find(seat.member_id);
-    const bool is_in = rank != ranks_.end();
-    quorum.seats.push_back(is_in ? durable_.quorum.seats[static_cast<size_t>(rank->second)] : seat);
+    if (rank != ranks_.end()) {
+      quorum.seats.push_back(durable_.quorum.seats[static_cast<size_t>(rank->second)]);
+      continue;
+    }
+    quorum.seats.push_back(seat);
+    const Seat& told = known->second.report.seat;
+    if (told.member_id == seat.member_id) quorum.seats.back().address = told.address;
   }
   if (quorum.seats.empty()) return note_waiting("nobody of the last proposal is here");
   next.proposal.freezes = true;

@@ -37,6 +37,10 @@ void describe(std::ostream& out, const Report& report) {
     out << ", accepted ";
     describe(out, *report.accepted);
   }
+  for (const Proposal& before : report.accepted_before) {
+    out << ", before that ";
+    describe(out, before);
+  }
   if (report.needs_recovery) out << ", needs recovery";
   for (const Suspect& suspect : report.suspects) {
     out << ", suspects " << transport::to_text(suspect.member_id) << " (" << suspect.reason << ")";

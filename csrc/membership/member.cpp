@@ -125,6 +125,12 @@ bool Member::may_accept(const Proposal& proposal) const {
   const uint64_t quorum_id = proposal.quorum.quorum_id;
   if (proposal.term != report_.term || report_.is_leaving) return false;
   if (quorum_id <= quorum_.quorum_id) return false;
+  size_t bytes = 0;
+  for (const Proposal& before : report_.accepted_before) bytes += encoded_bytes(before.quorum);
+  if (const auto before = earlier_accepted(proposal.term)) {
+    bytes += encoded_bytes(before->quorum);
+    if (report_.accepted_before.size() == kAcceptedMax || bytes > kAcceptedBytesMax) return false;
+  }
   const auto is_newer = [&](const std::optional<Proposal>& other) {
     return !other ||
            std::pair(proposal.term, proposal.ballot) > std::pair(other->term, other->ballot);
@@ -167,7 +173,21 @@ void Member::on_held(const Hold& hold, const Progress& progress, TimePoint now) 
   accept();
 }
 
+// What must be remembered once a proposal of that term is accepted, until a quorum is in force
+// here: the next coordinator may know less than that one. Of one term the last proposal is enough:
+// its coordinator knew what had become of those before.
+std::optional<Proposal> Member::earlier_accepted(uint64_t term) const {
+  if (!report_.accepted || report_.accepted->term == term) return std::nullopt;
+  Proposal before = *report_.accepted;
+  before.quorum.table = {};
+  before.gone.clear();
+  for (Seat& seat : before.quorum.seats) seat.address.clear();
+  return before;
+}
+
 void Member::accept() {
+  if (auto before = earlier_accepted(pending_->term))
+    report_.accepted_before.push_back(std::move(*before));
   report_.accepted = std::exchange(pending_, std::nullopt);
   unanswered_.reset();
   state_ = Held;
@@ -203,6 +223,7 @@ void Member::on(const Commit& commit, TimePoint now) {
   // One that was agreed before anybody froze recovers nothing: another one must follow it.
   report_.needs_recovery = report_.needs_recovery && !enter.drops;
   report_.accepted.reset();
+  report_.accepted_before.clear();
   pending_.reset();
   unanswered_.reset();
   std::erase_if(suspects_, [&](const auto& suspect) { return !quorum_.contains(suspect.first); });
@@ -295,7 +316,8 @@ TimePoint Member::on_time(TimePoint now) {
   const TimePoint due = takeover_at();
   if (now < due) return std::min(next, due);
   has_taken_over_ = true;
-  actions_.emplace_back(TakeOver{next_term(report_.term, options_.seat.member_id)});
+  taken_term_ = next_term(std::max(report_.term, taken_term_), options_.seat.member_id);
+  actions_.emplace_back(TakeOver{taken_term_});
   return next;
 }
 

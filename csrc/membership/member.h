@@ -107,6 +107,7 @@ class Member {
   bool obeys_home(TimePoint now) const;
   bool may_accept(const Proposal& proposal) const;
   void accept();
+  std::optional<Proposal> earlier_accepted(uint64_t term) const;
   void send_accept();
   void send(const Message& message);
   void send_report(TimePoint now);
@@ -124,6 +125,7 @@ class Member {
   bool is_connected_ = false;
   bool wants_quorum_ = false;
   bool has_taken_over_ = false;  // since it last heard of a coordinator
+  uint64_t taken_term_ = 0;      // of its last reign: no two have the same
   double heartbeat_seconds_ = 0.5;
   double takeover_seconds_ = 0;
   TimePoint now_;

@@ -9,7 +9,7 @@ namespace pccl::membership {
 namespace {
 
 // A kind is never used again for another layout: version and kind together name one.
-constexpr uint8_t kVersion = 5;
+constexpr uint8_t kVersion = 6;
 enum class Kind : uint8_t { Report = 1, Status, Propose, Accept, Commit, Refuse, TakenOver };
 
 // --- writing -------------------------------------------------------------------------------------
@@ -88,6 +88,8 @@ void put(ByteWriter& out, const Report& report) {
   if (report.quorum) put(out, *report.quorum);
   out.put(static_cast<uint8_t>(report.accepted.has_value()));
   if (report.accepted) put(out, *report.accepted);
+  out.put(static_cast<uint16_t>(report.accepted_before.size()));
+  for (const Proposal& proposal : report.accepted_before) put(out, proposal);
   out.put(static_cast<uint8_t>(report.needs_recovery));
   put(out, report.progress);
   const size_t suspects = std::min(report.suspects.size(), kSuspectsMax);
@@ -311,6 +313,8 @@ class Decoder {
     report.recover_from = get<uint64_t>();
     if (flag()) report.quorum = quorum();
     if (flag()) report.accepted = proposal();
+    const size_t before = count(kAcceptedMax);
+    for (size_t i = 0; i < before && is_right(); ++i) report.accepted_before.push_back(proposal());
     report.needs_recovery = flag();
     report.progress = progress();
     const size_t suspects = count(kSuspectsMax);

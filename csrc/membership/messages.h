@@ -73,6 +73,9 @@ struct Report {
   uint64_t recover_from = 0;
   std::optional<Quorum> quorum;      // in force; only where the coordinator may not know it
   std::optional<Proposal> accepted;  // above the quorum in force
+  // What it accepted before that, the last one of each earlier term: one of them may be in force
+  // somewhere. Seats have no addresses here.
+  std::vector<Proposal> accepted_before;
   // It has frozen its operations, and has entered no quorum since that recovers them.
   bool needs_recovery = false;
   Progress progress;

@@ -16,6 +16,10 @@ using transport::MemberId;
 // Bounds what one message can make us hold. A Report may hold two quorums, and must fit into one
 // frame of 512 KiB (transport::kPayloadBytesMax): 1024 seats with addresses of 200 bytes do.
 inline constexpr size_t kSeatsMax = 1024;
+// Proposals of earlier terms that a member remembers, and their bytes in all: it accepts none of
+// yet another term until a quorum is agreed.
+inline constexpr size_t kAcceptedMax = 64;
+inline constexpr size_t kAcceptedBytesMax = 36 << 10;
 inline constexpr size_t kQuorumBytesMax = 232 << 10;
 
 // `joined_at` of a newcomer in a proposal: the Commit's first_operation takes its place.

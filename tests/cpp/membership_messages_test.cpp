@@ -42,6 +42,7 @@ Report full_report() {
   report.quorum = quorum_of(4, {1, 2, 3});
   report.quorum->table = {{{0, 1, 500, 20'000}, {2, 0, 7, 0}}, {{1, 2}, {3, 4}, {}}};
   report.accepted = Proposal{7ull << 32, 3, true, quorum_of(5, {1, 3}), {id_of(2)}};
+  report.accepted_before = {Proposal{6ull << 32, 2, false, quorum_of(5, {1, 2}), {}}};
   report.needs_recovery = true;
   report.progress = {120, 118};
   report.suspects = {{id_of(2), true, "closed its socket"}, {id_of(3), false, ""}};
@@ -166,6 +167,9 @@ TEST_CASE("the largest quorum fits twice into a Report that fits into a frame") 
   report.accepted->quorum = quorum;
   report.accepted->quorum.quorum_id = 5;
   report.accepted->gone.assign(kSeatsMax / 2, MemberId{});
+  for (Seat& seat : quorum.seats) seat.address.clear();
+  CHECK(encoded_bytes(quorum) <= kAcceptedBytesMax);
+  report.accepted_before = {Proposal{1, 1, true, quorum, {}}};
   report.suspects.assign(kSuspectsMax, {id_of(1), false, std::string(kReasonBytesMax, 'x')});
   report.figures.links.assign(kLinksMax, {id_of(2), 1, 2, 3, 4});
   const Bytes bytes = encode(report);
@@ -218,6 +222,7 @@ TEST_CASE("a heartbeat in a run of four is well below one KiB") {
   Report report = full_report();
   report.quorum.reset();
   report.accepted.reset();
+  report.accepted_before.clear();
   report.suspects.clear();
   report.figures.links.assign(3, {id_of(2), 1, 2, 3, 4});
   CHECK(encode(report).size() < 512);
@@ -226,7 +231,8 @@ TEST_CASE("a heartbeat in a run of four is well below one KiB") {
 TEST_CASE("a message is described in one line") {
   CHECK(describe(full_report()) ==
         "Report of 01010101: term 7, quorum 4, started 120, completed 118, accepted quorum 5 "
-        "[01010101 03030303] (term 7, ballot 3, freezes), needs recovery, suspects 02020202 "
+        "[01010101 03030303] (term 7, ballot 3, freezes), before that quorum 5 [01010101 02020202] "
+        "(term 6, ballot 2), needs recovery, suspects 02020202 "
         "(closed its socket), "
         "suspects 03030303 (), revision 12, leaving");
   CHECK(describe(Commit{next_term(6ull << 32, id_of(1)), 3, 5, 120, 118}) ==

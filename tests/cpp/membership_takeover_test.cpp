@@ -297,3 +297,65 @@ TEST_CASE("a newcomer to what may have been agreed has a say in what follows tha
   scene.run(15);
   for (const std::string name : {"a", "b", "c", "n"}) CHECK(scene.seats(name) == "abcn");
 }
+
+TEST_CASE("what was accepted in an earlier term is told until a quorum is in force") {
+  Scene scene(at_least(2));
+  scene.join("abc");
+  Durable durable = scene.disk();
+  scene.crash_coordinator();
+  scene.run(11);
+  // One that took over lets n in, and nobody but c hears that this is agreed.
+  Proposal lets_in{next_term(durable.term, id_of("a")), 1, false, durable.quorum, {}};
+  lets_in.quorum.quorum_id += 1;
+  lets_in.quorum.seats.push_back({id_of("n"), kJoinsNow, {}});
+  Status status;
+  status.rules.heartbeat_ms = 500;
+  status.term = lets_in.term;
+  status.has_taken_over = true;
+  for (const std::string name : {"a", "b", "c"}) {
+    scene[name].member->on_message(status, scene.now());
+    scene[name].member->on_message(Propose{lets_in}, scene.now());
+    scene.perform(name);
+  }
+  const Commit commit{lets_in.term, 1, lets_in.quorum.quorum_id, 0, kNothingToRecover};
+  scene["c"].member->on_message(commit, scene.now());
+  scene.perform("c");
+  // The run's own coordinator asks a and b for one that follows that, and dies.
+  status.term = next_term(lets_in.term);
+  status.has_taken_over = false;
+  Proposal follows{status.term, 1, true, durable.quorum, {}};
+  follows.quorum.quorum_id += 2;
+  for (const std::string name : {"a", "b"}) {
+    scene[name].member->on_message(status, scene.now());
+    scene[name].member->on_message(Propose{follows}, scene.now());
+    scene.perform(name);
+    const Report report = scene[name].member->report(false);
+    CHECK(report.accepted == follows);
+    REQUIRE(report.accepted_before.size() == 1);
+    CHECK(report.accepted_before[0].quorum == lets_in.quorum);
+  }
+  // Restarted, it knows from them what c is in.
+  durable.term = status.term;
+  scene.set_disk(durable);
+  scene.start_coordinator();
+  scene.reconnect("ab");
+  scene.run(15);
+  CHECK(scene.was_said("quorum 3 was proposed in term"));
+  CHECK(scene["a"].member->quorum().quorum_id != lets_in.quorum.quorum_id);
+  CHECK(scene["a"].member->quorum() == scene["b"].member->quorum());
+}
+
+TEST_CASE("no two reigns of one member have the same term") {
+  Scene scene;
+  scene.join("a");
+  scene.crash_coordinator();
+  scene.run(11);
+  const uint64_t first = scene["a"].takes_over.value().term;
+  // The run's own coordinator is heard once more, and is silent again.
+  Status status;
+  status.rules.heartbeat_ms = 500;
+  status.term = scene["a"].member->term();
+  scene["a"].member->on_message(status, scene.now());
+  scene.run(11);
+  CHECK(scene["a"].takes_over.value().term > first);
+}
