@@ -50,8 +50,13 @@ void Coordinator::commit() {
   bool goes_on = false;  // with anybody of the quorum before
   for (const auto& [id, progress] : agreed.accepted) {
     if (ranks_.find(id) == ranks_.end() || !agreed.proposal.quorum.contains(id)) continue;
-    // A newcomer that has not entered the quorum before has nothing to tell.
-    if (known_.at(id).report.quorum_id == 0) continue;
+    if (known_.at(id).report.quorum_id == 0) {
+      // Has not entered the quorum before, and so nothing since it joined. Others may be further:
+      // what has no elements needs nobody else.
+      const auto rank = static_cast<size_t>(ranks_.at(id));
+      recover_from = std::min(recover_from, before.seats[rank].joined_at);
+      continue;
+    }
     goes_on = true;
     first_operation = std::max(first_operation, progress.started);
     recover_from = std::min(recover_from, progress.completed);

@@ -39,9 +39,10 @@ TEST_CASE("no seed violates the protocol") {
 }
 
 TEST_CASE("seeds that once found something") {
-  for (const uint64_t seed : {92,    219,   1385,  10177,  10215,   12337,   13315,   13361,
-                              13499, 14708, 15234, 15537,  11220,   17568,   18464,   18511,
-                              19406, 20553, 30560, 626660, 1004005, 1005064, 1005986, 1051835}) {
+  for (const uint64_t seed :
+       {92,     219,    1385,   10177,  10215,   12337,   13315,   13361,  13499, 14708,
+        15234,  15537,  11220,  17568,  18464,   18511,   19406,   20553,  30560, 379314,
+        381122, 405282, 486497, 626660, 1004005, 1005064, 1005986, 1051835}) {
     const Result result = simulate(options_for(seed));
     INFO(result.violation);
     CHECK(result.violation.empty());
