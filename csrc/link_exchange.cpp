@@ -111,9 +111,10 @@ void LinkExchange::take(topology::Links links, const std::vector<topology::RankF
   const TimePoint now = Clock::now();
   for (size_t link = 0; link < measured_at_.size(); ++link) {
     const topology::LinkFigure& figure = figures[link / figures.size()][link % figures.size()];
-    const bool is_unknown =
-        links_.cost[link].seconds_per_byte == unknown_.cost[link].seconds_per_byte;
-    if (topology::measures(figure) && !(figure.is_starved && is_unknown)) measured_at_[link] = now;
+    // What others held up is told to nobody: they would take the least for what it can do. Of near
+    // links no rate counts.
+    const bool is_near = links_.cost[link].seconds_per_byte == unknown_.cost[link].seconds_per_byte;
+    if (topology::measures(figure) && (is_near || !figure.is_starved)) measured_at_[link] = now;
   }
   if (!topology::is_other(*now_.links, links_)) return;
   now_ = {now_.version + 1, std::make_shared<const topology::Links>(links_)};

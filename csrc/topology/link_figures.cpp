@@ -65,10 +65,8 @@ double believable_rate(const LinkFigure& sender, const LinkFigure& receiver) {
 struct Sum {
   uint64_t bytes = 0;
   uint32_t busy_us = 0;  // of the link that was busy longest
-  bool is_starved = true;
   void add(const LinkFigure& figure) {
     bytes += figure.bytes;
-    is_starved = is_starved && (figure.is_starved || figure.bytes == 0);
     busy_us = std::max(busy_us, figure.busy_us);
   }
 };
@@ -96,11 +94,7 @@ std::vector<double> caps(const std::vector<double>& before, const std::vector<Su
     result[rank] = known;
     if (sums[rank].busy_us < kBusyMin || sums[rank].bytes < kBytesMin) continue;
     const double now = 1 / rate(sums[rank].bytes, sums[rank].busy_us);
-    if (!sums[rank].is_starved) {
-      result[rank] = known == 0 ? now : std::min(now, known * kFading);
-    } else if (known != 0) {
-      result[rank] = std::min(now, known);
-    }
+    result[rank] = known == 0 ? now : std::min(now, known * kFading);
   }
   return result;
 }
@@ -166,8 +160,10 @@ Links learned(const Links& unknown, const Links& links, std::span<const RankFigu
       }
       const double now = believable_rate(figure, figures[to][from]);
       const double before = 1 / cost.seconds_per_byte;
-      if (figure.is_starved && now < before) continue;
       result.is_measured = true;
+      const bool was_measured =
+          cost.seconds_per_byte != unknown.cost[from * n + to].seconds_per_byte;
+      if (figure.is_starved && was_measured && now < before) continue;
       const bool is_noise = !differ(now, before, kNoise);
       cost.seconds_per_byte = 1 / (is_noise ? (now + before) / 2 : now);
     }

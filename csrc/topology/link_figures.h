@@ -41,8 +41,7 @@ bool measures(const LinkFigure& figure);
 // - Within a host or a fast local network nothing counts: there the rates are those of CPUs.
 // - Of another link that was busy long enough its rate counts; if it moved little, the mean with
 //   the one before.
-// - A link that others held up is at least as fast as it was thought to be, also where nobody knew:
-//   then it is tried. So it is with what a rank sends, or receives, in all.
+// - A link that others held up is at least as fast as it was measured.
 // - Where a link falls to less than half, so may the way back: it is thought to be at most twice as
 //   fast as that, unless it was measured at the same time.
 // - A sender that tells of more than half as much again as arrived gets what arrived.

@@ -73,7 +73,6 @@ LinkTable to_table(const Links& unknown, const Links& links) {
     for (uint16_t to = 0; to < n; ++to) {
       if (!is_remote(unknown, from, to)) continue;
       const LinkCost& cost = links.at(from, to);
-      if (cost.seconds_per_byte == unknown.at(from, to).seconds_per_byte) continue;
       table.links.push_back({from, to, to_kib_per_second(cost.seconds_per_byte),
                              static_cast<uint32_t>(cost.latency_seconds * 2e6)});
     }
