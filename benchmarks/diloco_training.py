@@ -1,6 +1,6 @@
 """DiLoCo beside DDP and a member alone, over real links: loss, bytes, seconds (wanlab, root).
 
-    python benchmarks/diloco_training.py --steps 300 --warmup 75 --seeds 3 \\
+    python benchmarks/diloco_training.py --steps 900 --warmup 225 --seeds 3 \\
         --lrs 3e-3 6e-3 12e-3                                                            quality
     python benchmarks/diloco_training.py --rates 10 50 200 0 --rtt 0.1 --steps 100 \\
         --warmup 0 --arms ddp h25 h100 h100_int8                                         speed
