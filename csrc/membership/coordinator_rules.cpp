@@ -240,7 +240,8 @@ void Coordinator::collect_doubtful() {
       if (!is_doubtful(*proposal)) continue;
       const auto at = doubtful_.try_emplace(number_of(*proposal), proposal->quorum).first;
       // With addresses, where somebody has them.
-      if (proposal == &*known.report.accepted) at->second = proposal->quorum;
+      const auto& last = known.report.accepted;
+      if (last && proposal == &*last) at->second = proposal->quorum;
     }
   }
   std::erase_if(doubtful_, [&](const auto& item) {
