@@ -31,6 +31,7 @@ uint64_t Pacing::look(const PaceSight& sight) {
   if (!before || !before->has_more || !sight.has_more) return rate_;
   const double seconds = std::chrono::duration<double>(sight.now - before->now).count();
   if (seconds <= 0 || seconds > kGapSecondsMax) return rate_;
+  if (sight.delivered_bytes < before->delivered_bytes) return rate_;  // the kernel's count wrapped
   const auto bytes = static_cast<double>(sight.delivered_bytes - before->delivered_bytes);
   delivered_ = {bytes / seconds, delivered_[0]};
   const double arrives = std::max(delivered_[0], delivered_[1]);

@@ -18,6 +18,7 @@ constexpr double kQueue = 0.1;  // seconds, when it is full
 
 // BBR at its beginning, which sees itself as the limit: its rate grows, its end it doesn't see.
 struct FormulaSocket {
+  double rate = kRate;
   PaceSight sight{.has_more = true, .is_ramping = true};
   Pacing pacing;
   double wanted = 1e6;
@@ -31,16 +32,16 @@ struct FormulaSocket {
       sight.now +=
           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kTick));
       sight.delivered_bytes = static_cast<uint64_t>(delivered);
-      sight.round_trip_seconds = kRoundTrip + queued / kRate;
+      sight.round_trip_seconds = kRoundTrip + queued / rate;
       sight.round_trip_seconds_min = kRoundTrip;
       pace = pacing.look(sight);
       const double sent = std::min(wanted, static_cast<double>(pace)) * kTick;
-      wanted = std::min(2 * wanted, 2.89 * kRate);
-      const double taken = std::min(sent, kRate * kTick);
+      wanted = std::min(2 * wanted, 2.89 * rate);
+      const double taken = std::min(sent, rate * kTick);
       delivered += taken;
-      queued = std::max(queued + sent - kRate * kTick, 0.0);
-      dropped += std::max(queued - kQueue * kRate, 0.0);
-      queued = std::min(queued, kQueue * kRate);
+      queued = std::max(queued + sent - rate * kTick, 0.0);
+      dropped += std::max(queued - kQueue * rate, 0.0);
+      queued = std::min(queued, kQueue * rate);
     }
     return pace;
   }
@@ -74,11 +75,10 @@ TEST_CASE("what has found its rate is left to itself, and what still grows as we
 }
 
 TEST_CASE("a pace that was too slow mends itself, and ends where the rate is found") {
-  FormulaSocket socket;
-  socket.run(4);
-  socket.queued = 0;
-  socket.sight.round_trip_seconds_min = kRoundTrip;
-  CHECK(socket.run(20) >= kRate);
+  FormulaSocket socket{.rate = 0.2 * kRate};
+  CHECK(static_cast<double>(socket.run(4)) < 0.3 * kRate);
+  socket.rate = kRate;  // others have ended
+  CHECK(static_cast<double>(socket.run(10)) >= kRate);
   socket.sight.is_ramping = false;
   CHECK(socket.run(kTick) == Pacing::kNone);
 }
