@@ -71,6 +71,10 @@ double window_bytes_of(const topology::Links& links) {
 // ring, which the cost model does not know.
 constexpr double kSharingCost = 1.25;
 
+// What is measured of flows that share lines is noise, too: equal parts for all are taken unless
+// others are so much better.
+constexpr double kUnequalGain = 1.2;
+
 // Beyond it the latency of a ring costs more.
 constexpr int32_t kBlindRingRanksMax = 8;
 
@@ -106,12 +110,17 @@ topology::Schedule all_reduce_of(const Signature& signature, const topology::Lin
   };
   topology::Schedule best = choose(algorithm);
   if (!links.is_measured || algorithm != "auto" || !shares_lines(best)) return best;
-  if (routes != nullptr && routes->ring.empty()) return best;
-  topology::Schedule ring = choose("ring");
   const auto seconds = [&](const topology::Schedule& schedule) {
     return topology::estimate(schedule, links, bytes, topology::kSegmentBytesAssumed).seconds;
   };
-  return seconds(ring) <= kSharingCost * seconds(best) ? ring : best;
+  const double least = seconds(best);
+  if (routes == nullptr || !routes->ring.empty()) {
+    topology::Schedule ring = choose("ring");
+    if (seconds(ring) <= kSharingCost * least) return ring;
+  }
+  if (topology::has_gaps(links)) return best;
+  topology::Schedule equal = topology::plan_all_reduce_direct(links.world_size, signature.count);
+  return seconds(equal) <= kUnequalGain * least ? equal : best;
 }
 
 topology::Schedule schedule_of(const Signature& signature, std::span<const uint64_t> counts,
@@ -215,6 +224,7 @@ constexpr int32_t kRoutesAtOnceMax = 32;
 
 struct CollectivePlanner::Search {
   KnownLinks links;
+  std::vector<int32_t> ring;  // so far
   std::shared_ptr<const topology::Routes> found;
   std::atomic<bool> is_done{false};
 };
@@ -342,11 +352,13 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
   }
   search_ = std::make_shared<Search>();
   search_->links = wanted;
+  search_->ring = known_.routes == nullptr ? topology::ring_order(unknown_) : known_.routes->ring;
   // It may end after its planner: nobody waits for it then.
   std::thread([search = search_] {
     try {
-      search->found =
-          std::make_shared<const topology::Routes>(topology::find_routes(*search->links.links));
+      topology::Routes routes = topology::find_routes(*search->links.links);
+      topology::keep_ring(*search->links.links, search->ring, routes);
+      search->found = std::make_shared<const topology::Routes>(std::move(routes));
     } catch (const std::exception&) {
       // A rank told figures that nothing can be planned by.
     }

@@ -52,6 +52,7 @@ bool LinkExchange::is_large(const Signature& signature) {
 }
 
 bool LinkExchange::open() {
+  if (!overlaps_) overlaps_ = !std::all_of(pending_.begin(), pending_.end(), has_ended);
   if (probes_ && probes_->is_served()) {
     probes_->begin(Clock::now());
     const bool is_declined = probes_->is_declined();
@@ -59,11 +60,12 @@ bool LinkExchange::open() {
     if (is_declined) probes_.reset();
     if (!is_declined) learn_probed();
   }
-  if (pending_.size() == kBehind && has_ended(pending_.front())) {
+  while (pending_.size() >= behind()) {
+    if (!has_ended(pending_.front())) return false;
     if (pending_.front()->is_complete) learn(*pending_.front());
     pending_.pop_front();
   }
-  return pending_.size() < kBehind;
+  return true;
 }
 
 void LinkExchange::learn(const Told& told) {
@@ -74,6 +76,10 @@ void LinkExchange::learn(const Told& told) {
     figures.push_back(
         topology::decode_figures(std::span(told.memory).subspan(rank * bytes, bytes), n));
   }
+  bool overlaps = false;
+  for (size_t rank = 0; rank < told_.size(); ++rank)
+    overlaps = overlaps || topology::overlaps(figures[rank], rank);
+  alone_calls_ = overlaps ? 0 : alone_calls_ + 1;
   take(topology::learned(unknown_, links_, figures), figures);
 }
 
@@ -143,10 +149,14 @@ void LinkExchange::attach(CollectiveCall& call) {
         {is_own ? own.data() : nullptr, own.data(), bytes / element_bytes(call.signature.dtype)});
   }
   pending_.push_back(told);
+  overlaps_.reset();
   call.attachment = std::move(told);
 }
 
-void LinkExchange::skip() { pending_.push_back(std::make_shared<Told>(0)); }
+void LinkExchange::skip() {
+  pending_.push_back(std::make_shared<Told>(0));
+  overlaps_.reset();
+}
 
 topology::RankFigures LinkExchange::measure() {
   std::vector<LinkTraffic> now = traffic_();
@@ -168,6 +178,7 @@ topology::RankFigures LinkExchange::measure() {
     };
     figures[rank].is_starved = 2 * (now[rank].full_us - before.full_us) < figures[rank].busy_us;
   }
+  topology::set_overlaps(figures, static_cast<size_t>(rank_), overlaps_.value_or(false));
   told_ = std::move(now);
   return figures;
 }

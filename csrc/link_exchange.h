@@ -2,8 +2,9 @@
 // tells all others what it has measured. Driver only.
 //
 // Plans must be the same on all ranks, so they depend on nothing but calls and what was exchanged.
-// A large call is planned by what came with the one kBehind before it, which must have ended here;
-// small ones by what the last large one was planned by. No call waits for an agreement of its own.
+// A large call is planned by what came with the one before it, which must have ended here; where
+// the callers begin one before the last one has ended, with the one before that. Small calls are
+// planned by what the last large one was planned by. No call waits for an agreement of its own.
 #pragma once
 
 #include <cstddef>
@@ -34,8 +35,10 @@ struct KnownLinks {
 
 class LinkExchange {
  public:
-  // Large calls under way at once; more wait.
-  static constexpr size_t kBehind = 2;
+  // Large calls under way at once; more wait. One, if all ranks have begun the last kAloneCalls
+  // when those before had ended.
+  static constexpr size_t kBehindMax = 2;
+  static constexpr uint64_t kAloneCalls = 2;
   // A large call.
   static constexpr uint64_t kBytesMin = 4 << 20;
   // Beyond it too many messages would be needed.
@@ -94,6 +97,7 @@ class LinkExchange {
   static bool has_ended(const std::shared_ptr<Told>& told) {
     return told->is_complete || told.use_count() == 1;
   }
+  size_t behind() const { return alone_calls_ >= kAloneCalls ? 1 : kBehindMax; }
   void learn(const Told& told);
   void learn_probed();
   void take(topology::Links links, const std::vector<topology::RankFigures>& figures);
@@ -103,7 +107,9 @@ class LinkExchange {
   const int32_t rank_;
   const TrafficSource traffic_;
   std::vector<transport::LinkTraffic> told_;   // what was counted when figures were last told
-  std::deque<std::shared_ptr<Told>> pending_;  // of the last large calls, at most kBehind
+  std::deque<std::shared_ptr<Told>> pending_;  // of the last large calls, at most kBehindMax
+  uint64_t alone_calls_ = kAloneCalls;         // the last ones in a row, of those not pending
+  std::optional<bool> overlaps_;               // the call that open() is asked for
   topology::Links links_;                      // after all that is not pending
   std::vector<TimePoint> measured_at_;         // [from * world_size + to]; epoch: never
   const bool probes_nothing_;                  // the configuration says so

@@ -23,11 +23,17 @@ constexpr double kDoubt = 1.5;
 constexpr double kNoise = 1.3;
 // Of a link without a new figure, each time: doubled after 35 of them.
 constexpr double kForgetting = 1.02;
+// A link that others held up, and what a rank sends or receives in all on such links, is thought to
+// be so many times as fast as it was: so it gets more to carry, until it is full.
+constexpr double kTrying = 1.25;
 // Of what a rank has sent or received at once, each time.
 constexpr double kFading = 1.1;
 // A link that has become so much slower makes the way back suspect: it is thought to be no more
 // than so many times as fast, until it is measured.
 constexpr double kFallen = 2;
+// A rank that sent, or received, so much of what it has done at once, until its last link was done,
+// had a full line: of its links, each alone may be faster than its part.
+constexpr double kFullLine = 0.85;
 // Behind the round trip: the link was starved.
 constexpr uint32_t kStarvedBit = uint32_t{1} << 31;
 // Other plans are made when a rate has changed by more.
@@ -65,8 +71,17 @@ double believable_rate(const LinkFigure& sender, const LinkFigure& receiver) {
 struct Sum {
   uint64_t bytes = 0;
   uint32_t busy_us = 0;  // of the link that was busy longest
+  size_t links = 0;
+  double rates = 0;  // of each while it was busy
+  uint64_t starved_us = 0;
+  uint64_t full_us = 0;
   void add(const LinkFigure& figure) {
     bytes += figure.bytes;
+    if (tells(figure)) {
+      links += 1;
+      rates += rate(figure.bytes, figure.busy_us);
+      (figure.is_starved ? starved_us : full_us) += figure.busy_us;
+    }
     busy_us = std::max(busy_us, figure.busy_us);
   }
 };
@@ -87,6 +102,11 @@ void doubt_ways_back(const Links& unknown, const Links& before,
   }
 }
 
+bool has_full_line(const Sum& sum, const std::vector<double>& caps, size_t rank) {
+  if (caps.empty() || caps[rank] == 0 || sum.links < 2 || sum.busy_us < kBusyMin) return false;
+  return rate(sum.bytes, sum.busy_us) >= kFullLine * std::max(1 / caps[rank], sum.rates);
+}
+
 std::vector<double> caps(const std::vector<double>& before, const std::vector<Sum>& sums) {
   std::vector<double> result(sums.size());
   for (size_t rank = 0; rank < sums.size(); ++rank) {
@@ -94,7 +114,11 @@ std::vector<double> caps(const std::vector<double>& before, const std::vector<Su
     result[rank] = known;
     if (sums[rank].busy_us < kBusyMin || sums[rank].bytes < kBytesMin) continue;
     const double now = 1 / rate(sums[rank].bytes, sums[rank].busy_us);
-    result[rank] = known == 0 ? now : std::min(now, known * kFading);
+    const bool is_held_up = sums[rank].starved_us > sums[rank].full_us;
+    if (is_held_up)
+      result[rank] = known == 0 ? now / kTrying : std::min(known, now / kTrying);
+    else
+      result[rank] = known == 0 ? now : std::min(now, known * kFading);
   }
   return result;
 }
@@ -146,14 +170,19 @@ Links learned(const Links& unknown, const Links& links, std::span<const RankFigu
   std::vector<Sum> in(n);
   for (size_t from = 0; from < n; ++from) {
     for (size_t to = 0; to < n; ++to) {
+      if (from == to || links.cost[from * n + to].seconds_per_byte == kNoLink) continue;
+      out[from].add(figures[from][to]);
+      in[to].add(figures[from][to]);
+    }
+  }
+  for (size_t from = 0; from < n; ++from) {
+    for (size_t to = 0; to < n; ++to) {
       LinkCost& cost = result.cost[from * n + to];
       if (from == to || cost.seconds_per_byte == kNoLink) continue;
       const LinkFigure& figure = figures[from][to];
       if (figure.round_trip_us > kNearUs) cost.latency_seconds = figure.round_trip_us * 0.5e-6;
-      out[from].add(figure);
-      in[to].add(figure);
+      const double best = unknown.cost[from * n + to].seconds_per_byte;
       if (!tells(figure) || is_near(figure)) {
-        const double best = unknown.cost[from * n + to].seconds_per_byte;
         cost.seconds_per_byte =
             std::max(cost.seconds_per_byte / kForgetting, std::min(best, cost.seconds_per_byte));
         continue;
@@ -161,9 +190,15 @@ Links learned(const Links& unknown, const Links& links, std::span<const RankFigu
       const double now = believable_rate(figure, figures[to][from]);
       const double before = 1 / cost.seconds_per_byte;
       result.is_measured = true;
-      const bool was_measured =
-          cost.seconds_per_byte != unknown.cost[from * n + to].seconds_per_byte;
-      if (figure.is_starved && was_measured && now < before) continue;
+      const bool was_measured = cost.seconds_per_byte != best;
+      if (figure.is_starved && was_measured) {
+        cost.seconds_per_byte =
+            std::min(cost.seconds_per_byte, std::max(best, 1 / (now * kTrying)));
+        continue;
+      }
+      const bool shares_line = has_full_line(out[from], links.out_seconds_per_byte, from) ||
+                               has_full_line(in[to], links.in_seconds_per_byte, to);
+      if (shares_line && was_measured && now < before) continue;
       const bool is_noise = !differ(now, before, kNoise);
       cost.seconds_per_byte = 1 / (is_noise ? (now + before) / 2 : now);
     }

@@ -24,8 +24,13 @@ struct LinkFigure {
   bool operator==(const LinkFigure&) const = default;
 };
 
-// By rank; a rank's own entry is empty.
+// By rank. A rank's own entry is empty but for one bit: whether the call that carries them began
+// there while an earlier large one was under way.
 using RankFigures = std::vector<LinkFigure>;
+inline bool overlaps(const RankFigures& figures, size_t own) { return figures[own].is_starved; }
+inline void set_overlaps(RankFigures& figures, size_t own, bool does) {
+  figures[own].is_starved = does;
+}
 
 // The same for every rank of a group, so that their places in a message are known.
 size_t figures_bytes(int32_t world_size);
@@ -41,7 +46,11 @@ bool measures(const LinkFigure& figure);
 // - Within a host or a fast local network nothing counts: there the rates are those of CPUs.
 // - Of another link that was busy long enough its rate counts; if it moved little, the mean with
 //   the one before.
-// - A link that others held up is at least as fast as it was measured.
+// - A link that others held up is thought to be a quarter faster than it was measured, if that is
+//   more than before: it is given more to carry until it is full. So is a rank, most of whose links
+//   were held up.
+// - A link whose sender or receiver had a full line until its last link was done, shared it: alone
+//   it is at least as fast as it was measured.
 // - Where a link falls to less than half, so may the way back: it is thought to be at most twice as
 //   fast as that, unless it was measured at the same time.
 // - A sender that tells of more than half as much again as arrived gets what arrived.

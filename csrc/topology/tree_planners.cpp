@@ -101,6 +101,20 @@ Routes find_routes(const Links& links) {
   return routes;
 }
 
+void keep_ring(const Links& links, std::span<const int32_t> ring, Routes& routes) {
+  constexpr double kFaster = 1.2;
+  if (ring.size() != routes.ring.size() || ring.empty()) return;
+  const auto slowest = [&links](std::span<const int32_t> order) {
+    double result = 0;
+    for (size_t at = 0; at < order.size(); ++at) {
+      const int32_t next = order[(at + 1) % order.size()];
+      result = std::max(result, links.at(order[at], next).seconds_per_byte);
+    }
+    return result;
+  };
+  if (slowest(ring) <= kFaster * slowest(routes.ring)) routes.ring.assign(ring.begin(), ring.end());
+}
+
 Schedule plan_all_reduce_trees(std::string_view algorithm, int32_t world_size,
                                std::span<const TreePair> trees, uint64_t count) {
   require_world_size(world_size, "plan_all_reduce_trees");

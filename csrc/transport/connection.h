@@ -160,7 +160,8 @@ class Connection {
   Traffic traffic;
   // Sockets that this side sends over: the first ones of links(); the rest only receive. Null: all.
   std::unique_ptr<Stripes> stripes;
-  std::string usual_control;  // the congestion control of its sockets before it was changed
+  uint64_t delivered_seen = 0;  // by its sockets, when that was last chosen
+  std::string usual_control;    // the congestion control of its sockets before it was changed
 
  private:
   // Owed acknowledgements are sent after so many frames or bytes, or when this time is over.

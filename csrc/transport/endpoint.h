@@ -191,6 +191,7 @@ class Endpoint final : public LinkHost, public Periodic {
   std::atomic<uint64_t> refused_rate_{0};
   std::atomic<uint64_t> refused_late_{0};
   SourceLimit source_limit_;
+  uint64_t delivered_seen_ = 0;  // of all connections, for choose_stripes()
   Statistics ended_;  // traffic of connections that are gone, and what is counted for all
   bool is_closing_ = false;
   bool has_hung_up_ = false;  // on somebody

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <utility>
 
 #include "transport/dialer.h"
 #include "transport/endpoint.h"
@@ -40,6 +41,9 @@ void Endpoint::choose_stripes(Connection& connection, TimePoint now) {
     sight.round_trip_seconds_min =
         std::max(sight.round_trip_seconds_min, state.round_trip_seconds_min);
   }
+  const uint64_t seen = std::max(connection.delivered_seen, sight.delivered_bytes);
+  delivered_seen_ += seen - std::exchange(connection.delivered_seen, seen);
+  sight.others_bytes = delivered_seen_ - seen;
   const std::string& usual = connection.usual_control;
   sight.is_loss_based = std::find(kLossBased.begin(), kLossBased.end(), usual) != kLossBased.end();
   const bool had_bbr = connection.stripes->uses_bbr();

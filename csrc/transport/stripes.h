@@ -24,6 +24,7 @@ struct StripeSight {
   bool has_more = false;  // to send than the sockets take
   int sockets = 1;        // that there are
   uint64_t delivered_bytes = 0;
+  uint64_t others_bytes = 0;  // that all other connections have delivered
   // For so long buffers were full, of all sockets together; see LinkState.
   uint64_t window_limited_us = 0;
   uint64_t buffer_limited_us = 0;
@@ -40,7 +41,8 @@ class Stripes {
   static constexpr int kMeasuredMax = 8;
   static constexpr const char* kBbr = "bbr";  // to the kernel
   static constexpr double kGain = 1.1;
-  // The same where buffers were full: that is no guess, so it is undone only where it is slower.
+  // The same where buffers were full, and nobody shares the line: that is no guess, so it is undone
+  // only where it is slower.
   static constexpr double kGainOfBuffers = 0.97;
   // Links below it are left alone: there the machines are the limit, not TCP.
   static constexpr double kRoundTripSecondsMin = 0.005;
@@ -64,14 +66,17 @@ class Stripes {
 
   // What an epoch came to.
   struct Epoch {
-    double rate = 0;  // bytes a second while there was more to send
-    double loss = 0;  // of its packets
+    double rate = 0;    // bytes a second while there was more to send
+    double others = 0;  // meanwhile, of all other connections
+    double loss = 0;    // of its packets
     // Of that time a socket's buffers were full.
     double window_limited = 0;
     double buffer_limited = 0;
     double share = 0;  // of the time there was more to send
   };
   bool judge(const StripeSight& sight, const Epoch& epoch);
+  static bool is_shared(const Epoch& epoch);
+  bool was_worth_it(const Epoch& epoch) const;
   void undo();
   bool try_next(const StripeSight& sight, const Epoch& epoch);
 
@@ -93,6 +98,7 @@ class Stripes {
   double all_seconds_ = 0;
   double seconds_ = 0;
   uint64_t bytes_ = 0;
+  uint64_t others_bytes_ = 0;
   uint64_t window_limited_us_ = 0;
   uint64_t buffer_limited_us_ = 0;
   uint64_t sent_ = 0;

@@ -77,10 +77,50 @@ TEST_CASE("a link that others held up is not thought to be slower, and may be fa
   figures[0][2] = {20'000 * 1024, kSecond, 40'000, 0, 0, true};
   const Links second = learned(unknown, first, figures);
   CHECK(1 / second.at(0, 1).seconds_per_byte == doctest::Approx(10'000 * 1024));
-  CHECK(1 / second.at(0, 2).seconds_per_byte == doctest::Approx(20'000 * 1024));
+  CHECK(1 / second.at(0, 2).seconds_per_byte == doctest::Approx(25'000 * 1024));
+  // What it is thought to be more than it has shown does not grow.
+  CHECK(learned(unknown, second, figures).at(0, 2).seconds_per_byte ==
+        second.at(0, 2).seconds_per_byte);
   // Better than nothing.
   const Links alone = learned(unknown, unknown, figures);
   CHECK(1 / alone.at(0, 1).seconds_per_byte == doctest::Approx(2'000 * 1024));
+}
+
+TEST_CASE("a link that shares a full line is not thought to be slower than it was alone") {
+  const Links unknown = host_links({0, 1, 2});
+  const Links first = learned(unknown, unknown, all_busy(10'000 * 1024));
+  auto figures = all_busy(10'000 * 1024);
+  figures[0][1].bytes = 5'000 * 1024;
+  figures[0][2].bytes = 15'000 * 1024;
+  CHECK(1 / learned(unknown, first, figures).at(0, 1).seconds_per_byte ==
+        doctest::Approx(10'000 * 1024));
+  // Less in all, or the other one done long before: then it is the link.
+  figures[0][2].bytes = 10'000 * 1024;
+  CHECK(1 / learned(unknown, first, figures).at(0, 1).seconds_per_byte ==
+        doctest::Approx(5'000 * 1024));
+  figures[0][2] = {15'000 * 1024, kSecond / 2, 40'000};
+  CHECK(1 / learned(unknown, first, figures).at(0, 1).seconds_per_byte ==
+        doctest::Approx(5'000 * 1024));
+  // Likewise at the receiver.
+  figures = all_busy(10'000 * 1024);
+  figures[0][2].bytes = 5'000 * 1024;
+  figures[1][2].bytes = 15'000 * 1024;
+  CHECK(1 / learned(unknown, first, figures).at(0, 2).seconds_per_byte ==
+        doctest::Approx(10'000 * 1024));
+}
+
+TEST_CASE("a rank whose links others held up may send more") {
+  const Links unknown = host_links({0, 1, 2});
+  const Links first = learned(unknown, unknown, all_busy(10'000 * 1024));
+  auto figures = all_busy(10'000 * 1024);
+  for (auto& rank : figures) {
+    for (LinkFigure& figure : rank) figure.is_starved = true;
+  }
+  const Links second = learned(unknown, first, figures);
+  CHECK(1 / second.send_seconds_per_byte(0) == doctest::Approx(25'000 * 1024));
+  CHECK(1 / second.receive_seconds_per_byte(2) == doctest::Approx(25'000 * 1024));
+  CHECK(1 / learned(unknown, second, figures).send_seconds_per_byte(0) ==
+        doctest::Approx(25'000 * 1024));
 }
 
 TEST_CASE("where a link falls the way back is doubted, unless it was measured as well") {

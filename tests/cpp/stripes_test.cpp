@@ -24,11 +24,14 @@ struct FormulaLink {
   bool is_loss_based = true;
   bool is_late = false;        // the sender, now and then
   double held_up_rate = 1e12;  // of an operation that waits for something else
+  double line = 0;             // other connections get what it leaves of that, if more than
+  double others_rate = 0;      // this
 
   StripeSight sight;
   double sent = 0;
   double resent = 0;
   double bytes = 0;
+  double others_bytes = 0;
 
   double speed(const Stripes& stripes) const {
     const bool is_held_up = is_loss_based && !stripes.uses_bbr();
@@ -42,6 +45,8 @@ struct FormulaLink {
     for (double at = 0; at < seconds; at += kTick) {
       const double moved = speed(stripes) * kTick;
       bytes += moved;
+      others_bytes += std::max(others_rate, line - speed(stripes)) * kTick;
+      sight.others_bytes = static_cast<uint64_t>(others_bytes);
       sent += moved / 1448;
       resent += moved / 1448 * loss;
       const bool is_full = speed(stripes) >= rate;
@@ -136,6 +141,17 @@ TEST_CASE("A buffer with room for twice what is under way is not the limit") {
   link.socket_rate = 14e6;  // another buffer
   link.run(stripes, 5);
   CHECK(stripes.sockets() > 1);
+}
+
+TEST_CASE("What others lose on a line that they share is no gain") {
+  Stripes shared(1, Stripes::kMeasuredMax, true);
+  FormulaLink line{.rate = 30e6, .socket_rate = 20e6, .line = 50e6};
+  line.run(shared, 20);
+  CHECK(shared.sockets() == 1);
+  Stripes alone(1, Stripes::kMeasuredMax, true);
+  FormulaLink wide{.rate = 40e6, .socket_rate = 20e6, .others_rate = 30e6};
+  wide.run(alone, 20);
+  CHECK(alone.sockets() == 2);
 }
 
 TEST_CASE("Near machines are left alone") {

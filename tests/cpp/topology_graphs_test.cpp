@@ -62,6 +62,19 @@ TEST_CASE("a ring of fast links is found among slow ones, exactly or by improvem
   CHECK(bottleneck_ring(links).empty());
 }
 
+TEST_CASE("a ring stays until another one is faster by more than a fifth") {
+  const std::vector<int32_t> kept = {0, 1, 2, 3, 4, 5, 6};
+  const auto ring_beside = [&](double slow) {
+    const Links links = network_with_ring(scattered(7), slow, 1e7);
+    Routes routes = find_routes(links);
+    keep_ring(links, kept, routes);
+    return routes.ring;
+  };
+  CHECK(ring_beside(0.85e7) == kept);
+  CHECK(ring_beside(0.8e7) == scattered(7));
+  CHECK(ring_beside(0) == scattered(7));  // it does not exist
+}
+
 TEST_CASE("rings in both directions and beside each other gain on links that are alike") {
   const Links links =
       measured_links({.world_size = 5, .bytes_per_second = std::vector<double>(25, 1e6)});

@@ -277,4 +277,5 @@ def test_large_all_reduces_come_to_spare_a_host_with_a_narrow_uplink() -> None:
                 now = ranks[WORLD_SIZE - 1].ask("statistics")["bytes_sent_tcp"]
                 sent.append((now - before) / (4 * count))
     assert 1.45 < sent[0] < 1.6, "direct exchange, all alike"
-    assert min(sent[3:]) < 1.42, sent
+    # The first call tells the second one, and the third is planned by it.
+    assert sent[2] < 1.42, sent
