@@ -164,6 +164,7 @@ class Coordinator {
   // Of `all`: how many may be alive, and how many of them are voters.
   std::pair<size_t, size_t> count_alive(const std::vector<Seat>& all,
                                         const std::set<MemberId>& voters) const;
+  bool is_enough_of(const std::vector<Seat>& all, const std::set<MemberId>& voters) const;
   bool may_follow(const std::set<MemberId>& voters) const;
   std::set<MemberId> witnesses(TimePoint now) const;
   void wait_for_more(const std::set<MemberId>& voters);

@@ -165,15 +165,17 @@ std::pair<size_t, size_t> Coordinator::count_alive(const std::vector<Seat>& all,
   return {alive, here};
 }
 
+bool Coordinator::is_enough_of(const std::vector<Seat>& all,
+                               const std::set<MemberId>& voters) const {
+  const auto [alive, here] = count_alive(all, voters);
+  return is_authoritative_ ? 2 * here >= alive : 2 * here > alive;
+}
+
 // The quorum in force, and every proposal that may have come into force after it.
 bool Coordinator::may_follow(const std::set<MemberId>& voters) const {
-  const auto is_enough_of = [&](const std::vector<Seat>& all) {
-    const auto [alive, here] = count_alive(all, voters);
-    return is_authoritative_ ? 2 * here >= alive : 2 * here > alive;
-  };
-  return is_enough_of(durable_.quorum.seats) &&
+  return is_enough_of(durable_.quorum.seats, voters) &&
          std::all_of(doubtful_.begin(), doubtful_.end(),
-                     [&](const auto& item) { return is_enough_of(item.second.seats); });
+                     [&](const auto& item) { return is_enough_of(item.second.seats, voters); });
 }
 
 // Seats that have to go, but can still say that they agree: they count for what may follow.
@@ -190,11 +192,19 @@ std::set<MemberId> Coordinator::witnesses(TimePoint now) const {
 }
 
 void Coordinator::wait_for_more(const std::set<MemberId>& voters) {
-  const auto [alive, here] = count_alive(durable_.quorum.seats, voters);
+  const Quorum* short_of = &durable_.quorum;
+  for (const auto& [number, doubtful] : doubtful_) {
+    if (is_enough_of(short_of->seats, voters)) short_of = &doubtful;
+  }
+  const auto [alive, here] = count_alive(short_of->seats, voters);
+  const std::string of_which =
+      short_of == &durable_.quorum
+          ? ""
+          : " of quorum " + std::to_string(short_of->quorum_id) + ", which may have been agreed";
   std::string details;
   for (const auto& [id, reason] : lost_) details += "; " + name_of(id) + ": " + reason;
-  note_waiting("can't go on: of " + std::to_string(alive) + " members that may be alive, " +
-                   std::to_string(here) + " are here, and it takes " +
+  note_waiting("can't go on: of " + std::to_string(alive) + " members that may be alive" +
+                   of_which + ", " + std::to_string(here) + " are here, and it takes " +
                    (is_authoritative_ ? "half" : "more than half"),
                details);
 }

@@ -135,6 +135,8 @@ class Connection {
   bool is_expected = false;   // while Dialing: the peer has answered that it dials as well
   bool is_marked = false;     // for Endpoint::mark_unsent()
   // --- for the endpoint ---
+  uint64_t number = 0;                  // they are counted as they are made
+  bool is_wanted = false;               // by somebody here, not by its caller alone
   std::vector<SocketAddress> resolved;  // where to dial
   // Where its listener is, for certain: a dial was welcome there, or it called from there.
   std::vector<SocketAddress> proven;

@@ -138,6 +138,8 @@ class Endpoint final : public LinkHost, public Periodic {
   };
 
   std::vector<Connection*> connections() const;
+  Connection& known_or_new(const MemberAddress& peer);
+  void make_room_for_caller();
   Reply judge_key(const Hello& hello, const TlsSession& tls);
   Reply judge_open(const Hello& hello, Connection& connection);
   Reply judge_resume(const Hello& hello, Connection*& connection);
@@ -191,6 +193,7 @@ class Endpoint final : public LinkHost, public Periodic {
   std::atomic<uint64_t> refused_rate_{0};
   std::atomic<uint64_t> refused_late_{0};
   SourceLimit source_limit_;
+  uint64_t connections_made_ = 0;
   uint64_t delivered_seen_ = 0;  // of all connections, for choose_stripes()
   Statistics ended_;  // traffic of connections that are gone, and what is counted for all
   bool is_closing_ = false;

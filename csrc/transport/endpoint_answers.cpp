@@ -7,6 +7,9 @@
 namespace pccl::transport {
 namespace {
 
+// Callers that nobody here has asked for. A world is smaller; one that is over takes 4 KiB.
+constexpr size_t kUnknownCallersMax = 1024;
+
 bool is_nobody(const MemberId& id) { return id == MemberId{}; }
 
 }  // namespace
@@ -54,7 +57,8 @@ Reply Endpoint::judge(const Hello& hello, const TlsSession* tls, Connection*& co
     return {Answer::Refused, "a member can't connect to itself"};
   if (asks_only(hello.intent)) return {Answer::Alive, ""};
   if (hello.intent == Intent::Resume) return judge_resume(hello, connection);
-  connection = &this->connection(hello.from, {});
+  if (!known_.contains(hello.from.member_id)) make_room_for_caller();
+  connection = &known_or_new(hello.from);
   // Unless there is something left to tell the caller.
   if (is_closing_ && !connection->has_unsent()) return {Answer::Refused, "this member is leaving"};
   const bool joins = hello.nonce == connection->nonce && hello.socket_index > 0;
@@ -133,7 +137,28 @@ Connection& Endpoint::make_way(Connection& connection) {
     others_.push_back(std::move(found->second));
     known_.erase(found);
   }
-  return this->connection(peer, {});
+  return known_or_new(peer);
+}
+
+// Where no keys are used, whoever knows the run's name has a connection; a member of a group that
+// is made here later looks the same. Those that are over make way first, then the oldest.
+void Endpoint::make_room_for_caller() {
+  if (options_.accepts_any_run) return;  // a coordinator has limits of its own
+  const auto rank = [](const Connection& connection) {
+    return std::pair(connection.state != Connection::State::Closed, connection.number);
+  };
+  size_t callers = 0;
+  Connection* first = nullptr;
+  for (const auto& [id, connection] : known_) {
+    if (connection->is_wanted) continue;
+    callers += 1;
+    if (first == nullptr || rank(*connection) < rank(*first)) first = connection.get();
+  }
+  if (callers < kUnknownCallersMax) return;
+  const Error error{ErrorKind::MemberLost, "too many call that nobody here knows"};
+  end_connection(*first, error);
+  sink_.on_lost(*first, error);  // also what a polite one has left
+  forget(*first);
 }
 
 }  // namespace pccl::transport

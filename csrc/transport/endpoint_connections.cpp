@@ -40,9 +40,18 @@ std::vector<Connection*> Endpoint::connections() const {
 
 Connection& Endpoint::connection(const MemberAddress& peer,
                                  const std::vector<SocketAddress>& resolved) {
+  Connection& known = known_or_new(peer);
+  known.is_wanted = true;
+  if (known.resolved.empty()) known.resolved = resolved;
+  return known;
+}
+
+Connection& Endpoint::known_or_new(const MemberAddress& peer) {
   std::unique_ptr<Connection>& known = known_[peer.member_id];
-  if (!known) known = std::make_unique<Connection>(peer, &pool_);
-  if (known->resolved.empty()) known->resolved = resolved;
+  if (!known) {
+    known = std::make_unique<Connection>(peer, &pool_);
+    known->number = ++connections_made_;
+  }
   return *known;
 }
 

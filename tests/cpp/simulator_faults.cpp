@@ -348,6 +348,38 @@ bool World::can_be_known(const Quorum& quorum, const Durable& disk) const {
   return newest != nullptr && (newest->quorum_id >= quorum.quorum_id || has_most_left(*newest));
 }
 
+// What may be in force as well, above the last quorum known: most of it must be left, too.
+bool World::has_most_left_of_doubtful(uint64_t last_quorum) const {
+  return std::all_of(processes_.begin(), processes_.end(), [&](const Process& process) {
+    if (!process.is_alive || process.is_out) return true;
+    const std::vector<Proposal> all = accepted_by(process);
+    return std::all_of(all.begin(), all.end(), [&](const Proposal& proposal) {
+      const bool is_past = proposal.quorum.quorum_id <= last_quorum;
+      return is_past || has_most_left(proposal.quorum) || !may_be_agreed(proposal);
+    });
+  });
+}
+
+std::vector<Proposal> World::accepted_by(const Process& process) {
+  const Report report = process.member->report(false);
+  std::vector<Proposal> all = report.accepted_before;
+  if (report.accepted) all.push_back(*report.accepted);
+  return all;
+}
+
+// Without all of its seats it was not: of those that are left, each has accepted it.
+bool World::may_be_agreed(const Proposal& proposal) const {
+  const auto& seats = proposal.quorum.seats;
+  return std::all_of(seats.begin(), seats.end(), [&](const Seat& seat) {
+    const Process& process = processes_[static_cast<size_t>(find(seat.member_id))];
+    if (!is_left(process)) return true;
+    const std::vector<Proposal> all = accepted_by(process);
+    return std::any_of(all.begin(), all.end(), [&](const Proposal& accepted) {
+      return accepted.term == proposal.term && accepted.ballot >= proposal.ballot;
+    });
+  });
+}
+
 void World::check_progress() {
   const Quorum* quorum = last_quorum();
   // One that nobody has entered may have been agreed all the same.
@@ -355,15 +387,7 @@ void World::check_progress() {
   const Durable& disk = home == coordinators_.end() ? home_disk_ : home->second.disk;
   if (quorum == nullptr && disk.quorum.quorum_id > 0) quorum = &disk.quorum;
   const auto everybody = std::count_if(processes_.begin(), processes_.end(), is_left);
-  // What may be in force as well must have as many left.
-  const bool is_doubtful_left =
-      std::all_of(processes_.begin(), processes_.end(), [&](const Process& process) {
-        const Report report = process.member->report(false);
-        if (!process.is_alive || process.is_out || !report.accepted) return true;
-        const Quorum& accepted = report.accepted->quorum;
-        if (quorum != nullptr && accepted.quorum_id <= quorum->quorum_id) return true;
-        return has_most_left(accepted);
-      });
+  const bool is_doubtful_left = has_most_left_of_doubtful(quorum ? quorum->quorum_id : 0);
   const bool is_enough = quorum == nullptr ? home_has_database_
                                            : has_most_left(*quorum) && can_be_known(*quorum, disk);
   if (!is_enough || !is_doubtful_left || everybody < std::max(1, options_.members / 2)) {

@@ -174,6 +174,9 @@ class World {
   static bool is_left(const Process& process);
   bool has_most_left(const Quorum& quorum) const;
   bool can_be_known(const Quorum& quorum, const Durable& disk) const;
+  bool has_most_left_of_doubtful(uint64_t last_quorum) const;
+  static std::vector<Proposal> accepted_by(const Process& process);
+  bool may_be_agreed(const Proposal& proposal) const;
   void check_progress();
   const Quorum* last_quorum() const;
 
