@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <deque>
+#include <map>
 #include <numeric>
 #include <utility>
 
@@ -55,20 +57,26 @@ std::shared_ptr<const Schedule> plan(uint64_t operation, int32_t world_size, uin
   return made;
 }
 
-// The last plan is kept: all survivors make the same one, one after the other.
-const recovery::RecoveryPlan& plan_again(recovery::RecoveryRequest request) {
-  thread_local recovery::RecoveryRequest last;
-  thread_local recovery::RecoveryPlan made;
-  const bool is_same =
-      request.world_size == last.world_size && request.element_count == last.element_count &&
-      std::equal(request.survivors.begin(), request.survivors.end(), last.survivors.begin(),
-                 last.survivors.end(), [](const auto& a, const auto& b) {
-                   return a.rank == b.rank && a.finals.ranges() == b.finals.ranges();
-                 });
-  if (is_same) return made;
+// The last plans are kept: all survivors make the same ones, of a few operations by turns.
+recovery::RecoveryPlan plan_again(recovery::RecoveryRequest request) {
+  constexpr size_t kPlansKept = 16;
+  thread_local std::deque<std::pair<recovery::RecoveryRequest, recovery::RecoveryPlan>> plans;
+  const auto is_same = [&request](const auto& kept) {
+    const recovery::RecoveryRequest& before = kept.first;
+    return request.world_size == before.world_size &&
+           request.element_count == before.element_count &&
+           std::equal(request.survivors.begin(), request.survivors.end(), before.survivors.begin(),
+                      before.survivors.end(), [](const auto& a, const auto& b) {
+                        return a.rank == b.rank && a.finals.ranges() == b.finals.ranges();
+                      });
+  };
+  const auto kept = std::find_if(plans.begin(), plans.end(), is_same);
+  if (kept != plans.end()) return kept->second;
   request.links = topology::uniform_links(request.world_size, {1e-4, 1e-9});
-  made = recovery::plan_recovery(request);
-  last = std::move(request);
+  recovery::RecoveryPlan made = recovery::plan_recovery(request);
+  request.links = {};
+  plans.emplace_front(std::move(request), made);
+  if (plans.size() > kPlansKept) plans.pop_back();
   return made;
 }
 
