@@ -103,6 +103,12 @@ void CollectiveOperation::copy_own(Part& part) {
   std::memcpy(part.output, part.input, part.bytes);
 }
 
+uint32_t CollectiveOperation::window_segments() const {
+  const uint64_t shared = call_.window_segments * uint64_t{parts_.size()} / parts_left_;
+  return static_cast<uint32_t>(
+      std::min<uint64_t>(shared, std::max(call_.window_segments, call_.window_segments_max)));
+}
+
 void CollectiveOperation::advance(Part& part) {
   if (is_finished() || part.is_done) return;
   if (part.plan->reduces) {
@@ -127,9 +133,9 @@ void CollectiveOperation::advance_up(Part& part) {
     part.combined += 1;
     for (Child& child : part.children) {
       child.waiting.erase(segment);
-      const uint32_t wanted = std::min(part.combined + call_.window_segments, part.segments);
+      const uint32_t wanted = std::min(part.combined + window_segments(), part.segments);
       if (wanted > child.granted &&
-          (wanted - child.granted >= call_.window_segments / 2 || wanted == part.segments)) {
+          (wanted - child.granted >= call_.grant_segments || wanted == part.segments)) {
         child.granted = wanted;
         send_grant(child.rank, kStageUp, part.plan->chunk, wanted);
       }

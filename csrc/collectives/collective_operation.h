@@ -58,7 +58,10 @@ struct CollectiveCall {
   double factor = 1;    // PremulSum; WeightedAvg: the weight of this rank's contribution
   int64_t divisor = 1;  // Avg: world size
   uint32_t segment_bytes = 256 << 10;
+  // A chunk's window; it grows up to the most as other chunks are done. A grant for each so many.
   uint32_t window_segments = kWindowSegments;
+  uint32_t window_segments_max = kWindowSegments;
+  uint32_t grant_segments = kWindowSegments / 2;
   std::vector<std::byte> scratch;  // memory that the blocks may refer to (barrier)
   // An element of an output that is an input, too, changes only from its input to its final value:
   // nothing is received right into it.
@@ -134,6 +137,7 @@ class CollectiveOperation final : public Operation {
   void check_done(Part& part);
   void maybe_finish();
   void copy_own(Part& part);
+  uint32_t window_segments() const;
   // --- coded_segments.cpp ---
   uint32_t wire_length_of(const Part& part, uint32_t segment) const;
   void combine_coded(Part& part, uint32_t length);
