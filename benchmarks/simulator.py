@@ -48,11 +48,15 @@ def figures(text: str) -> dict[str, int]:
 
 
 def seeds_in(text: str) -> list[list[int]]:
-    """First and last one of each batch that has ended, joined where they follow each other."""
-    joined: list[list[int]] = []
+    """First and last one of each batch that has ended."""
     batch = r"^soak: seeds (\d+) to (\d+)\n(?:seed .*\n)*\d+ seeds: "
-    found = [[int(a), int(b)] for a, b in re.findall(batch, text, re.MULTILINE)]
-    for first, last in sorted(found):
+    return [[int(a), int(b)] for a, b in re.findall(batch, text, re.MULTILINE)]
+
+
+def join(ranges: list[list[int]]) -> list[list[int]]:
+    """The same, in order and in one where they follow each other."""
+    joined: list[list[int]] = []
+    for first, last in sorted(ranges):
         if joined and first == joined[-1][1] + 1:
             joined[-1][1] = last
         else:
@@ -85,7 +89,8 @@ def main() -> None:
     if options.add:
         before = json.loads((RESULTS / "simulator.json").read_text())["soak"]
         soak = {name: soak[name] + before[name] for name in NAMES}
-        ranges = sorted(ranges + before["ranges"])
+        ranges += before["ranges"]
+    ranges = join(ranges)
     if any(a[1] >= b[0] for a, b in itertools.pairwise(ranges)):
         raise SystemExit(f"benchmarks/simulator.py: some seeds are counted twice: {ranges}")
     if sum(last - first + 1 for first, last in ranges) != soak["seeds"]:
