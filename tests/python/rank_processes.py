@@ -81,6 +81,15 @@ class Rank:
         self.tell(do, **arguments)
         return self.hear("done")
 
+    def usage_at_rest(self) -> Event:
+        """When everybody who called has been answered."""
+        deadline = time.monotonic() + 20
+        while True:
+            usage = self.ask("usage")
+            if usage["descriptors"] < 20 or time.monotonic() > deadline:
+                return usage
+            time.sleep(0.05)
+
     def has_spoken(self) -> bool:
         return not self._events.empty()
 

@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 
 import pytest
 import wire_format as wire
-from rank_processes import Event, Rank, Ranks
+from rank_processes import Event, Ranks
 
 ALL_REDUCE = {"collective": "all_reduce"}
 MIB_IN_KIB = 1024
@@ -120,16 +120,6 @@ def test_thousands_of_callers_cost_little_and_keep_no_member_out() -> None:
         assert refused(ranks) > 600
 
 
-def usage_at_rest(rank: Rank) -> Event:
-    """When everybody who called has been answered."""
-    deadline = time.monotonic() + 20
-    while True:
-        usage = rank.ask("usage")
-        if usage["descriptors"] < 20 or time.monotonic() > deadline:
-            return usage
-        time.sleep(0.05)
-
-
 def test_mutated_handshakes_neither_crash_a_rank_nor_grow_it() -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
@@ -167,7 +157,7 @@ def test_mutated_handshakes_neither_crash_a_rank_nor_grow_it() -> None:
                 message[generator.randrange(8, len(message))] ^= 1 << generator.randrange(8)
                 with call_up(ranks) as connection, suppress(ConnectionError):
                     connection.sendall(message)
-            usages.append(usage_at_rest(ranks[0]))
+            usages.append(ranks[0].usage_at_rest())
         assert usages[-1]["rss_kib"] - usages[1]["rss_kib"] < MIB_IN_KIB, usages
 
 
