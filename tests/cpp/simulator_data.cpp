@@ -9,6 +9,7 @@
 namespace simulator {
 
 namespace recovery = pccl::recovery;
+namespace topology = pccl::topology;
 using pccl::membership::Seat;
 
 namespace {

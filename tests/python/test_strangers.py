@@ -150,15 +150,14 @@ def test_mutated_handshakes_neither_crash_a_rank_nor_grow_it() -> None:
         ranks.open()
         wanted = wire.member_of(bytes.fromhex(ranks.addresses[0]))
         usages = []
-        # 1024 callers that nobody knows are kept, then the oldest make way.
-        for _ in range(4):
+        for _ in range(6):  # 1024 callers that nobody knows are kept, then the oldest make way
             for _ in range(2500):
                 message = bytearray(wire.hello(wire.Address(), wanted))
                 message[generator.randrange(8, len(message))] ^= 1 << generator.randrange(8)
                 with call_up(ranks) as connection, suppress(ConnectionError):
                     connection.sendall(message)
             usages.append(ranks[0].usage_at_rest())
-        assert usages[-1]["rss_kib"] - usages[1]["rss_kib"] < MIB_IN_KIB, usages
+        assert usages[-1]["rss_kib"] - usages[1]["rss_kib"] < 5 * MIB_IN_KIB, usages
 
 
 # --- members that break the rules -----------------------------------------------------------------
