@@ -33,13 +33,12 @@ constexpr uint32_t kSegmentBytesMin = 64 << 10;
 // What may be under way in one transfer, on the wire, where nothing is measured: a path of
 // 300 Mbit/s and 100 ms.
 constexpr uint32_t kWindowBytes = 4 << 20;
-// And where links are: as many times what the fullest path holds, shared among the chunks. What one
-// flow is late by lost packets, or because BBR stops to look for the least round trip, shall not
-// stop the others; with more room those that get the larger part of a line run ahead of the rest.
-constexpr double kWindowPaths = 12;
+// And where links are: as many times what the fullest path holds, shared among the chunks. More
+// lets flows of TCP that got the larger part of a line run ahead, and in the end a few slow ones
+// are left that don't fill it.
+constexpr double kWindowPaths = 3;
 constexpr double kWindowBytesMin = 256 << 10;
-// Of the last chunk under way.
-constexpr uint32_t kWindowBytesMax = 8 << 20;
+constexpr double kWindowBytesMax = 8 << 20;
 // A paced sender has a window under way that is shorter by what one grant is for.
 constexpr uint32_t kGrantsPerWindow = 8;
 
@@ -389,10 +388,14 @@ void CollectivePlanner::cut(CollectiveCall& call, bool shares_lines) {
     // The same on every rank, which must agree on it.
     const auto chunks = static_cast<double>(std::max<size_t>(1, call.plan->index_of_chunk.size()));
     window_bytes = static_cast<uint32_t>(
-        std::clamp(known_.window_bytes / chunks, kWindowBytesMin, double{kWindowBytes}));
+        std::clamp(known_.window_bytes / chunks, kWindowBytesMin, kWindowBytesMax));
   }
   call.window_segments = std::max(kWindowSegments, window_bytes / wire_bytes);
-  call.window_segments_max = kWindowBytesMax / wire_bytes;
+  if (shares_lines) {
+    call.grant_segments = call.window_segments / 2;
+    return;
+  }
+  call.window_segments_max = static_cast<uint32_t>(kWindowBytesMax) / wire_bytes;
   call.grant_segments = std::max(1U, call.window_segments / kGrantsPerWindow);
 }
 
