@@ -75,9 +75,11 @@ void Coordinator::close_quorum() {
 
 // --- who is lost ---------------------------------------------------------------------------------
 
-// Never less than 8 round trips: what is far away may be silent for longer.
+// Never less than 8 round trips: what is far away may be silent for longer. But a round trip may
+// hold an outage, so not much longer.
 double Coordinator::silence_seconds(const Known& known) const {
-  return std::max(options_.silence_seconds, 8e-6 * known.report.round_trip_us);
+  const double least = options_.silence_seconds;
+  return std::clamp(8e-6 * known.report.round_trip_us, least, 3 * least);
 }
 
 std::optional<std::string> Coordinator::lost_reason(const Known& known, TimePoint now) const {
