@@ -391,7 +391,7 @@ void CollectivePlanner::cut(CollectiveCall& call, bool shares_lines) {
         std::clamp(known_.window_bytes / chunks, kWindowBytesMin, kWindowBytesMax));
   }
   call.window_segments = std::max(kWindowSegments, window_bytes / wire_bytes);
-  if (shares_lines) {
+  if (shares_lines) {  // windows that stay small keep the flows together
     call.grant_segments = call.window_segments / 2;
     return;
   }
