@@ -194,9 +194,10 @@ void Endpoint::add_socket(Connection& connection, Stream stream, uint16_t index)
     // The other side has given the one before it up, or this one has.
     if (auto before = connection.take_link(index)) graveyard_.push_back(std::move(before));
   }
-  auto link = std::make_unique<SocketLink>(*this, connection, std::move(stream));
-  link->index = index;
   const std::string& control = options_.congestion_control;
+  auto link =
+      std::make_unique<SocketLink>(*this, connection, std::move(stream), control != "kernel");
+  link->index = index;
   if (control != "auto" && control != "kernel") link->set_congestion_control(control);
   if (connection.stripes && connection.stripes->uses_bbr())
     link->set_congestion_control(Stripes::kBbr);

@@ -20,6 +20,17 @@ constexpr double kRoom = 1.05;
 constexpr double kGrowth = 1.5;
 constexpr double kUsed = 0.8;
 
+// BBR begins anew after this time: half of that after which it stops.
+constexpr double kAnewSeconds = 5;
+// Its window is twice rate times least round trip: a longer one leaves a part of the link unused.
+constexpr double kRoundTripGrowth = 2;
+// With less under way than this nothing is lost by a stop, or the rate has not been found.
+constexpr double kUnderWayBytes = 64 << 10;
+
+double seconds_between(TimePoint from, TimePoint to) {
+  return std::chrono::duration<double>(to - from).count();
+}
+
 }  // namespace
 
 uint64_t Pacing::look(const PaceSight& sight) {
@@ -29,7 +40,7 @@ uint64_t Pacing::look(const PaceSight& sight) {
     return rate_ = kNone;
   }
   if (!before || !before->has_more || !sight.has_more) return rate_;
-  const double seconds = std::chrono::duration<double>(sight.now - before->now).count();
+  const double seconds = seconds_between(before->now, sight.now);
   if (seconds <= 0 || seconds > kGapSecondsMax) return rate_;
   if (sight.delivered_bytes < before->delivered_bytes) return rate_;  // the kernel's count wrapped
   const auto bytes = static_cast<double>(sight.delivered_bytes - before->delivered_bytes);
@@ -44,6 +55,17 @@ uint64_t Pacing::look(const PaceSight& sight) {
     rate_ = static_cast<uint64_t>(kGrowth * static_cast<double>(rate_));
   }
   return rate_;
+}
+
+bool Pacing::begins_anew(const PaceSight& sight) {
+  if (!began_at_ || sight.is_ramping) began_at_ = sight.now;
+  if (seconds_between(*began_at_, sight.now) < kAnewSeconds) return false;
+  if (sight.found_rate * sight.round_trip_seconds_min < kUnderWayBytes) return false;
+  if (sight.round_trip_seconds > kRoundTripGrowth * sight.round_trip_seconds_min) return false;
+  began_at_ = sight.now;
+  rate_ = static_cast<uint64_t>(kRoom * sight.found_rate);
+  delivered_ = {sight.found_rate, sight.found_rate};
+  return true;
 }
 
 }  // namespace pccl::transport

@@ -207,6 +207,15 @@ bool set_congestion_control(int socket, const std::string& name) {
                     static_cast<socklen_t>(name.size())) == 0;
 }
 
+bool renew_bbr(int socket) {
+  // A socket may have inherited what its process may not choose: nothing is given up that can't be
+  // had again.
+  const FileDescriptor trial(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (!set_congestion_control(trial.get(), "reno") || !set_congestion_control(trial.get(), "bbr"))
+    return false;
+  return set_congestion_control(socket, "reno") && set_congestion_control(socket, "bbr");
+}
+
 bool send_all(int socket, std::span<const std::byte> bytes, std::span<const int> descriptors) {
   iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(4 * sizeof(int))> control{};

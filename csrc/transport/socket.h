@@ -42,6 +42,7 @@ struct SocketState {
   double deviation_seconds = 0;          // of the round trip
   double heard_seconds = 0;              // since anything came from the other side
   bool is_ramping = false;               // BBR is at its beginning: see Pacing
+  double bbr_bytes_per_second = 0;       // that it found there; 0: not yet, or it is not used
   bool is_waiting = false;  // something was sent that the other kernel has not acknowledged
   uint64_t bytes_acknowledged = 0;
   uint64_t busy_us = 0;  // this and the next ones: see LinkState
@@ -61,6 +62,8 @@ bool set_pacing(int socket, uint64_t bytes_per_second);
 // does not have it, or not for this user.
 std::string congestion_control(int socket);
 bool set_congestion_control(int socket, const std::string& name);
+// BBR begins anew on a socket that uses it; false if this process can't have that.
+bool renew_bbr(int socket);
 
 // Sends `bytes` with file descriptors attached (UNIX sockets); false if the socket did not take all
 // of it.

@@ -12,10 +12,11 @@
 
 namespace pccl::transport {
 
-SocketLink::SocketLink(LinkHost& host, Connection& connection, Stream stream)
+SocketLink::SocketLink(LinkHost& host, Connection& connection, Stream stream, bool renews_bbr)
     : host_(host),
       connection_(connection),
       stream_(std::move(stream)),
+      renews_bbr_(renews_bbr),
       staging_(std::make_unique_for_overwrite<std::byte[]>(kStagingBytes)) {
   host_.engine().add(stream_.get(), this);
   // What came behind the handshake may be in the stream already.
@@ -215,14 +216,19 @@ void SocketLink::watch(TimePoint now) {
 }
 
 void SocketLink::pace(const SocketState& state, TimePoint now) {
-  const uint64_t pace = pacing_.look({.now = now,
-                                      .has_more = has_unsent(),
-                                      .is_ramping = state.is_ramping,
-                                      .delivered_bytes = state.delivered_bytes,
-                                      .round_trip_seconds = state.round_trip_seconds,
-                                      .round_trip_seconds_min = state.round_trip_seconds_min});
-  if (pace == pace_) return;
-  if (set_pacing(stream_.get(), pace)) pace_ = pace;
+  PaceSight sight{.now = now,
+                  .has_more = has_unsent(),
+                  .is_ramping = state.is_ramping,
+                  .found_rate = state.bbr_bytes_per_second,
+                  .delivered_bytes = state.delivered_bytes,
+                  .round_trip_seconds = state.round_trip_seconds,
+                  .round_trip_seconds_min = state.round_trip_seconds_min};
+  const bool begins_anew = renews_bbr_ && pacing_.begins_anew(sight);
+  sight.is_ramping = sight.is_ramping || begins_anew;
+  const uint64_t pace = pacing_.look(sight);
+  if (pace != pace_ && set_pacing(stream_.get(), pace)) pace_ = pace;
+  // Paced before: it begins by sending as fast as it may.
+  if (begins_anew && pace == pace_) renews_bbr_ = renew_bbr(stream_.get());
 }
 
 // --- receiving -----------------------------------------------------------------------------------

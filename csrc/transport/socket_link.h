@@ -25,7 +25,8 @@ namespace pccl::transport {
 
 class SocketLink final : public Link, public Pollable {
  public:
-  SocketLink(LinkHost& host, Connection& connection, Stream stream);
+  // `renews_bbr`: where its socket uses that: see Pacing.
+  SocketLink(LinkHost& host, Connection& connection, Stream stream, bool renews_bbr);
   ~SocketLink() override;
 
   void flush() override;
@@ -76,6 +77,7 @@ class SocketLink final : public Link, public Pollable {
   bool is_down_ = false;
   bool peer_closed_ = false;
   bool is_shut_ = false;  // for writing
+  bool renews_bbr_;
 
   // An acknowledgement goes before the frames, and has no number.
   FrameHeader ack_;

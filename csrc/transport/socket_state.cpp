@@ -14,13 +14,18 @@ namespace pccl::transport {
 namespace {
 
 // BBR sends so many times as fast as it has seen bytes arrive while it looks for the rate: 2.89.
+// Before the first acknowledgement the kernel says 0.
 constexpr uint32_t kRampingGain = 5 * 256 / 2;
 
-bool is_ramping(int socket) {
+void add_bbr(int socket, SocketState& state) {
   tcp_bbr_info info{};
   socklen_t length = sizeof(info);
-  return getsockopt(socket, IPPROTO_TCP, TCP_CC_INFO, &info, &length) == 0 &&
-         length == sizeof(info) && info.bbr_pacing_gain > kRampingGain;
+  if (getsockopt(socket, IPPROTO_TCP, TCP_CC_INFO, &info, &length) != 0 || length != sizeof(info))
+    return;
+  state.is_ramping = info.bbr_pacing_gain == 0 || info.bbr_pacing_gain > kRampingGain;
+  if (state.is_ramping) return;
+  state.bbr_bytes_per_second =
+      static_cast<double>(uint64_t{info.bbr_bw_hi} << 32 | uint64_t{info.bbr_bw_lo});
 }
 
 uint64_t send_buffer(int socket) {
@@ -51,7 +56,7 @@ SocketState socket_state(int socket) {
   state.sent_segments = info.tcpi_data_segs_out;
   state.resent_segments = info.tcpi_total_retrans;
   state.busy_us = info.tcpi_busy_time - std::min(info.tcpi_busy_time, info.tcpi_rwnd_limited);
-  state.is_ramping = is_ramping(socket);
+  add_bbr(socket, state);
   return state;
 }
 

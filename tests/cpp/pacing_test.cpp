@@ -91,3 +91,39 @@ TEST_CASE("while there is little to send nothing is learned") {
   socket.wanted = 0.1e6;
   CHECK(socket.run(5) == pace);
 }
+
+TEST_CASE("BBR begins anew before it would stop, at the rate that it has found") {
+  FormulaSocket socket;
+  PaceSight& sight = socket.sight;
+  sight.is_ramping = false;
+  sight.found_rate = kRate;
+  const auto renewals = [&](double seconds) {
+    int32_t count = 0;
+    for (double at = 0; at < seconds; at += kTick) {
+      socket.run(kTick);
+      if (!socket.pacing.begins_anew(sight)) continue;
+      count += 1;
+      sight.is_ramping = true;
+      const uint64_t pace = socket.pacing.look(sight);
+      CHECK(static_cast<double>(pace) == doctest::Approx(kRate).epsilon(0.1));
+      sight.is_ramping = false;
+    }
+    return count;
+  };
+  socket.wanted = 0.9 * kRate;
+  CHECK(renewals(9) == 1);
+  CHECK(renewals(60) >= 10);
+  // Round trips have grown: its old least one would hold it up.
+  socket.queued = 1.1 * kRoundTrip * kRate;
+  sight.round_trip_seconds = 2.1 * kRoundTrip;
+  sight.now += std::chrono::seconds(60);
+  CHECK_FALSE(socket.pacing.begins_anew(sight));
+  sight.round_trip_seconds = kRoundTrip;
+  // Little is under way, or nothing was found.
+  sight.found_rate = 1e4;
+  CHECK_FALSE(socket.pacing.begins_anew(sight));
+  sight.found_rate = 0;
+  CHECK_FALSE(socket.pacing.begins_anew(sight));
+  sight.found_rate = kRate;
+  CHECK(socket.pacing.begins_anew(sight));
+}
