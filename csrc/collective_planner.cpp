@@ -104,6 +104,11 @@ bool shares_lines(const topology::Schedule& schedule) {
   return false;
 }
 
+topology::PlanTrials::Kind kind_of(const Signature& signature) {
+  return {.bytes = signature.count * element_bytes(signature.dtype),
+          .is_coded = signature.codec != Codec{}};
+}
+
 topology::Schedule all_reduce_of(const Signature& signature, const topology::Links& links,
                                  const topology::Routes* routes, std::string_view algorithm) {
   const uint64_t bytes = element_bytes(signature.dtype);
@@ -277,10 +282,15 @@ CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
   const bool is_blind = is_exchanged(signature) && known.routes == nullptr &&
                         unknown_.world_size <= kBlindRingRanksMax && algorithm_ == "auto" &&
                         signature.codec == Codec{};
-  topology::Schedule made =
-      is_blind ? schedule_of(signature, block_counts, *known.links.links, nullptr, "ring")
-               : schedule_of(signature, block_counts, *known.links.links, known.routes.get(),
-                             algorithm_);
+  const auto plan = [&](std::string_view algorithm) {
+    return schedule_of(signature, block_counts, *known.links.links,
+                       is_blind ? nullptr : known.routes.get(), algorithm);
+  };
+  topology::Schedule made = plan(is_blind ? "ring" : algorithm_);
+  if (!is_blind && is_exchanged(signature) && algorithm_ == "auto") {
+    const std::string_view proven = known.trials.choose(kind_of(signature), made.algorithm);
+    if (proven != made.algorithm) made = plan(proven);
+  }
   const bool shares = shares_lines(made);
   if (is_exchanged(signature))
     LinkExchange::add_chunks(made, element_bytes(signature.dtype), trees_);
@@ -337,6 +347,12 @@ std::string CollectivePlanner::algorithm(const Signature& signature,
 bool CollectivePlanner::is_ready(const Signature& signature) {
   if (!is_exchanged(signature)) return true;
   if (!exchange_->open()) return false;
+  if (exchange_->trials_version() != known_.trials_version) {
+    std::lock_guard lock(mutex_);
+    known_.trials = exchange_->trials();
+    known_.trials_version = exchange_->trials_version();
+    plans_.clear();
+  }
   const KnownLinks& wanted = exchange_->now();
   if (wanted.version == known_.links.version) return true;
   if (search_ && search_->links.version == wanted.version) {
@@ -348,7 +364,10 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
       known_.links.version = wanted.version;
       return true;
     }
-    known_ = {wanted, found, segment_bytes_of(*wanted.links), window_bytes_of(*wanted.links)};
+    known_.links = wanted;
+    known_.routes = found;
+    known_.segment_bytes = segment_bytes_of(*wanted.links);
+    known_.window_bytes = window_bytes_of(*wanted.links);
     plans_.clear();
     return true;
   }
@@ -373,7 +392,11 @@ void CollectivePlanner::prepare(CollectiveCall& call, std::span<const uint64_t> 
   const Planned planned_call = planned(call.signature, block_counts);
   call.plan = planned_call.plan;
   cut(call, planned_call.shares_lines);
-  if (is_exchanged(call.signature)) exchange_->attach(call);
+  if (is_exchanged(call.signature)) {
+    const uint32_t label =
+        topology::PlanTrials::label(kind_of(call.signature), planned_call.algorithm);
+    exchange_->attach(call, label);
+  }
 }
 
 void CollectivePlanner::cut(CollectiveCall& call, bool shares_lines) {

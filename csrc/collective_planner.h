@@ -19,6 +19,7 @@
 #include "link_exchange.h"
 #include "topology/cost_model.h"
 #include "topology/graphs.h"
+#include "topology/plan_trials.h"
 #include "topology/planners.h"
 #include "topology/schedule.h"
 #include "transport/address.h"
@@ -91,6 +92,8 @@ class CollectivePlanner final : public PlanSource {
     std::shared_ptr<const topology::Routes> routes;  // null: nothing was measured
     uint32_t segment_bytes = UINT32_MAX;             // at most
     double window_bytes = 0;                         // under way, of all chunks of a call
+    topology::PlanTrials trials;
+    uint64_t trials_version = 0;
   };
   struct Search;  // for routes, on a thread of its own
 

@@ -1,6 +1,7 @@
 #include "link_exchange.h"
 
 #include <algorithm>
+#include <chrono>
 #include <span>
 #include <utility>
 
@@ -26,6 +27,13 @@ LinkExchange::LinkExchange(topology::Links unknown, int32_t rank, const Options&
   std::vector<bool> missing = topology::missing(unknown_, options.table);
   if (std::find(missing.begin(), missing.end(), true) == missing.end()) return;
   probes_.emplace(std::move(missing), unknown_.world_size, rank_);
+}
+
+void LinkExchange::Told::on_complete() {
+  is_complete = true;
+  if (!call) return;
+  const auto us = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begun_at);
+  call->us = static_cast<uint32_t>(std::clamp<int64_t>(us.count(), 1, UINT32_MAX));
 }
 
 void LinkExchange::serve(Group& group) {
@@ -80,6 +88,7 @@ void LinkExchange::learn(const Told& told) {
   for (size_t rank = 0; rank < told_.size(); ++rank)
     overlaps = overlaps || topology::overlaps(figures[rank], rank);
   alone_calls_ = overlaps ? 0 : alone_calls_ + 1;
+  trials_version_ += trials_.learn(figures) ? 1 : 0;
   take(topology::learned(unknown_, links_, figures), figures);
 }
 
@@ -138,7 +147,7 @@ void LinkExchange::add_chunks(topology::Schedule& schedule, size_t element_bytes
   }
 }
 
-void LinkExchange::attach(CollectiveCall& call) {
+void LinkExchange::attach(CollectiveCall& call, uint32_t label) {
   const size_t bytes = topology::figures_bytes(unknown_.world_size);
   auto told = std::make_shared<Told>(bytes * told_.size());
   for (size_t rank = 0; rank < told_.size(); ++rank) {
@@ -148,6 +157,11 @@ void LinkExchange::attach(CollectiveCall& call) {
     call.blocks.push_back(
         {is_own ? own.data() : nullptr, own.data(), bytes / element_bytes(call.signature.dtype)});
   }
+  last_call_.reset();
+  if (!overlaps_.value_or(false)) {
+    told->call = std::make_shared<topology::CallFigure>(topology::CallFigure{.label = label});
+    last_call_ = told->call;
+  }
   pending_.push_back(told);
   overlaps_.reset();
   call.attachment = std::move(told);
@@ -156,6 +170,7 @@ void LinkExchange::attach(CollectiveCall& call) {
 void LinkExchange::skip() {
   pending_.push_back(std::make_shared<Told>(0));
   overlaps_.reset();
+  last_call_.reset();
 }
 
 topology::RankFigures LinkExchange::measure() {
@@ -179,6 +194,8 @@ topology::RankFigures LinkExchange::measure() {
     figures[rank].is_starved = 2 * (now[rank].full_us - before.full_us) < figures[rank].busy_us;
   }
   topology::set_overlaps(figures, static_cast<size_t>(rank_), overlaps_.value_or(false));
+  if (last_call_ && last_call_->us > 0)
+    topology::set_last_call(figures, static_cast<size_t>(rank_), *last_call_);
   told_ = std::move(now);
   return figures;
 }

@@ -23,6 +23,7 @@
 #include "topology/link_figures.h"
 #include "topology/link_table.h"
 #include "topology/packing.h"
+#include "topology/plan_trials.h"
 #include "transport/traffic.h"
 
 namespace pccl {
@@ -66,9 +67,12 @@ class LinkExchange {
   // Whether the next large call may begin: from then on the links are those that it is planned by.
   bool open();
   const KnownLinks& now() const { return now_; }
+  // What calls have taken, as far as it is known for the next large one.
+  const topology::PlanTrials& trials() const { return trials_; }
+  uint64_t trials_version() const { return trials_version_; }  // another one: choose again
   // Appends what each rank tells to a large call, and to its schedule: one block a rank, which
-  // moves to all. Requires: open().
-  void attach(CollectiveCall& call);
+  // moves to all. `label`: what will be told of the call itself, by PlanTrials. Requires: open().
+  void attach(CollectiveCall& call, uint32_t label);
   // `trees`: the ways of the blocks, by rank; none: straight to all.
   static void add_chunks(topology::Schedule& schedule, size_t element_bytes,
                          std::span<const topology::TreePair> trees = {});
@@ -89,9 +93,11 @@ class LinkExchange {
   // What came along with one large call.
   struct Told final : Attachment {
     explicit Told(size_t bytes) : memory(bytes) {}
-    void on_complete() override { is_complete = true; }
+    void on_complete() override;
     std::vector<std::byte> memory;  // figures_bytes() a rank
     bool is_complete = false;
+    TimePoint begun_at = Clock::now();
+    std::shared_ptr<topology::CallFigure> call;  // null: others were under way
   };
   // With an operation that ended without a result nothing was told, to anybody.
   static bool has_ended(const std::shared_ptr<Told>& told) {
@@ -106,15 +112,18 @@ class LinkExchange {
   const topology::Links unknown_;
   const int32_t rank_;
   const TrafficSource traffic_;
-  std::vector<transport::LinkTraffic> told_;   // what was counted when figures were last told
-  std::deque<std::shared_ptr<Told>> pending_;  // of the last large calls, at most kBehindMax
-  uint64_t alone_calls_ = kAloneCalls;         // the last ones in a row, of those not pending
-  std::optional<bool> overlaps_;               // the call that open() is asked for
-  topology::Links links_;                      // after all that is not pending
-  std::vector<TimePoint> measured_at_;         // [from * world_size + to]; epoch: never
-  const bool probes_nothing_;                  // the configuration says so
-  Group* group_ = nullptr;                     // that it plans for
-  std::optional<LinkProbes> probes_;           // until they are done
+  std::vector<transport::LinkTraffic> told_;         // what was counted when figures were last told
+  std::deque<std::shared_ptr<Told>> pending_;        // of the last large calls, at most kBehindMax
+  uint64_t alone_calls_ = kAloneCalls;               // the last ones in a row, of those not pending
+  std::optional<bool> overlaps_;                     // the call that open() is asked for
+  std::shared_ptr<topology::CallFigure> last_call_;  // the last one, once it is complete
+  topology::PlanTrials trials_;
+  uint64_t trials_version_ = 0;
+  topology::Links links_;               // after all that is not pending
+  std::vector<TimePoint> measured_at_;  // [from * world_size + to]; epoch: never
+  const bool probes_nothing_;           // the configuration says so
+  Group* group_ = nullptr;              // that it plans for
+  std::optional<LinkProbes> probes_;    // until they are done
   KnownLinks now_;
 };
 

@@ -24,12 +24,25 @@ struct LinkFigure {
   bool operator==(const LinkFigure&) const = default;
 };
 
-// By rank. A rank's own entry is empty but for one bit: whether the call that carries them began
-// there while an earlier large one was under way.
+// The large call before the one that carries it, where it was the only one under way.
+struct CallFigure {
+  uint32_t label = 0;  // PlanTrials::label(); 0: nothing is told
+  uint32_t us = 0;     // it took, here
+};
+
+// By rank. A rank's own entry has, in place of figures, its CallFigure and one bit: whether the
+// call that carries them began there while an earlier large one was under way.
 using RankFigures = std::vector<LinkFigure>;
 inline bool overlaps(const RankFigures& figures, size_t own) { return figures[own].is_starved; }
 inline void set_overlaps(RankFigures& figures, size_t own, bool does) {
   figures[own].is_starved = does;
+}
+inline CallFigure last_call(const RankFigures& figures, size_t own) {
+  return {figures[own].receiving_us, figures[own].busy_us};
+}
+inline void set_last_call(RankFigures& figures, size_t own, const CallFigure& call) {
+  figures[own].receiving_us = call.label;
+  figures[own].busy_us = call.us;
 }
 
 // The same for every rank of a group, so that their places in a message are known.
