@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <bit>
 #include <set>
 #include <stdexcept>
 #include <string_view>
@@ -25,48 +24,6 @@ namespace {
 // calls count for more.
 constexpr uint32_t kMemorySegmentBytes = 32 << 10;
 constexpr uint32_t kTcpSegmentBytes = 512 << 10;
-
-// Where links are measured: how long one segment lasts on a middling one. What comes behind it in
-// its connection waits so long, and so does every step of a path.
-constexpr double kSegmentSeconds = 0.02;
-constexpr uint32_t kSegmentBytesMin = 64 << 10;
-// What may be under way in one transfer, on the wire, where nothing is measured: a path of
-// 300 Mbit/s and 100 ms.
-constexpr uint32_t kWindowBytes = 4 << 20;
-// And where links are: as many times what the fullest path holds, shared among the chunks. More
-// lets flows of TCP that got the larger part of a line run ahead, and in the end a few slow ones
-// are left that don't fill it.
-constexpr double kWindowPaths = 3;
-constexpr double kWindowBytesMin = 256 << 10;
-constexpr double kWindowBytesMax = 8 << 20;
-// A paced sender has a window under way that is shorter by what one grant is for.
-constexpr uint32_t kGrantsPerWindow = 8;
-
-uint32_t segment_bytes_of(const topology::Links& links) {
-  std::vector<double> rates;
-  for (int32_t from = 0; from < links.world_size; ++from) {
-    for (int32_t to = 0; to < links.world_size; ++to) {
-      if (links.connects(from, to)) rates.push_back(1 / links.at(from, to).seconds_per_byte);
-    }
-  }
-  const auto middle = rates.begin() + static_cast<ptrdiff_t>(rates.size() / 2);
-  std::nth_element(rates.begin(), middle, rates.end());
-  const double bytes = std::min(*middle * kSegmentSeconds, double{transport::kPayloadBytesMax});
-  return std::max(std::bit_floor(static_cast<uint32_t>(bytes)), kSegmentBytesMin);
-}
-
-// Of all chunks together.
-double window_bytes_of(const topology::Links& links) {
-  double fullest = 0;
-  for (int32_t from = 0; from < links.world_size; ++from) {
-    for (int32_t to = 0; to < links.world_size; ++to) {
-      if (!links.connects(from, to)) continue;
-      const topology::LinkCost& link = links.at(from, to);
-      fullest = std::max(fullest, 2 * link.latency_seconds / link.seconds_per_byte);
-    }
-  }
-  return kWindowPaths * fullest;
-}
 
 // Flows of TCP share the line of a host unevenly, and the slowest one ends an operation: between
 // hosts, schedules in which a rank sends to several at once reach so much less of the bound than a
@@ -366,8 +323,7 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
     }
     known_.links = wanted;
     known_.routes = found;
-    known_.segment_bytes = segment_bytes_of(*wanted.links);
-    known_.window_bytes = window_bytes_of(*wanted.links);
+    known_.cuts = CallCuts(wanted.links, rank_);
     plans_.clear();
     return true;
   }
@@ -391,35 +347,15 @@ bool CollectivePlanner::is_ready(const Signature& signature) {
 void CollectivePlanner::prepare(CollectiveCall& call, std::span<const uint64_t> block_counts) {
   const Planned planned_call = planned(call.signature, block_counts);
   call.plan = planned_call.plan;
-  cut(call, planned_call.shares_lines);
+  if (!is_one_host_) {
+    std::lock_guard lock(mutex_);
+    known_.cuts.cut(call, planned_call.shares_lines);
+  }
   if (is_exchanged(call.signature)) {
     const uint32_t label =
         topology::PlanTrials::label(kind_of(call.signature), planned_call.algorithm);
     exchange_->attach(call, label);
   }
-}
-
-void CollectivePlanner::cut(CollectiveCall& call, bool shares_lines) {
-  if (is_one_host_) return;
-  std::lock_guard lock(mutex_);
-  call.segment_bytes = std::min(call.segment_bytes, known_.segment_bytes);
-  // Most codecs make a quarter of a segment, or less.
-  const uint32_t wire_bytes =
-      call.signature.codec == Codec{} ? call.segment_bytes : call.segment_bytes / 4;
-  uint32_t window_bytes = kWindowBytes;
-  if (shares_lines && known_.window_bytes > 0) {
-    // The same on every rank, which must agree on it.
-    const auto chunks = static_cast<double>(std::max<size_t>(1, call.plan->index_of_chunk.size()));
-    window_bytes = static_cast<uint32_t>(
-        std::clamp(known_.window_bytes / chunks, kWindowBytesMin, kWindowBytesMax));
-  }
-  call.window_segments = std::max(kWindowSegments, window_bytes / wire_bytes);
-  if (shares_lines) {  // windows that stay small keep the flows together
-    call.grant_segments = call.window_segments / 2;
-    return;
-  }
-  call.window_segments_max = static_cast<uint32_t>(kWindowBytesMax) / wire_bytes;
-  call.grant_segments = std::max(1U, call.window_segments / kGrantsPerWindow);
 }
 
 void CollectivePlanner::serve(Group& group) {

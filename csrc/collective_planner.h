@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "call_cuts.h"
 #include "collectives/plan_source.h"
 #include "collectives/rank_plan.h"
 #include "link_exchange.h"
@@ -90,8 +91,7 @@ class CollectivePlanner final : public PlanSource {
   struct Known {
     KnownLinks links;
     std::shared_ptr<const topology::Routes> routes;  // null: nothing was measured
-    uint32_t segment_bytes = UINT32_MAX;             // at most
-    double window_bytes = 0;                         // under way, of all chunks of a call
+    CallCuts cuts;
     topology::PlanTrials trials;
     uint64_t trials_version = 0;
   };
@@ -101,7 +101,6 @@ class CollectivePlanner final : public PlanSource {
     return exchange_ && LinkExchange::is_large(signature);
   }
   Planned planned(const transport::Signature& signature, std::span<const uint64_t> block_counts);
-  void cut(CollectiveCall& call, bool shares_lines);
   Planned make(const transport::Signature& signature, std::span<const uint64_t> block_counts,
                const Known& known) const;
 

@@ -68,9 +68,7 @@ void CollectiveOperation::start() {
     // expect more.
     if (plan.count == topology::Chunk::kWholeBlock) part.segments = std::max(part.segments, 1U);
     for (const int32_t child : plan.up_children) {
-      part.children.emplace_back();
-      part.children.back().rank = child;
-      part.children.back().granted = call_.window_segments;
+      part.children.push_back({.rank = child, .waiting = {}, .granted = call_.window_segments});
     }
     if (plan.up_parent >= 0) {
       part.up.emplace();
@@ -89,6 +87,9 @@ void CollectiveOperation::start() {
     if (plan.is_core && !plan.reduces) part.finals = part.segments;
   }
   for (Part& part : parts_) {
+    for (Child& child : part.children) grant_more(part, child);
+  }
+  for (Part& part : parts_) {
     if (is_finished()) return;
     advance(part);
   }
@@ -103,10 +104,20 @@ void CollectiveOperation::copy_own(Part& part) {
   std::memcpy(part.output, part.input, part.bytes);
 }
 
-uint32_t CollectiveOperation::window_segments() const {
+uint32_t CollectiveOperation::window_of(const Child& child) const {
   const uint64_t shared = call_.window_segments * uint64_t{parts_.size()} / parts_left_;
-  return static_cast<uint32_t>(
+  const auto window = static_cast<uint32_t>(
       std::min<uint64_t>(shared, std::max(call_.window_segments, call_.window_segments_max)));
+  const auto from = static_cast<size_t>(child.rank);
+  return from < call_.windows_from.size() ? std::max(window, call_.windows_from[from]) : window;
+}
+
+void CollectiveOperation::grant_more(const Part& part, Child& child) {
+  const uint32_t wanted = std::min(part.combined + window_of(child), part.segments);
+  if (wanted <= child.granted) return;
+  if (wanted - child.granted < call_.grant_segments && wanted < part.segments) return;
+  child.granted = wanted;
+  send_grant(child.rank, kStageUp, part.plan->chunk, wanted);
 }
 
 void CollectiveOperation::advance(Part& part) {
@@ -133,12 +144,7 @@ void CollectiveOperation::advance_up(Part& part) {
     part.combined += 1;
     for (Child& child : part.children) {
       child.waiting.erase(segment);
-      const uint32_t wanted = std::min(part.combined + window_segments(), part.segments);
-      if (wanted > child.granted &&
-          (wanted - child.granted >= call_.grant_segments || wanted == part.segments)) {
-        child.granted = wanted;
-        send_grant(child.rank, kStageUp, part.plan->chunk, wanted);
-      }
+      grant_more(part, child);
     }
     pump_down(part);
   }

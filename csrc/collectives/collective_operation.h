@@ -62,6 +62,9 @@ struct CollectiveCall {
   uint32_t window_segments = kWindowSegments;
   uint32_t window_segments_max = kWindowSegments;
   uint32_t grant_segments = kWindowSegments / 2;
+  // By rank: the window of what comes from it to be reduced, if that is more. A receiver's own
+  // choice; empty: none.
+  std::vector<uint32_t> windows_from;
   std::vector<std::byte> scratch;  // memory that the blocks may refer to (barrier)
   // An element of an output that is an input, too, changes only from its input to its final value:
   // nothing is received right into it.
@@ -137,7 +140,8 @@ class CollectiveOperation final : public Operation {
   void check_done(Part& part);
   void maybe_finish();
   void copy_own(Part& part);
-  uint32_t window_segments() const;
+  uint32_t window_of(const Child& child) const;
+  void grant_more(const Part& part, Child& child);
   // --- coded_segments.cpp ---
   uint32_t wire_length_of(const Part& part, uint32_t segment) const;
   void combine_coded(Part& part, uint32_t length);
