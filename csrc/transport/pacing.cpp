@@ -20,8 +20,8 @@ constexpr double kRoom = 1.05;
 constexpr double kGrowth = 1.5;
 constexpr double kUsed = 0.8;
 
-// BBR begins anew after this time: half of that after which it stops.
-constexpr double kAnewSeconds = 5;
+// BBR begins anew after this time: a few looks before it would stop.
+constexpr double kAnewSeconds = 8;
 // Its window is twice rate times least round trip: a longer one leaves a part of the link unused.
 constexpr double kRoundTripGrowth = 2;
 // With less under way than this nothing is lost by a stop, or the rate has not been found.
