@@ -246,7 +246,11 @@ CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
   topology::Schedule made = plan(is_blind ? "ring" : algorithm_);
   if (!is_blind && is_exchanged(signature) && algorithm_ == "auto") {
     const std::string_view proven = known.trials.choose(kind_of(signature), made.algorithm);
-    if (proven != made.algorithm) made = plan(proven);
+    try {
+      if (proven != made.algorithm) made = plan(proven);
+    } catch (const std::invalid_argument&) {
+      // By the links of now there are no such trees any more.
+    }
   }
   const bool shares = shares_lines(made);
   if (is_exchanged(signature))
