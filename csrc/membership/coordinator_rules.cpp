@@ -309,7 +309,6 @@ void Coordinator::propose_next(TimePoint now) {
   if (drops || needs_recovery) {
     const size_t reachable = survivors.size() + arrived.size();
     if (drops && reachable < static_cast<size_t>(std::max(options_.world_size_min, 1))) {
-      send_away_unreachable(now);
       return note_waiting("can't go on: " + std::to_string(reachable) +
                           " members are here, at least " + std::to_string(options_.world_size_min) +
                           " have to be");
@@ -334,19 +333,6 @@ void Coordinator::propose_next(TimePoint now) {
   next.reason = adds ? "members join" : "operations were held";
   if (adds || somebody_holds_) return propose(std::move(next), now);
   state_ = Steady;
-}
-
-// Too few are left, while members that are here have to go since others can't reach them: nothing
-// but a newcomer helps, and they can be that.
-void Coordinator::send_away_unreachable(TimePoint now) {
-  for (const auto& [id, reason] : lost_) {
-    Known& known = known_.at(id);
-    if (!known.is_connected || lost_reason(known, now)) continue;
-    known.out = reason;
-    out_reasons_[id] = reason;
-    note(name_of(id) + " has to join anew: " + reason);
-    send(id, Refuse{durable_.term, RefuseKind::Evicted, reason});
-  }
 }
 
 // What may be in force somewhere is followed by a quorum of those of it that are here. Operations
