@@ -114,6 +114,7 @@ class Coordinator {
     bool obeys = false;              // its last report names our term
     bool is_gone = false;            // docs/decisions/0005: counts for nobody any more
     std::optional<std::string> out;  // why it has to go, for good
+    bool is_sent_away = false;       // it was told to join anew
     TimePoint heard_at;              // pauses of this process left out
     uint64_t arrival = 0;            // newcomers get their seats in this order
     std::map<MemberId, TimePoint> suspects_since;
@@ -168,6 +169,7 @@ class Coordinator {
   bool may_follow(const std::set<MemberId>& voters) const;
   std::set<MemberId> witnesses(TimePoint now) const;
   void wait_for_more(const std::set<MemberId>& voters);
+  void send_away(const std::vector<Seat>& survivors, TimePoint now);
   void propose_next(TimePoint now);
   void propose_first(TimePoint now);
   void close_quorum();

@@ -309,6 +309,7 @@ void Coordinator::propose_next(TimePoint now) {
   if (drops || needs_recovery) {
     const size_t reachable = survivors.size() + arrived.size();
     if (drops && reachable < static_cast<size_t>(std::max(options_.world_size_min, 1))) {
+      send_away(survivors, now);
       return note_waiting("can't go on: " + std::to_string(reachable) +
                           " members are here, at least " + std::to_string(options_.world_size_min) +
                           " have to be");
@@ -333,6 +334,23 @@ void Coordinator::propose_next(TimePoint now) {
   next.reason = adds ? "members join" : "operations were held";
   if (adds || somebody_holds_) return propose(std::move(next), now);
   state_ = Steady;
+}
+
+// Too few are left, while members that are here have to go: nothing but a newcomer helps, and they
+// can be that. Who is sent away is no witness any more, so the others must be able to go on
+// without. Until it is heard, nothing has changed: it is told again, or its links come back.
+void Coordinator::send_away(const std::vector<Seat>& survivors, TimePoint now) {
+  std::set<MemberId> voters;
+  for (const Seat& seat : survivors) voters.insert(seat.member_id);
+  if (!may_follow(voters)) return;
+  for (const auto& [id, reason] : lost_) {
+    Known& known = known_.at(id);
+    const bool is_silent = seconds_between(known.heard_at, now) >= silence_seconds(known);
+    if (!known.is_connected || is_silent || known.report.is_leaving) continue;
+    if (!std::exchange(known.is_sent_away, true))
+      note(name_of(id) + " has to join anew: " + reason);
+    send(id, Refuse{durable_.term, RefuseKind::Evicted, reason});
+  }
 }
 
 // What may be in force somewhere is followed by a quorum of those of it that are here. Operations

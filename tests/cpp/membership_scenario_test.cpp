@@ -258,6 +258,22 @@ TEST_CASE("a quorum below world_size_min does not go on until somebody joins") {
   CHECK(scene["d"].entered);
 }
 
+TEST_CASE("of too few that can't reach each other one has to join anew, and then they go on") {
+  Scene scene(at_least(2));
+  scene.join("ab");
+  scene["a"].member->on_link_lost(id_of("b"), false, "no answer", scene.now());
+  scene["b"].member->on_link_lost(id_of("a"), false, "no answer", scene.now());
+  scene.take_transcript();
+  scene.run(20);
+  CHECK(scene.was_said("can't go on: 1 members are here, at least 2 have to be"));
+  CHECK(scene["b"].evicted.find("1 members and it can't reach each other, rank 0") == 0);
+  CHECK(scene["a"].evicted.empty());
+  CHECK(scene.seats("a") == "ab");
+  scene.join("c");
+  CHECK(scene.seats("a") == "ac");
+  CHECK(scene["c"].entered);
+}
+
 TEST_CASE("the smaller side of a partition waits, says so, and goes on as it was when it heals") {
   Scene scene(at_least(1));
   scene.join("abc");
