@@ -169,7 +169,7 @@ class Coordinator {
   bool may_follow(const std::set<MemberId>& voters) const;
   std::set<MemberId> witnesses(TimePoint now) const;
   void wait_for_more(const std::set<MemberId>& voters);
-  void send_away(const std::vector<Seat>& survivors, TimePoint now);
+  void send_away(size_t survivors, TimePoint now);
   void propose_next(TimePoint now);
   void propose_first(TimePoint now);
   void close_quorum();

@@ -300,7 +300,6 @@ void Coordinator::propose_next(TimePoint now) {
     state_ = Gathering;
     return;
   }
-  waiting_.clear();
   Outstanding next;
   next.proposal.quorum.quorum_id = durable_.quorum.quorum_id + 1;
   if (!doubtful_.empty()) return propose_after_doubtful(std::move(next), now);
@@ -309,7 +308,7 @@ void Coordinator::propose_next(TimePoint now) {
   if (drops || needs_recovery) {
     const size_t reachable = survivors.size() + arrived.size();
     if (drops && reachable < static_cast<size_t>(std::max(options_.world_size_min, 1))) {
-      send_away(survivors, now);
+      send_away(survivors.size(), now);
       return note_waiting("can't go on: " + std::to_string(reachable) +
                           " members are here, at least " + std::to_string(options_.world_size_min) +
                           " have to be");
@@ -333,21 +332,29 @@ void Coordinator::propose_next(TimePoint now) {
   }
   next.reason = adds ? "members join" : "operations were held";
   if (adds || somebody_holds_) return propose(std::move(next), now);
+  waiting_.clear();
   state_ = Steady;
 }
 
 // Too few are left, while members that are here have to go: nothing but a newcomer helps, and they
-// can be that. Who is sent away is no witness any more, so the others must be able to go on
-// without. Until it is heard, nothing has changed: it is told again, or its links come back.
-void Coordinator::send_away(const std::vector<Seat>& survivors, TimePoint now) {
-  std::set<MemberId> voters;
-  for (const Seat& seat : survivors) voters.insert(seat.member_id);
-  if (!may_follow(voters)) return;
-  for (const auto& [id, reason] : lost_) {
-    Known& known = known_.at(id);
-    const bool is_silent = seconds_between(known.heard_at, now) >= silence_seconds(known);
-    if (!known.is_connected || is_silent || known.report.is_leaving) continue;
-    if (!std::exchange(known.is_sent_away, true))
+// can be that. They say goodbye then, so the others must be able to go on without their word. Until
+// it is heard nothing has changed: they are told again, or their links come back.
+void Coordinator::send_away(size_t survivors, TimePoint now) {
+  std::vector<MemberId> ids;
+  size_t alive = 0;
+  for (const Seat& seat : durable_.quorum.seats) {
+    const Known& known = known_.at(seat.member_id);
+    if (known.is_gone) continue;
+    alive += 1;
+    if (lost_.find(seat.member_id) == lost_.end() || !known.is_connected || !known.obeys) continue;
+    if (seconds_between(known.heard_at, now) < silence_seconds(known))
+      ids.push_back(seat.member_id);
+  }
+  alive -= ids.size();
+  if (is_authoritative_ ? 2 * survivors < alive : 2 * survivors <= alive) return;
+  for (const MemberId& id : ids) {
+    const std::string& reason = lost_.at(id);
+    if (!std::exchange(known_.at(id).is_sent_away, true))
       note(name_of(id) + " has to join anew: " + reason);
     send(id, Refuse{durable_.term, RefuseKind::Evicted, reason});
   }
@@ -422,6 +429,7 @@ void Coordinator::propose(Outstanding next, TimePoint now) {
   note("proposes quorum " + std::to_string(proposal.quorum.quorum_id) + " of " +
        std::to_string(proposal.quorum.seats.size()) + " members: " + next.reason);
   outstanding_ = std::move(next);
+  waiting_.clear();
   somebody_holds_ = true;
   somebody_froze_ = somebody_froze_ || outstanding_->proposal.freezes;
   state_ = Proposing;

@@ -233,8 +233,11 @@ void Member::on(const Commit& commit, TimePoint now) {
 }
 
 // What the coordinator says here follows from a quorum in force, so its term does not matter.
-void Member::on(const Refuse& refuse, TimePoint /*now*/) {
+void Member::on(const Refuse& refuse, TimePoint now) {
   if (refuse.kind == RefuseKind::Stopped) return;  // another one may come
+  // From here on it accepts nothing, and whoever is still to agree without it may count on that.
+  report_.is_leaving = true;
+  if (quorum_.quorum_id != 0) send_report(now);
   state_ = Out;
   actions_.emplace_back(Evicted{refuse.reason});
 }

@@ -274,6 +274,43 @@ TEST_CASE("of too few that can't reach each other one has to join anew, and then
   CHECK(scene["c"].entered);
 }
 
+TEST_CASE("who has to join anew says goodbye, so that a dead member does not hold the others up") {
+  Scene scene(at_least(2));
+  scene.join("abc");
+  scene.crash_coordinator();
+  scene.kill("c");  // nobody sees it end: it may be alive, as far as the next coordinator knows
+  scene.start_coordinator();
+  scene.reconnect("ab");
+  for (const std::string name : {"a", "b"}) {
+    const std::string other = name == "a" ? "b" : "a";
+    scene[name].member->on_link_lost(id_of(other), false, "no answer", scene.now());
+    scene[name].member->on_link_lost(id_of("c"), false, "no answer", scene.now());
+  }
+  scene.run(30);
+  CHECK_FALSE(scene["b"].evicted.empty());
+  CHECK(scene["a"].evicted.empty());
+  scene.join("d");
+  CHECK(scene.seats("a") == "ad");
+}
+
+TEST_CASE("who is told to join anew stays if it can't hear it, and its links come back") {
+  Scene scene(at_least(2));
+  scene.join("ab");
+  scene["a"].member->on_link_lost(id_of("b"), false, "no answer", scene.now());
+  scene["b"].member->on_link_lost(id_of("a"), false, "no answer", scene.now());
+  scene.run(9.5);
+  scene.disconnect("b");
+  scene.run(2);
+  scene["a"].member->on_link_back(id_of("b"), scene.now());
+  scene["b"].member->on_link_back(id_of("a"), scene.now());
+  scene.run(0.5);
+  scene.reconnect("b");
+  scene.run(20);
+  CHECK(scene["b"].evicted.empty());
+  CHECK(scene.seats("b") == "ab");
+  CHECK(scene.coordinator().state() == CoordinatorState::Steady);
+}
+
 TEST_CASE("the smaller side of a partition waits, says so, and goes on as it was when it heals") {
   Scene scene(at_least(1));
   scene.join("abc");
