@@ -25,7 +25,7 @@ class CallCuts {
   void cut(CollectiveCall& call, bool shares_lines) const;
 
  private:
-  std::vector<uint32_t> windows_from(const RankPlan& plan, uint32_t wire_bytes) const;
+  std::vector<uint32_t> windows_from(const CollectiveCall& call) const;
 
   std::shared_ptr<const topology::Links> links_;  // null: nothing is measured
   int32_t rank_ = 0;

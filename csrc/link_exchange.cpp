@@ -176,6 +176,7 @@ void LinkExchange::skip() {
 topology::RankFigures LinkExchange::measure() {
   std::vector<LinkTraffic> now = traffic_();
   topology::RankFigures figures(now.size());
+  std::vector<uint64_t> full_us(now.size());
   for (size_t rank = 0; rank < now.size(); ++rank) {
     // A connection that is another one now counts anew.
     const bool is_same = now[rank].busy_us >= told_[rank].busy_us &&
@@ -190,9 +191,14 @@ topology::RankFigures LinkExchange::measure() {
         .received_bytes = now[rank].received_bytes - before.received_bytes,
         .receiving_us = static_cast<uint32_t>(
             std::min<uint64_t>(now[rank].receiving_us - before.receiving_us, UINT32_MAX)),
+        .full_rate = static_cast<uint64_t>(now[rank].delivery_bytes_per_second),
     };
-    figures[rank].is_starved = 2 * (now[rank].full_us - before.full_us) < figures[rank].busy_us;
+    full_us[rank] = now[rank].full_us - before.full_us;
   }
+  const auto full_part = topology::full_part(figures);
+  for (size_t rank = 0; rank < now.size(); ++rank)
+    figures[rank].is_starved =
+        static_cast<double>(full_us[rank]) < full_part * figures[rank].busy_us;
   topology::set_overlaps(figures, static_cast<size_t>(rank_), overlaps_.value_or(false));
   if (last_call_ && last_call_->us > 0)
     topology::set_last_call(figures, static_cast<size_t>(rank_), *last_call_);

@@ -28,6 +28,7 @@ CollectiveOperation::CollectiveOperation(Group& group, CollectiveCall call,
     : Operation(group, call.signature, std::move(work)),
       call_(std::move(call)),
       element_bytes_(element_bytes(call_.signature.dtype)) {
+  queued_frames_max_ = call_.queued_frames_max;
   const Collective collective = call_.signature.collective;
   const bool is_rooted = collective == Collective::Broadcast || collective == Collective::Reduce ||
                          collective == Collective::Gather || collective == Collective::Scatter;
@@ -61,7 +62,9 @@ void CollectiveOperation::start() {
     if (block.input != nullptr) part.input = block.input + offset;
     if (block.output != nullptr) part.output = block.output + offset;
     // Exchanged values are small and travel whole.
-    part.segment_bytes = plan.is_exchanged ? transport::kPayloadBytesMax : call_.segment_bytes;
+    const uint32_t cut =
+        i < call_.segment_bytes_of.size() ? call_.segment_bytes_of[i] : call_.segment_bytes;
+    part.segment_bytes = plan.is_exchanged ? transport::kPayloadBytesMax : cut;
     part.segments =
         static_cast<uint32_t>((part.bytes + part.segment_bytes - 1) / part.segment_bytes);
     // An empty block of all_to_all still travels: only its two ends know its size, and one may

@@ -58,6 +58,9 @@ struct CollectiveCall {
   double factor = 1;    // PremulSum; WeightedAvg: the weight of this rank's contribution
   int64_t divisor = 1;  // Avg: world size
   uint32_t segment_bytes = 256 << 10;
+  // By chunk of the plan, alike on all ranks; empty: `segment_bytes` each.
+  std::vector<uint32_t> segment_bytes_of;
+  uint32_t queued_frames_max = kQueuedFramesMax;  // of one transfer
   // A chunk's window; it grows up to the most as other chunks are done. A grant for each so many.
   uint32_t window_segments = kWindowSegments;
   uint32_t window_segments_max = kWindowSegments;

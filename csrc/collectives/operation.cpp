@@ -62,7 +62,7 @@ void Operation::release() {
 }
 
 bool Operation::can_send(const OutStream& stream, uint32_t length) const {
-  return stream.next < stream.credit && stream.in_flight < kQueuedFramesMax &&
+  return stream.next < stream.credit && stream.in_flight < queued_frames_max_ &&
          (stream.is_granted || group_.to(stream.rank).may_send_ungranted(length));
 }
 

@@ -88,6 +88,7 @@ class Operation : public transport::FrameOwner {
     work_->complete(error, source_rank);
   }
 
+  uint32_t queued_frames_max_ = kQueuedFramesMax;
   Group& group_;
   const transport::Signature signature_;
   std::shared_ptr<Work> work_;

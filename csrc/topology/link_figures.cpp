@@ -7,7 +7,7 @@
 namespace pccl::topology {
 namespace {
 
-constexpr size_t kFigureBytes = 20;
+constexpr size_t kFigureBytes = 24;
 constexpr uint64_t kBytesUnit = 1024;
 
 // Less than this says more of latency, and of the memory of sockets, than of the link.
@@ -19,6 +19,8 @@ constexpr uint32_t kNearUs = 1000;
 constexpr double kNearRate = 100e6;
 // What a sender tells may be so much more than what its receiver sees.
 constexpr double kDoubt = 1.5;
+// And in a full round trip its link had at most so many times what it had in the mean.
+constexpr double kFullDoubt = 4;
 // Two measurements of one link that differ by less are averaged.
 constexpr double kNoise = 1.3;
 // Of a link without a new figure, each time: doubled after 35 of them.
@@ -34,6 +36,10 @@ constexpr double kFallen = 2;
 // A rank that sent, or received, so much of what it has done at once, until its last link was done,
 // had a full line: of its links, each alone may be faster than its part.
 constexpr double kFullLine = 0.85;
+// A link that was full for less of its busy time was starved; and where it is the only one of its
+// rank, whose rate while it is full is not looked at.
+constexpr double kFullPart = 0.85;
+constexpr double kFullPartAlone = 0.5;
 // Behind the round trip: the link was starved.
 constexpr uint32_t kStarvedBit = uint32_t{1} << 31;
 // Other plans are made when a rate has changed by more.
@@ -73,6 +79,7 @@ struct Sum {
   uint32_t busy_us = 0;  // of the link that was busy longest
   size_t links = 0;
   double rates = 0;  // of each while it was busy
+  double full = 0;   // of each in its last full round trip
   uint64_t starved_us = 0;
   uint64_t full_us = 0;
   void add(const LinkFigure& figure) {
@@ -80,11 +87,21 @@ struct Sum {
     if (tells(figure)) {
       links += 1;
       rates += rate(figure.bytes, figure.busy_us);
+      full += static_cast<double>(figure.full_rate);
       (figure.is_starved ? starved_us : full_us) += figure.busy_us;
     }
     busy_us = std::max(busy_us, figure.busy_us);
   }
 };
+
+// The rate of a link that others held up: as in the last round trip that was full, if that is more
+// or hardly less than before. A little more than it had in the mean it has in any case.
+double of_starved(const LinkFigure& figure, const Sum& sender, double now, double before) {
+  if (sender.links < 2) return std::max(before, kTrying * now);
+  const double full = std::min(static_cast<double>(figure.full_rate), kFullDoubt * now);
+  const bool is_noise = full > 0 && !differ(full, before, kNoise);
+  return std::max({is_noise ? (full + before) / 2 : before, is_noise ? 0 : full, kTrying * now});
+}
 
 // Doubts the ways back of links that have fallen, where they were not measured at the same time.
 void doubt_ways_back(const Links& unknown, const Links& before,
@@ -107,6 +124,12 @@ bool has_full_line(const Sum& sum, const std::vector<double>& caps, size_t rank)
   return rate(sum.bytes, sum.busy_us) >= kFullLine * std::max(1 / caps[rank], sum.rates);
 }
 
+// Seconds a byte of a rank that others held up: faster than was known, up to what its links could
+// carry together, each as in its last full round trip.
+double grown(const Sum& sum, double known) {
+  return sum.links < 2 ? known : std::max(known / kTrying, 1 / sum.full);
+}
+
 std::vector<double> caps(const std::vector<double>& before, const std::vector<Sum>& sums) {
   std::vector<double> result(sums.size());
   for (size_t rank = 0; rank < sums.size(); ++rank) {
@@ -115,10 +138,12 @@ std::vector<double> caps(const std::vector<double>& before, const std::vector<Su
     if (sums[rank].busy_us < kBusyMin || sums[rank].bytes < kBytesMin) continue;
     const double now = 1 / rate(sums[rank].bytes, sums[rank].busy_us);
     const bool is_held_up = sums[rank].starved_us > sums[rank].full_us;
-    if (is_held_up)
-      result[rank] = known == 0 ? now / kTrying : std::min(known, now / kTrying);
+    if (known == 0)
+      result[rank] = is_held_up ? now / kTrying : now;
+    else if (!is_held_up)
+      result[rank] = std::min(now, known * kFading);
     else
-      result[rank] = known == 0 ? now : std::min(now, known * kFading);
+      result[rank] = std::min({known, now / kTrying, grown(sums[rank], known)});
   }
   return result;
 }
@@ -127,6 +152,11 @@ std::vector<double> caps(const std::vector<double>& before, const std::vector<Su
 
 bool measures(const LinkFigure& figure) {
   return tells(figure) || (figure.bytes >= kBytesMin && is_near(figure));
+}
+
+double full_part(const RankFigures& figures) {
+  const auto sent = std::count_if(figures.begin(), figures.end(), tells);
+  return sent < 2 ? kFullPartAlone : kFullPart;
 }
 
 size_t figures_bytes(int32_t world_size) {
@@ -143,6 +173,7 @@ void encode(const RankFigures& figures, std::span<std::byte> bytes) {
             (figure.is_starved ? kStarvedBit : 0));
     out.put(to_units(figure.received_bytes));
     out.put(figure.receiving_us);
+    out.put(to_units(figure.full_rate));
   }
   std::fill(bytes.begin(), bytes.end(), std::byte{0});
   std::copy(out.bytes().begin(), out.bytes().end(), bytes.begin());
@@ -159,6 +190,7 @@ RankFigures decode_figures(std::span<const std::byte> bytes, int32_t world_size)
     figure.is_starved = (round_trip & kStarvedBit) != 0;
     figure.received_bytes = uint64_t{in.get<uint32_t>()} * kBytesUnit;
     figure.receiving_us = in.get<uint32_t>();
+    figure.full_rate = uint64_t{in.get<uint32_t>()} * kBytesUnit;
   }
   return figures;
 }
@@ -192,8 +224,7 @@ Links learned(const Links& unknown, const Links& links, std::span<const RankFigu
       result.is_measured = true;
       const bool was_measured = cost.seconds_per_byte != best;
       if (figure.is_starved && was_measured) {
-        cost.seconds_per_byte =
-            std::min(cost.seconds_per_byte, std::max(best, 1 / (now * kTrying)));
+        cost.seconds_per_byte = std::max(best, 1 / of_starved(figure, out[from], now, before));
         continue;
       }
       const bool shares_line = has_full_line(out[from], links.out_seconds_per_byte, from) ||

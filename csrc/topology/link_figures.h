@@ -21,6 +21,8 @@ struct LinkFigure {
   uint64_t received_bytes = 0;
   uint32_t receiving_us = 0;
   bool is_starved = false;  // mostly it had nothing more to send: others held it up
+  // Bytes a second in the last round trip that was full, whenever that was; 0: not known.
+  uint64_t full_rate = 0;
   bool operator==(const LinkFigure&) const = default;
 };
 
@@ -54,6 +56,10 @@ RankFigures decode_figures(std::span<const std::byte> bytes, int32_t world_size)
 // Whether a figure is one: of a link that was busy for long enough, or is a near one.
 bool measures(const LinkFigure& figure);
 
+// Of its busy time a link had more to send for less than this: others held it up. `figures`: of all
+// links of a rank. Where it sends to several, what each has while it is full is known, and counts.
+double full_part(const RankFigures& figures);
+
 // `links` after what all ranks tell: figures[from][to]. `unknown`: what links are thought to be
 // that nobody has measured.
 // - Within a host or a fast local network nothing counts: there the rates are those of CPUs.
@@ -62,6 +68,9 @@ bool measures(const LinkFigure& figure);
 // - A link that others held up is thought to be a quarter faster than it was measured, if that is
 //   more than before: it is given more to carry until it is full. So is a rank, most of whose links
 //   were held up.
+// - Where a rank sent on several links, one that others held up has the rate of its last round trip
+//   that was full; and the rank, if most of them were held up, a quarter more than it was thought
+//   to have, up to the sum of those.
 // - A link whose sender or receiver had a full line until its last link was done, shared it: alone
 //   it is at least as fast as it was measured.
 // - Where a link falls to less than half, so may the way back: it is thought to be at most twice as

@@ -22,6 +22,8 @@ constexpr double kUsed = 0.8;
 
 // BBR begins anew after this time: a few looks before it would stop.
 constexpr double kAnewSeconds = 8;
+// However little arrives at first: half of it is left. With less BBR would find less.
+constexpr double kAnewLeast = 0.5;
 // Its window is twice rate times least round trip: a longer one leaves a part of the link unused.
 constexpr double kRoundTripGrowth = 2;
 // With less under way than this nothing is lost by a stop, or the rate has not been found.
@@ -37,6 +39,7 @@ uint64_t Pacing::look(const PaceSight& sight) {
   const std::optional<PaceSight> before = std::exchange(last_, sight);
   if (!sight.is_ramping) {
     delivered_ = {};
+    rate_min_ = 0;
     return rate_ = kNone;
   }
   if (!before || !before->has_more || !sight.has_more) return rate_;
@@ -50,7 +53,7 @@ uint64_t Pacing::look(const PaceSight& sight) {
   const bool is_queued =
       sight.round_trip_seconds > kQueuedRoundTrip * sight.round_trip_seconds_min + kQueuedSeconds;
   if (is_queued && !is_growing && arrives > 0) {
-    rate_ = static_cast<uint64_t>(kRoom * arrives);
+    rate_ = std::max(rate_min_, static_cast<uint64_t>(kRoom * arrives));
   } else if (rate_ != kNone && arrives > kUsed * static_cast<double>(rate_)) {
     rate_ = static_cast<uint64_t>(kGrowth * static_cast<double>(rate_));
   }
@@ -59,11 +62,13 @@ uint64_t Pacing::look(const PaceSight& sight) {
 
 bool Pacing::begins_anew(const PaceSight& sight) {
   if (!began_at_ || sight.is_ramping) began_at_ = sight.now;
+  if (sight.is_recovering) return false;
   if (seconds_between(*began_at_, sight.now) < kAnewSeconds) return false;
   if (sight.found_rate * sight.round_trip_seconds_min < kUnderWayBytes) return false;
   if (sight.round_trip_seconds > kRoundTripGrowth * sight.round_trip_seconds_min) return false;
   began_at_ = sight.now;
   rate_ = static_cast<uint64_t>(kRoom * sight.found_rate);
+  rate_min_ = static_cast<uint64_t>(kAnewLeast * sight.found_rate);
   delivered_ = {sight.found_rate, sight.found_rate};
   return true;
 }

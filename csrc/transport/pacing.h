@@ -13,7 +13,8 @@
 // round trip without a queue. In a ring one socket that stands still holds all members up, and each
 // does so at a time of its own. A BBR that begins anew keeps the least round trip that the kernel
 // has seen, and empties the queue after its beginning, for about a round trip, without a stop. So
-// it does so in time, at the rate that it has found; where round trips have grown so much that the
+// it does so in time, at the rate that it has found: not while it recovers from losses, when it
+// would begin with the little that is under way then; where round trips have grown so much that the
 // old least one would hold it up, it is left to look in its own way. (BBR's authors have replaced
 // the stop by half a window since: draft-ietf-ccwg-bbr, "ProbeRTT".) Pure: no sockets, no clock.
 #pragma once
@@ -29,9 +30,10 @@ namespace pccl::transport {
 // A socket at one moment.
 struct PaceSight {
   TimePoint now{};
-  bool has_more = false;    // to send than it takes
-  bool is_ramping = false;  // BBR is at its beginning
-  double found_rate = 0;    // by BBR, bytes a second; 0: it is at its beginning, or is not used
+  bool has_more = false;       // to send than it takes
+  bool is_ramping = false;     // BBR is at its beginning
+  bool is_recovering = false;  // from losses
+  double found_rate = 0;       // by BBR, bytes a second; 0: it is at its beginning, or is not used
   uint64_t delivered_bytes = 0;   // since it began
   double round_trip_seconds = 0;  // lately
   double round_trip_seconds_min = 0;
@@ -49,6 +51,7 @@ class Pacing {
 
  private:
   uint64_t rate_ = kNone;
+  uint64_t rate_min_ = 0;  // while it begins anew
   std::optional<PaceSight> last_;
   std::optional<TimePoint> began_at_;  // BBR, as far as it was seen
   // Of the last times between two looks in which there was more to send, bytes a second.

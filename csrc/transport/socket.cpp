@@ -29,9 +29,6 @@ constexpr int kResumableInterval = 1;
 // between the sender's copy and the receiver's. The default (megabytes) costs half of the rate.
 // Other links need what bandwidth x delay needs, so there the kernel adjusts.
 constexpr int kLocalSendBufferBytes = 256 << 10;
-// Between hosts: what the kernel takes beyond what it sends. More would only make what comes behind
-// it wait there.
-constexpr int kUnsentBytesMax = 256 << 10;
 
 template <typename T>
 void set_option(int socket, int level, int name, T value) {
@@ -186,8 +183,13 @@ void set_stream_options(int socket) {
   if (is_local(socket)) {
     set_option(socket, SOL_SOCKET, SO_SNDBUF, kLocalSendBufferBytes);
   } else {
-    set_option(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, kUnsentBytesMax);
+    set_unsent_max(socket, kUnsentBytesMax);
   }
+}
+
+bool set_unsent_max(int socket, uint32_t bytes) {
+  const auto value = static_cast<int>(bytes);
+  return setsockopt(socket, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &value, sizeof(value)) == 0;
 }
 
 void set_resumable_options(int socket) {

@@ -43,6 +43,7 @@ struct SocketState {
   double heard_seconds = 0;              // since anything came from the other side
   bool is_ramping = false;               // BBR is at its beginning: see Pacing
   double bbr_bytes_per_second = 0;       // that it found there; 0: not yet, or it is not used
+  bool is_recovering = false;            // from losses: less than a window is under way
   bool is_waiting = false;  // something was sent that the other kernel has not acknowledged
   uint64_t bytes_acknowledged = 0;
   uint64_t busy_us = 0;  // this and the next ones: see LinkState
@@ -54,6 +55,11 @@ struct SocketState {
   uint64_t resent_segments = 0;
 };
 SocketState socket_state(int socket);
+
+// What the kernel takes beyond what it sends, where the other end is on another host: so much at
+// first. More would only make what comes behind it wait there.
+inline constexpr uint32_t kUnsentBytesMax = 256 << 10;
+bool set_unsent_max(int socket, uint32_t bytes);
 
 // A TCP socket sends no faster from now on; UINT64_MAX: as fast as its congestion control says.
 bool set_pacing(int socket, uint64_t bytes_per_second);

@@ -195,6 +195,7 @@ void SocketLink::watch(TimePoint now) {
   const SocketState state = socket_state(stream_.get());
   connection_.round_trip_seconds = state.round_trip_seconds;
   bytes_acknowledged_ = state.bytes_acknowledged;
+  bound_unsent(state);
   pace(state, now);
   const std::chrono::duration<double> between = now - watched_at_;
   const bool was_watched = watched_at_ != TimePoint{} && between.count() < 2 * kSilentSecondsMin;
@@ -215,10 +216,28 @@ void SocketLink::watch(TimePoint now) {
   stop({ErrorKind::MemberLost, text});
 }
 
+// What the kernel may take beyond what it sends is for so long; what comes behind it waits.
+constexpr double kUnsentSeconds = 0.03;
+constexpr double kUnsentBytesMin = 16 << 10;
+// Before so much is delivered the rate is none.
+constexpr uint64_t kUnsentKnownBytes = 1 << 20;
+// Smaller changes are not worth a system call.
+constexpr uint32_t kUnsentStep = 4;  // of its parts
+
+void SocketLink::bound_unsent(const SocketState& state) {
+  if (state.delivered_bytes < kUnsentKnownBytes) return;
+  const auto wanted = static_cast<uint32_t>(std::clamp(
+      kUnsentSeconds * state.delivery_bytes_per_second, kUnsentBytesMin, double{kUnsentBytesMax}));
+  const uint32_t step = unsent_max_ / kUnsentStep;
+  if (wanted >= unsent_max_ - step && wanted <= unsent_max_ + step) return;
+  if (set_unsent_max(stream_.get(), wanted)) unsent_max_ = wanted;
+}
+
 void SocketLink::pace(const SocketState& state, TimePoint now) {
   PaceSight sight{.now = now,
                   .has_more = has_unsent(),
                   .is_ramping = state.is_ramping,
+                  .is_recovering = state.is_recovering,
                   .found_rate = state.bbr_bytes_per_second,
                   .delivered_bytes = state.delivered_bytes,
                   .round_trip_seconds = state.round_trip_seconds,

@@ -69,6 +69,7 @@ class SocketLink final : public Link, public Pollable {
   void drop_sent(size_t bytes);
   void stop(const Error& error);
   void pace(const SocketState& state, TimePoint now);
+  void bound_unsent(const SocketState& state);
 
   LinkHost& host_;
   Connection& connection_;
@@ -106,6 +107,7 @@ class SocketLink final : public Link, public Pollable {
   TimePoint watched_at_{};
   uint64_t bytes_acknowledged_ = 0;
   Pacing pacing_;
+  uint32_t unsent_max_ = kUnsentBytesMax;
   uint64_t pace_ = Pacing::kNone;  // what the kernel was told
 };
 

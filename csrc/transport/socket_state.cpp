@@ -17,6 +17,9 @@ namespace {
 // Before the first acknowledgement the kernel says 0.
 constexpr uint32_t kRampingGain = 5 * 256 / 2;
 
+// TCP_CA_Disorder: something is out of order. Above it the kernel makes the window smaller.
+constexpr uint8_t kDisorder = 1;
+
 void add_bbr(int socket, SocketState& state) {
   tcp_bbr_info info{};
   socklen_t length = sizeof(info);
@@ -47,6 +50,7 @@ SocketState socket_state(int socket) {
   state.deviation_seconds = info.tcpi_rttvar * 1e-6;
   state.heard_seconds = std::min(info.tcpi_last_ack_recv, info.tcpi_last_data_recv) * 1e-3;
   state.delivery_bytes_per_second = static_cast<double>(info.tcpi_delivery_rate);
+  state.is_recovering = info.tcpi_ca_state > kDisorder;
   state.is_waiting = info.tcpi_unacked > 0;
   state.bytes_acknowledged = info.tcpi_bytes_acked;
   state.window_limited_us = info.tcpi_rwnd_limited;

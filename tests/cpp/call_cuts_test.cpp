@@ -25,6 +25,8 @@ std::shared_ptr<const topology::Links> network(int32_t ranks, double round_trip,
 
 CollectiveCall cut(const CallCuts& cuts, const topology::Schedule& schedule, int32_t rank) {
   CollectiveCall call;
+  call.signature.collective = transport::Collective::AllReduce;
+  call.signature.dtype = DataType::Float32;
   call.segment_bytes = 512 << 10;
   call.plan = std::make_shared<const RankPlan>(compile(schedule, rank));
   cuts.cut(call, schedule.algorithm != "ring");
@@ -61,6 +63,24 @@ TEST_CASE("all windows of a rank together are bounded") {
   for (size_t from = 0; from < static_cast<size_t>(ranks); ++from) all += window_bytes(call, from);
   CHECK(all > 0);
   CHECK(all <= 64 << 20);
+}
+
+TEST_CASE("all chunks have the same number of segments, whatever their lengths") {
+  topology::Schedule direct = topology::plan_all_reduce_direct(4, kCount);
+  const uint64_t left = direct.chunks[0].count - 4096;
+  direct.chunks[0].count = 4096;
+  direct.chunks[1].offset = 4096;
+  direct.chunks[1].count += left;
+  const CallCuts cuts(network(4, 0.1), 1);
+  const CollectiveCall call = cut(cuts, direct, 1);
+  REQUIRE(call.segment_bytes_of.size() == 4);
+  CHECK(call.segment_bytes_of[0] == 4096);
+  CHECK(call.segment_bytes_of[1] == call.segment_bytes);
+  const uint64_t longest = 4 * direct.chunks[1].count / call.segment_bytes_of[1];
+  const uint64_t other = 4 * direct.chunks[2].count / call.segment_bytes_of[2];
+  CHECK(static_cast<double>(other) == doctest::Approx(static_cast<double>(longest)).epsilon(0.1));
+  CHECK(cut(cuts, direct, 2).segment_bytes_of == call.segment_bytes_of);
+  CHECK(cut(CallCuts(), direct, 1).segment_bytes_of.empty());
 }
 
 TEST_CASE("a ring has one flow a line, and windows that grow") {

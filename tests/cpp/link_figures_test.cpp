@@ -25,7 +25,7 @@ std::vector<RankFigures> all_busy(uint64_t bytes) {
 
 TEST_CASE("figures come back from their bytes, whatever these are") {
   const RankFigures figures{
-      {}, {7 << 20, kSecond, 50'000, 3 << 20, 9}, {uint64_t{5} << 40, 3, 4, 0, 0, true}};
+      {}, {7 << 20, kSecond, 50'000, 3 << 20, 9}, {uint64_t{5} << 40, 3, 4, 0, 0, true, 9 << 20}};
   std::vector<std::byte> bytes(figures_bytes(3), std::byte{0x55});
   CHECK(bytes.size() % 16 == 0);
   encode(figures, bytes);
@@ -121,6 +121,45 @@ TEST_CASE("a rank whose links others held up may send more") {
   CHECK(1 / second.receive_seconds_per_byte(2) == doctest::Approx(25'000 * 1024));
   CHECK(1 / learned(unknown, second, figures).send_seconds_per_byte(0) ==
         doctest::Approx(25'000 * 1024));
+}
+
+TEST_CASE("of a rank that sends to several a link that others held up counts while it was full") {
+  const Links unknown = host_links({0, 1, 2});
+  const Links first = learned(unknown, unknown, all_busy(10'000 * 1024));
+  const auto after = [&](uint64_t bytes, uint64_t full_rate, bool is_alone = false) {
+    auto figures = all_busy(10'000 * 1024);
+    figures[0][1] = {bytes, kSecond, 40'000, 0, 0, true, full_rate};
+    if (is_alone) figures[0][2] = {};
+    return 1 / learned(unknown, first, figures).at(0, 1).seconds_per_byte;
+  };
+  const uint64_t mb = 1'000 * 1024;
+  CHECK(after(4 * mb, 15 * mb) == doctest::Approx(15 * mb));
+  CHECK(after(4 * mb, 12 * mb) == doctest::Approx(11 * mb));  // noise
+  CHECK(after(4 * mb, 8 * mb) == doctest::Approx(9 * mb));
+  CHECK(after(4 * mb, 2 * mb) == doctest::Approx(10 * mb));   // of a time with less to send
+  CHECK(after(4 * mb, 99 * mb) == doctest::Approx(16 * mb));  // whatever it says
+  CHECK(after(4 * mb, 15 * mb, true) == doctest::Approx(10 * mb));
+}
+
+TEST_CASE("a rank that others held up may send more each time, up to what its links carry") {
+  const Links unknown = host_links({0, 1, 2});
+  Links links = learned(unknown, unknown, all_busy(10'000 * 1024));
+  auto figures = all_busy(4'000 * 1024);
+  for (LinkFigure& figure : figures[0]) {
+    figure.is_starved = true;
+    figure.full_rate = 14'000 * 1024;
+  }
+  links = learned(unknown, links, figures);
+  CHECK(1 / links.send_seconds_per_byte(0) == doctest::Approx(25'000 * 1024));
+  for (int time = 0; time < 5; ++time) links = learned(unknown, links, figures);
+  CHECK(1 / links.send_seconds_per_byte(0) == doctest::Approx(28'000 * 1024));
+}
+
+TEST_CASE("how much of its time a link must have more to send, to be full") {
+  RankFigures figures = all_busy(10'000 * 1024)[0];
+  CHECK(full_part(figures) > 0.8);
+  figures[2] = {};
+  CHECK(full_part(figures) == 0.5);
 }
 
 TEST_CASE("where a link falls the way back is doubted, unless it was measured as well") {

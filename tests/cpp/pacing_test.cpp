@@ -119,6 +119,9 @@ TEST_CASE("BBR begins anew before it would stop, at the rate that it has found")
   sight.now += std::chrono::seconds(60);
   CHECK_FALSE(socket.pacing.begins_anew(sight));
   sight.round_trip_seconds = kRoundTrip;
+  sight.is_recovering = true;
+  CHECK_FALSE(socket.pacing.begins_anew(sight));
+  sight.is_recovering = false;
   // Little is under way, or nothing was found.
   sight.found_rate = 1e4;
   CHECK_FALSE(socket.pacing.begins_anew(sight));
@@ -126,4 +129,28 @@ TEST_CASE("BBR begins anew before it would stop, at the rate that it has found")
   CHECK_FALSE(socket.pacing.begins_anew(sight));
   sight.found_rate = kRate;
   CHECK(socket.pacing.begins_anew(sight));
+}
+
+TEST_CASE("who begins anew with little under way is not held to that") {
+  FormulaSocket socket;
+  PaceSight& sight = socket.sight;
+  sight.is_ramping = false;
+  sight.found_rate = kRate;
+  socket.wanted = 0.9 * kRate;
+  CHECK_FALSE(socket.pacing.begins_anew(sight));
+  for (int look = 0; look < 36; ++look) {
+    socket.run(kTick);
+    socket.wanted = 0.9 * kRate;
+  }
+  REQUIRE(socket.pacing.begins_anew(sight));
+  sight.is_ramping = true;
+  // Hardly anything arrives, and acknowledgements are late from before.
+  for (int look = 0; look < 4; ++look) {
+    socket.wanted = 0.02 * kRate;
+    socket.queued = 0.09 * kRate;
+    CHECK(static_cast<double>(socket.run(kTick)) >= 0.5 * kRate);
+  }
+  // It has found another rate.
+  sight.is_ramping = false;
+  CHECK(socket.run(kTick) == Pacing::kNone);
 }
