@@ -133,9 +133,9 @@ std::vector<uint32_t> CallCuts::windows_from(const CollectiveCall& call) const {
   std::vector<uint32_t> windows(ranks);
   for (size_t from = 0; from < ranks; ++from) {
     if (segments[from] == 0) continue;
-    const double window =
-        std::min(part * bytes[from] / segments[from], kWindowBytesMax / call.segment_bytes);
-    windows[from] = static_cast<uint32_t>(window);
+    const double window = part * bytes[from] / segments[from];
+    const double window_max = kWindowBytesMax / wire_bytes(call, call.segment_bytes);
+    windows[from] = static_cast<uint32_t>(std::min(window, window_max));
   }
   return windows;
 }

@@ -218,7 +218,7 @@ void SocketLink::watch(TimePoint now) {
 
 // What the kernel may take beyond what it sends is for so long; what comes behind it waits.
 constexpr double kUnsentSeconds = 0.03;
-constexpr double kUnsentBytesMin = 16 << 10;
+constexpr double kUnsentBytesMin = 64 << 10;
 // Before so much is delivered the rate is none.
 constexpr uint64_t kUnsentKnownBytes = 1 << 20;
 // Smaller changes are not worth a system call.
