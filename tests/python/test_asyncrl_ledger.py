@@ -100,7 +100,8 @@ CHANGES = {
     "detail": "UPDATE entries SET detail = 'x' WHERE number = 5",
     "type": "UPDATE entries SET amount = 'x' WHERE number = 5",
     "time": "UPDATE entries SET unix_seconds = unix_seconds + 1 WHERE number = 5",
-    "hash": "UPDATE entries SET hash = replace(hash, 'a', 'b') WHERE number = 5",
+    "hash": "UPDATE entries SET hash = iif(hash LIKE '0%', '1', '0') || substr(hash, 2) "
+    "WHERE number = 5",
     "signature": "UPDATE entries SET signature = 'zz' WHERE number = 5",
     "removed": "DELETE FROM entries WHERE number = 5",
     "moved": "UPDATE entries SET number = 500 WHERE number = 5",

@@ -7,7 +7,7 @@ import socket
 import struct
 from dataclasses import dataclass, field, replace
 
-VERSION = 13
+VERSION = 14
 HELLO, REPLY, ADDRESS, FRAME = b"PCCH", b"PCCW", b"PCCA", 0x46434350
 DATA, MESSAGE, GRANT, CREDIT, MATCHED, ABORT, GOODBYE = range(1, 8)
 LAST_TYPE = 14
