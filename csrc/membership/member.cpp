@@ -232,7 +232,8 @@ void Member::on(const Commit& commit, TimePoint now) {
   send_report(now);
 }
 
-// What the coordinator says here follows from a quorum in force, so its term does not matter.
+// Follows from a quorum in force, or asks for a goodbye that counts only where this member's term
+// is the coordinator's: so the term of what is said here does not matter.
 void Member::on(const Refuse& refuse, TimePoint now) {
   if (refuse.kind == RefuseKind::Stopped) return;  // another one may come
   // From here on it accepts nothing, and whoever is still to agree without it may count on that.

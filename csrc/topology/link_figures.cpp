@@ -57,8 +57,9 @@ bool tells(const LinkFigure& figure) {
 }
 
 // Whatever a rank says: bytes a second that planners can reckon with.
+constexpr double kRateMax = 1e11;
 double rate(uint64_t bytes, uint32_t busy_us) {
-  return std::clamp(static_cast<double>(bytes) * 1e6 / static_cast<double>(busy_us), 1e3, 1e11);
+  return std::clamp(static_cast<double>(bytes) * 1e6 / static_cast<double>(busy_us), 1e3, kRateMax);
 }
 
 bool is_near(const LinkFigure& figure) {
@@ -87,7 +88,7 @@ struct Sum {
     if (tells(figure)) {
       links += 1;
       rates += rate(figure.bytes, figure.busy_us);
-      full += static_cast<double>(figure.full_rate);
+      full += std::min(static_cast<double>(figure.full_rate), kRateMax);
       (figure.is_starved ? starved_us : full_us) += figure.busy_us;
     }
     busy_us = std::max(busy_us, figure.busy_us);

@@ -23,6 +23,11 @@ void progress(Scene& scene, const std::string& names, uint64_t started, uint64_t
   }
 }
 
+void lose_link(Scene& scene, const std::string& one, const std::string& other) {
+  scene[one].member->on_link_lost(id_of(other), false, "no answer", scene.now());
+  scene[other].member->on_link_lost(id_of(one), false, "no answer", scene.now());
+}
+
 constexpr uint64_t kTerm1 = 1ull << 32;
 
 }  // namespace
@@ -261,8 +266,7 @@ TEST_CASE("a quorum below world_size_min does not go on until somebody joins") {
 TEST_CASE("of too few that can't reach each other one has to join anew, and then they go on") {
   Scene scene(at_least(2));
   scene.join("ab");
-  scene["a"].member->on_link_lost(id_of("b"), false, "no answer", scene.now());
-  scene["b"].member->on_link_lost(id_of("a"), false, "no answer", scene.now());
+  lose_link(scene, "a", "b");
   scene.take_transcript();
   scene.run(20);
   CHECK(scene.was_said("can't go on: 1 members are here, at least 2 have to be"));
@@ -281,11 +285,9 @@ TEST_CASE("who has to join anew says goodbye, so that a dead member does not hol
   scene.kill("c");  // nobody sees it end: it may be alive, as far as the next coordinator knows
   scene.start_coordinator();
   scene.reconnect("ab");
-  for (const std::string name : {"a", "b"}) {
-    const std::string other = name == "a" ? "b" : "a";
-    scene[name].member->on_link_lost(id_of(other), false, "no answer", scene.now());
+  lose_link(scene, "a", "b");
+  for (const std::string name : {"a", "b"})
     scene[name].member->on_link_lost(id_of("c"), false, "no answer", scene.now());
-  }
   scene.run(30);
   CHECK_FALSE(scene["b"].evicted.empty());
   CHECK(scene["a"].evicted.empty());
@@ -296,8 +298,7 @@ TEST_CASE("who has to join anew says goodbye, so that a dead member does not hol
 TEST_CASE("who is told to join anew stays if it can't hear it, and its links come back") {
   Scene scene(at_least(2));
   scene.join("ab");
-  scene["a"].member->on_link_lost(id_of("b"), false, "no answer", scene.now());
-  scene["b"].member->on_link_lost(id_of("a"), false, "no answer", scene.now());
+  lose_link(scene, "a", "b");
   scene.run(9.5);
   scene.disconnect("b");
   scene.run(2);
