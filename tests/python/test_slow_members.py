@@ -115,7 +115,7 @@ def test_line_14_a_member_that_the_others_wait_for_is_reported_and_stays_in(
 ) -> None:
     with (
         CoordinatorProcess(tmp_path) as coordinator,
-        members(3, coordinator.address, "slow", 110, 1000) as started,
+        members(3, coordinator.address, "slow", 1000, 1000) as started,
     ):
         by_rank = {}
         for member in started:
@@ -129,6 +129,8 @@ def test_line_14_a_member_that_the_others_wait_for_is_reported_and_stays_in(
         found = {member["member_id"]: member for member in run["members"]}
         assert found[told[1]]["waited_for"] > 0.25
         assert [member["is_slow"] for member in run["members"]].count(True) == 1
+        # All go on, with it.
+        step = max(said["step"] for said in read_so_far(started[0]) if "step" in said)
         for member in started:
-            member.finish()
+            assert member.wait_for("step", step + 2)["counts"] == [3]
         assert coordinator.text().count(") is slow") == 1
