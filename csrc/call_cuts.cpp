@@ -14,6 +14,8 @@ namespace {
 // long, and so does every step of a path.
 constexpr double kSegmentSeconds = 0.02;
 constexpr uint32_t kSegmentBytesMin = 64 << 10;
+// Where nothing is measured, and links may be slow.
+constexpr uint32_t kBlindSegmentBytes = 128 << 10;
 // Segments are multiples of it.
 constexpr uint64_t kSegmentUnit = 4096;
 // Of one transfer, where many share a line: each waits for all the others.
@@ -88,6 +90,8 @@ CallCuts::CallCuts(std::shared_ptr<const topology::Links> links, int32_t rank)
 
 void CallCuts::cut(CollectiveCall& call, bool shares_lines) const {
   call.segment_bytes = std::min(call.segment_bytes, segment_bytes_);
+  const bool is_blind = links_ == nullptr && call.plan->pool.count > 0;
+  if (is_blind) call.segment_bytes = std::min(call.segment_bytes, kBlindSegmentBytes);
   uint32_t window_bytes = kWindowBytes;
   if (shares_lines && window_bytes_ > 0) {
     const auto chunks = static_cast<double>(std::max<size_t>(1, call.plan->index_of_chunk.size()));

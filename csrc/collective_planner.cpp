@@ -11,6 +11,7 @@
 #include "topology/capacities.h"
 #include "topology/overlay.h"
 #include "topology/planners.h"
+#include "topology/pool.h"
 
 namespace pccl {
 
@@ -33,9 +34,6 @@ constexpr double kSharingCost = 1.25;
 // What is measured of flows that share lines is noise, too: equal parts for all are taken unless
 // others are so much better.
 constexpr double kUnequalGain = 1.2;
-
-// Beyond it the latency of a ring costs more.
-constexpr int32_t kBlindRingRanksMax = 8;
 
 // Only the two ends of each block know its length.
 topology::Schedule with_whole_blocks(topology::Schedule schedule) {
@@ -235,15 +233,18 @@ uint32_t CollectivePlanner::segment_bytes(bool shares_memory) const {
 CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
                                                    std::span<const uint64_t> block_counts,
                                                    const Known& known) const {
-  // Between hosts that are not known yet, few flows share their lines the most evenly.
+  // Between hosts that are not known yet, most is given out while the call runs; a few take a ring,
+  // whose flows share their lines the most evenly.
+  const int32_t n = unknown_.world_size;
   const bool is_blind = is_exchanged(signature) && known.routes == nullptr &&
-                        unknown_.world_size <= kBlindRingRanksMax && algorithm_ == "auto" &&
+                        n <= LinkExchange::kBlindRanksMax && algorithm_ == "auto" &&
                         signature.codec == Codec{};
+  const bool is_given_out = is_blind && n > LinkExchange::kBlindRingRanksMax;
   const auto plan = [&](std::string_view algorithm) {
     return schedule_of(signature, block_counts, *known.links.links,
                        is_blind ? nullptr : known.routes.get(), algorithm);
   };
-  topology::Schedule made = plan(is_blind ? "ring" : algorithm_);
+  topology::Schedule made = plan(is_given_out ? "direct" : is_blind ? "ring" : algorithm_);
   if (!is_blind && is_exchanged(signature) && algorithm_ == "auto") {
     const std::string_view proven = known.trials.choose(kind_of(signature), made.algorithm);
     try {
@@ -253,6 +254,11 @@ CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
     }
   }
   const bool shares = shares_lines(made);
+  if (is_given_out) {
+    topology::leave_most(made);
+  } else if (is_exchanged(signature) && shares && signature.codec == Codec{}) {
+    topology::leave_pool(made, *known.links.links, element_bytes(signature.dtype));
+  }
   if (is_exchanged(signature))
     LinkExchange::add_chunks(made, element_bytes(signature.dtype), trees_);
   return {std::make_shared<const RankPlan>(compile(made, rank_)), made.algorithm, shares};

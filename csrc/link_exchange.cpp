@@ -89,7 +89,10 @@ void LinkExchange::learn(const Told& told) {
     overlaps = overlaps || topology::overlaps(figures[rank], rank);
   alone_calls_ = overlaps ? 0 : alone_calls_ + 1;
   trials_version_ += trials_.learn(figures) ? 1 : 0;
-  take(topology::learned(unknown_, links_, figures), figures);
+  topology::Links links = topology::learned(unknown_, links_, figures);
+  const bool was_blind = !links_.is_measured && kBlindRingRanksMax < n && n <= kBlindRanksMax;
+  if (was_blind && links.is_measured) topology::take_for_lines(unknown_, links);
+  take(std::move(links), figures);
 }
 
 void LinkExchange::learn_probed() {

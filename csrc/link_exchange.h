@@ -44,6 +44,10 @@ class LinkExchange {
   static constexpr uint64_t kBytesMin = 4 << 20;
   // Beyond it too many messages would be needed.
   static constexpr int32_t kRanksMax = 64;
+  // While nothing is known, so many ranks take a ring for large calls, and up to so many exchange
+  // all with all (topology/pool.h): the slowest of many links is slower.
+  static constexpr int32_t kBlindRingRanksMax = 4;
+  static constexpr int32_t kBlindRanksMax = 8;
 
   // `traffic` gives what was counted of the connections so far, by rank.
   using TrafficSource = std::function<std::vector<transport::LinkTraffic>()>;

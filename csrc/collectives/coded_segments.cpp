@@ -156,7 +156,8 @@ void CollectiveOperation::combine_coded(Part& part, uint32_t length) {
   }
   std::byte* bytes = wire.bytes.get();
   if (part.up) {
-    send_segment(*part.up, data_header(part, wire_length), bytes, index_of(part), std::move(wire));
+    send_segment(*part.up, data_header(part, part.combined, wire_length), bytes, index_of(part),
+                 std::move(wire));
     return;
   }
   part.final_weight = part.weight;

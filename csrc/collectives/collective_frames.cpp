@@ -58,7 +58,9 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
            " bytes for chunk " + std::to_string(header.chunk) + " of " + describe() + ", rank " +
            std::to_string(group_.rank) + " expects " + std::to_string(part->bytes) + ".";
   }
-  if (header.segment_bytes != part->segment_bytes || header.segment >= part->segments) {
+  const bool is_claimed = (header.flags & transport::kFlagClaimed) != 0;
+  if (header.segment_bytes != part->segment_bytes || header.segment >= part->segments ||
+      is_claimed != (claimed_with(*part, header.segment) != nullptr)) {
     return rank + " cuts its data into other segments: the ranks run with different settings.";
   }
   if (header.type == FrameType::Data && header.length != wire_length_of(*part, header.segment)) {
@@ -82,7 +84,7 @@ transport::Placement CollectiveOperation::place(const FrameHeader& header) {
   if (call_.keeps_inputs && part->input == part->output) return {};
   if (part->have[header.segment] || part->placed[header.segment]) return {};
   part->placed[header.segment] = true;
-  return {part->output + uint64_t{header.segment} * part->segment_bytes, this};
+  return {part->output + offset_of(*part, header.segment), this};
 }
 
 std::string CollectiveOperation::other_call(const FrameHeader& header) const {
@@ -103,6 +105,17 @@ void CollectiveOperation::on_frame(const FrameHeader& header, Payload payload) {
   }
   if (header.type == FrameType::Grant) {
     if (Part* part = part_of(header)) on_grant(*part, header);
+    if (!is_finished()) maybe_finish();
+    return;
+  }
+  if (header.type == FrameType::Claim || header.type == FrameType::Assign) {
+    Part* part = part_of(header);
+    if (part == nullptr || !part->is_open) {
+      group_.fail({ErrorKind::RemoteProtocol, group_.describe(header.source_rank) +
+                                                  " speaks of more for a chunk that gets none."});
+      return;
+    }
+    header.type == FrameType::Claim ? on_claim(*part, header) : on_assign(*part, header);
     if (!is_finished()) maybe_finish();
     return;
   }
@@ -141,7 +154,7 @@ void CollectiveOperation::on_frame(const FrameHeader& header, Payload payload) {
 // False: this segment has been here before.
 bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload payload) {
   if (header.stage == kStageDown) {
-    std::byte* target = part.output + uint64_t{header.segment} * part.segment_bytes;
+    std::byte* target = part.output + offset_of(part, header.segment);
     // A segment that is still arriving in place can't come by another way, too.
     if (part.have[header.segment] || (part.placed[header.segment] && payload.data() != target))
       return false;
@@ -175,7 +188,9 @@ bool CollectiveOperation::on_data(Part& part, const FrameHeader& header, Payload
 
 void CollectiveOperation::on_grant(Part& part, const FrameHeader& header) {
   const auto raise = [&part, &header](OutStream& stream) {
-    stream.credit = std::max(stream.credit, std::min(header.segment, part.segments));
+    // It may speak of segments that this rank has not heard of yet.
+    const uint32_t most = part.is_open ? UINT32_MAX : part.segments;
+    stream.credit = std::max(stream.credit, std::min(header.segment, most));
     stream.is_granted = true;
   };
   if (header.stage == kStageUp && part.up && part.up->rank == header.source_rank) raise(*part.up);
@@ -206,7 +221,7 @@ void CollectiveOperation::grant_all() {
       send_grant(round.partner, stage, part.plan->chunk, 1);
     }
     if (part.plan->down_parent >= 0)
-      send_grant(part.plan->down_parent, kStageDown, part.plan->chunk, part.segments);
+      send_grant(part.plan->down_parent, kStageDown, part.plan->chunk, granted_down(part));
   }
 }
 

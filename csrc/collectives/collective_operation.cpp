@@ -50,6 +50,7 @@ CollectiveOperation::CollectiveOperation(Group& group, CollectiveCall call,
 void CollectiveOperation::start() {
   parts_.resize(call_.plan->chunks.size());
   parts_left_ = parts_.size();
+  started_at_ = Clock::now();
   for (size_t i = 0; i < parts_.size(); ++i) {
     Part& part = parts_[i];
     const ChunkPlan& plan = call_.plan->chunks[i];
@@ -81,11 +82,12 @@ void CollectiveOperation::start() {
     }
     for (const int32_t child : plan.down_children)
       part.down.push_back({.rank = child, .stage = kStageDown, .credit = call_.window_segments});
+    part.is_open = call_.plan->pool.count > 0 && plan.block == 0;
     if (plan.down_parent >= 0) {
       part.have.assign(part.segments, false);
       part.placed.assign(part.segments, false);
-      if (part.segments > call_.window_segments)
-        send_grant(plan.down_parent, kStageDown, plan.chunk, part.segments);
+      if (part.segments > call_.window_segments || part.is_open)
+        send_grant(plan.down_parent, kStageDown, plan.chunk, granted_down(part));
     }
     if (plan.is_core && !plan.reduces) part.finals = part.segments;
   }
@@ -125,12 +127,14 @@ void CollectiveOperation::grant_more(const Part& part, Child& child) {
 
 void CollectiveOperation::advance(Part& part) {
   if (is_finished() || part.is_done) return;
-  if (part.plan->reduces) {
-    advance_up(part);
-    if (is_finished()) return;
-    if (!part.plan->rounds.empty()) advance_exchange(part);
-  }
-  pump_down(part);
+  do {
+    if (part.plan->reduces) {
+      advance_up(part);
+      if (is_finished()) return;
+      if (!part.plan->rounds.empty()) advance_exchange(part);
+    }
+    pump_down(part);
+  } while (part.is_open && claim_more(part));
   check_done(part);
 }
 
@@ -155,13 +159,13 @@ void CollectiveOperation::advance_up(Part& part) {
 
 void CollectiveOperation::combine(Part& part, uint32_t length) {
   const uint32_t segment = part.combined;
-  const uint64_t offset = uint64_t{segment} * part.segment_bytes;
+  const uint64_t offset = offset_of(part, segment);
   const bool is_weighted = call_.signature.op == ReduceOp::WeightedAvg;
   const bool is_scaled = call_.signature.op == ReduceOp::PremulSum || is_weighted;
   part.weight = is_weighted ? call_.factor : 0;
   for (const Child& child : part.children) part.weight += child.weight;
   if (part.up && part.children.empty() && !is_scaled) {
-    send_segment(*part.up, data_header(part, length), part.input + offset, index_of(part));
+    send_segment(*part.up, data_header(part, segment, length), part.input + offset, index_of(part));
     return;
   }
   const std::byte* own = part.input + offset;
@@ -182,12 +186,13 @@ void CollectiveOperation::combine(Part& part, uint32_t length) {
   if (part.up) {
     if (std::byte* room = reserve_segment(*part.up, length)) {
       reduce_into(room, sources, length, false, part.weight);
-      commit_segment(*part.up, data_header(part, length));
+      commit_segment(*part.up, data_header(part, segment, length));
     } else {
       transport::BufferPool::Buffer buffer = group_.pool().take(length);
       std::byte* bytes = buffer.bytes.get();
       reduce_into(bytes, sources, length, false, part.weight);
-      send_segment(*part.up, data_header(part, length), bytes, index_of(part), std::move(buffer));
+      send_segment(*part.up, data_header(part, segment, length), bytes, index_of(part),
+                   std::move(buffer));
     }
   } else if (!part.plan->rounds.empty()) {
     part.value.resize(length);
@@ -234,8 +239,8 @@ void CollectiveOperation::pump_down(Part& part) {
     while (stream.next < part.finals) {
       const uint32_t length = wire_length_of(part, stream.next);
       if (!can_send(stream, length)) break;
-      const uint64_t offset = uint64_t{stream.next} * part.segment_bytes;
-      FrameHeader header = data_header(part, length);
+      const uint64_t offset = offset_of(part, stream.next);
+      FrameHeader header = data_header(part, stream.next, length);
       header.weight = part.final_weight;
       const std::byte* final =
           part.is_coded ? part.coded_finals.at(stream.next).data() : source + offset;
@@ -245,7 +250,7 @@ void CollectiveOperation::pump_down(Part& part) {
 }
 
 void CollectiveOperation::check_done(Part& part) {
-  if (part.is_done) return;
+  if (part.is_done || part.is_open) return;
   const auto is_sent = [&part](const OutStream& stream) {
     return stream.next == part.segments && stream.in_flight == 0;
   };
@@ -273,17 +278,14 @@ void CollectiveOperation::pump() {
 
 // --- telling -------------------------------------------------------------------------------------
 
-uint32_t CollectiveOperation::length_of(const Part& part, uint32_t segment) const {
-  const uint64_t offset = uint64_t{segment} * part.segment_bytes;
-  return static_cast<uint32_t>(std::min<uint64_t>(part.segment_bytes, part.bytes - offset));
-}
-
-FrameHeader CollectiveOperation::data_header(const Part& part, uint32_t length) const {
+FrameHeader CollectiveOperation::data_header(const Part& part, uint32_t segment,
+                                             uint32_t length) const {
   FrameHeader header = header_for(FrameType::Data);
   header.transfer_bytes = part.bytes;
   header.segment_bytes = part.segment_bytes;
   header.chunk = part.plan->chunk;
   header.length = length;
+  if (claimed_with(part, segment) != nullptr) header.flags |= transport::kFlagClaimed;
   header.weight = part.weight;
   return header;
 }
@@ -292,6 +294,7 @@ bool CollectiveOperation::needs(int32_t rank) const {
   if (unmatched_.contains(rank)) return true;
   for (const Part& part : parts_) {
     if (part.is_done) continue;
+    if (part.is_open && rank == assigner_of(part)) return true;
     if (part.finals < part.segments && part.plan->down_parent == rank) return true;
     if (part.up && part.up->rank == rank && part.up->next < part.segments) return true;
     for (const Child& child : part.children) {
@@ -364,8 +367,7 @@ std::string CollectiveOperation::reduced_state() const {
   for (const Part& part : parts_) {
     if (is_attached(part)) continue;
     for (uint32_t segment = part.finals; segment < part.placed.size(); ++segment) {
-      if (part.placed[segment] && !part.have[segment])
-        torn.push_back(elements_of(part, segment, segment + 1));
+      if (part.placed[segment] && !part.have[segment]) torn.push_back(elements_of(part, segment));
     }
   }
   const BlockMemory& block = call_.blocks[0];
@@ -373,24 +375,27 @@ std::string CollectiveOperation::reduced_state() const {
                           block.input == block.output);
 }
 
-ElementRange CollectiveOperation::elements_of(const Part& part, uint32_t from, uint32_t to) const {
-  const uint64_t per_segment = part.segment_bytes / element_bytes_;
-  const uint64_t count = part.bytes / element_bytes_;
-  return {part.plan->offset + std::min(count, from * per_segment),
-          part.plan->offset + std::min(count, to * per_segment)};
+ElementRange CollectiveOperation::elements_of(const Part& part, uint32_t segment) const {
+  const uint64_t begin = part.plan->offset + offset_of(part, segment) / element_bytes_;
+  return {begin, begin + length_of(part, segment) / element_bytes_};
 }
 
 std::vector<FinalRange> CollectiveOperation::finals() const {
   std::vector<FinalRange> ranges;
   for (const Part& part : parts_) {
     if (is_attached(part)) continue;
-    const auto add = [&](uint32_t from, uint32_t to) {
-      const auto [begin, end] = elements_of(part, from, to);
-      if (begin < end) ranges.push_back({begin, end, part.final_weight});
-    };
-    add(0, part.finals);
-    for (uint32_t segment = part.finals; segment < part.have.size(); ++segment) {
-      if (part.have[segment]) add(segment, segment + 1);
+    for (uint32_t segment = 0; segment < part.segments; ++segment) {
+      const bool is_final =
+          segment < part.finals || (segment < part.have.size() && part.have[segment]);
+      if (!is_final) continue;
+      const auto [begin, end] = elements_of(part, segment);
+      if (begin == end) continue;
+      if (!ranges.empty() && ranges.back().end == begin &&
+          ranges.back().weight == part.final_weight) {
+        ranges.back().end = end;
+      } else {
+        ranges.push_back({begin, end, part.final_weight});
+      }
     }
   }
   return ranges;

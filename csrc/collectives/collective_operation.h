@@ -115,6 +115,16 @@ class CollectiveOperation final : public Operation {
     uint64_t bytes = 0;
     uint32_t segment_bytes = 0;
     uint32_t segments = 0;
+    // What it got while the call ran, in the order of its segments.
+    struct Claimed {
+      uint32_t first = 0;   // segment
+      uint64_t offset = 0;  // bytes from the first of the part's own ones
+      uint64_t bytes = 0;
+    };
+    std::vector<Claimed> claimed;
+    std::map<uint32_t, Claimed> assigned;  // what came out of order, by its first segment
+    bool is_open = false;                  // it may get more
+    bool is_claiming = false;              // has asked for it
     std::vector<Child> children;
     uint32_t combined = 0;  // segments passed up or made final here
     std::optional<OutStream> up;
@@ -160,6 +170,18 @@ class CollectiveOperation final : public Operation {
   void advance_exchange(Part& part);
   void exchange_at_once(Part& part);
   bool send_value(Part& part);
+  // --- claims.cpp ---
+  // Whether it got something at once.
+  bool claim_more(Part& part);
+  double ahead_seconds();
+  void on_claim(const Part& part, const transport::FrameHeader& header);
+  void on_assign(Part& part, const transport::FrameHeader& header);
+  Part::Claimed take_from_pool(uint32_t first, uint64_t wanted, uint32_t segment_bytes);
+  void extend(Part& part, const Part::Claimed& more);
+  void send_assigned(const Part& part, int32_t rank, const Part::Claimed& more) const;
+  // Who says what the part gets: the keeper of the pool to its core, a parent to its children.
+  int32_t assigner_of(const Part& part) const;
+  static uint32_t granted_down(const Part& part);  // finals are received where they belong
   // --- collective_frames.cpp ---
   bool on_data(Part& part, const transport::FrameHeader& header, transport::Payload payload);
   void on_grant(Part& part, const transport::FrameHeader& header);
@@ -168,13 +190,16 @@ class CollectiveOperation final : public Operation {
   std::string other_call(const transport::FrameHeader& header) const;
   Part* part_of(const transport::FrameHeader& header);
 
-  uint32_t length_of(const Part& part, uint32_t segment) const;
-  ElementRange elements_of(const Part& part, uint32_t from, uint32_t to) const;  // segments
+  // Of a segment, in bytes from the first of the part's own ones.
+  static uint64_t offset_of(const Part& part, uint32_t segment);
+  static uint32_t length_of(const Part& part, uint32_t segment);
+  static const Part::Claimed* claimed_with(const Part& part, uint32_t segment);
+  ElementRange elements_of(const Part& part, uint32_t segment) const;
   std::string reduced_state() const;
   // Whether it belongs to the attachment, and not to the tensor.
   bool is_attached(const Part& part) const { return call_.attachment && part.plan->block > 0; }
   uint32_t index_of(const Part& part) const { return static_cast<uint32_t>(&part - parts_.data()); }
-  transport::FrameHeader data_header(const Part& part, uint32_t length) const;
+  transport::FrameHeader data_header(const Part& part, uint32_t segment, uint32_t length) const;
   // `weight`: of all sources together.
   void reduce_into(std::byte* target, std::vector<const void*>& sources, uint32_t length,
                    bool is_final, double weight) const;
@@ -189,6 +214,8 @@ class CollectiveOperation final : public Operation {
   size_t element_bytes_;
   std::vector<Part> parts_;
   size_t parts_left_ = 0;
+  TimePoint started_at_{};
+  uint64_t given_out_ = 0;       // bytes of the pool, where this rank keeps it
   std::set<int32_t> unmatched_;  // peers that must say that they made the same call
   std::set<int32_t> unthanked_;  // peers that we must tell so
 };

@@ -72,7 +72,7 @@ bool CollectiveOperation::send_value(Part& part) {
                    .stage = static_cast<uint16_t>(kStageExchange + round.sent_as)};
   stream.is_granted = part.granted_rounds.contains(part.rounds_sent);
   if (!can_send(stream, length)) return false;
-  FrameHeader header = data_header(part, length);
+  FrameHeader header = data_header(part, 0, length);
   if (std::byte* room = reserve_segment(stream, length)) {
     std::memcpy(room, part.value.data(), length);
     commit_segment(stream, header);

@@ -375,7 +375,7 @@ void Group::on_frame(const FrameHeader& header, Payload payload) {
     if (plans_) plans_->on_figures(header.source_rank, {payload.data(), payload.size()});
     return;
   }
-  if (header.type >= FrameType::Membership) {
+  if (header.type >= FrameType::Membership && header.type < FrameType::Claim) {
     if (observer_ != nullptr) {
       observer_->on_elastic_frame(*this, header, std::move(payload));
       return;

@@ -39,6 +39,7 @@ ChunkPlan plan_chunk(const topology::Chunk& chunk, uint32_t index, int32_t rank)
     if (edge.from == rank) plan.down_children.push_back(edge.to);
     if (edge.to == rank) plan.down_parent = edge.from;
   }
+  plan.root = chunk.core.front();
   plan.is_exchanged = chunk.core.size() > 1;
   const auto found = std::find(chunk.core.begin(), chunk.core.end(), rank);
   plan.is_core = found != chunk.core.end();
@@ -51,6 +52,7 @@ ChunkPlan plan_chunk(const topology::Chunk& chunk, uint32_t index, int32_t rank)
 
 RankPlan compile(const topology::Schedule& schedule, int32_t rank) {
   RankPlan result;
+  result.pool = schedule.pool;
   result.index_of_chunk.assign(schedule.chunks.size(), -1);
   std::set<int32_t> senders;
   std::set<int32_t> receivers;

@@ -32,6 +32,7 @@ struct ChunkPlan {
   std::vector<Round> rounds;
   bool exchanges_at_once = false;
   int32_t down_parent = -1;
+  int32_t root = -1;  // the core's first rank
   std::vector<int32_t> down_children;
 };
 
@@ -42,6 +43,7 @@ struct RankPlan {
   std::vector<int32_t>
       receives_only;  // peers that send to this rank and hear nothing back from it by the schedule
   std::vector<int32_t> sends_only;  // the opposite
+  topology::Pool pool;
 };
 
 RankPlan compile(const topology::Schedule& schedule, int32_t rank);

@@ -251,4 +251,27 @@ bool is_other(const Links& before, const Links& now) {
   return false;
 }
 
+void take_for_lines(const Links& unknown, Links& links) {
+  const auto is_far = [&](size_t link) {
+    return links.cost[link].seconds_per_byte < kNoLink &&
+           links.cost[link].seconds_per_byte != unknown.cost[link].seconds_per_byte;
+  };
+  double fastest = kNoLink;
+  double slowest = 0;
+  for (size_t link = 0; link < links.cost.size(); ++link) {
+    if (!is_far(link)) continue;
+    fastest = std::min(fastest, links.cost[link].seconds_per_byte);
+    slowest = std::max(slowest, links.cost[link].seconds_per_byte);
+  }
+  if (slowest > kAlike * fastest) return;
+  const auto n = static_cast<size_t>(links.world_size);
+  for (size_t link = 0; link < links.cost.size(); ++link) {
+    if (!is_far(link)) continue;
+    const double lines = std::max(links.send_seconds_per_byte(static_cast<int32_t>(link / n)),
+                                  links.receive_seconds_per_byte(static_cast<int32_t>(link % n)));
+    double& seconds = links.cost[link].seconds_per_byte;
+    seconds = std::min(seconds, lines);
+  }
+}
+
 }  // namespace pccl::topology

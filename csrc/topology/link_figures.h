@@ -82,6 +82,13 @@ double full_part(const RankFigures& figures);
 //   fades.
 Links learned(const Links& unknown, const Links& links, std::span<const RankFigures> figures);
 
+// After calls of all with all: where all links between hosts look alike, each is taken for as fast
+// as its sender's and its receiver's lines are, as they may have shared these. A ring then shows
+// whether they did. Where they differ a ring would wait for the slowest, and what was measured
+// counts.
+inline constexpr double kAlike = 2.2;  // the fastest of them and the slowest
+void take_for_lines(const Links& unknown, Links& links);
+
 // Whether plans made for `before` may be bad ones for `now`: a rate has changed by a fifth.
 bool is_other(const Links& before, const Links& now);
 

@@ -61,12 +61,29 @@ struct Chunk {
 // Who sends to whom when the core of `chunk` exchanges: the edges of each round.
 std::vector<std::vector<Edge>> exchange_rounds(const Chunk& chunk);
 
+// Elements at the end of the first block that belong to no chunk when a call begins. While it runs,
+// the cores of its chunks, of one rank each, ask the keeper for more, each as fast as it gets on.
+struct Pool {
+  // A claim, its answer, the word of it down a tree of depth two, and contributions up again, all
+  // of it while links are full, take so many round trips over the longest link.
+  static constexpr double kAheadRoundTrips = 8;
+
+  uint64_t offset = 0;  // elements
+  uint64_t count = 0;   // 0: there is none
+  int32_t keeper = -1;
+  // Of its work a core asks before it has done it. 0: by the round trips of its own links.
+  double ahead_seconds = 0;
+
+  bool operator==(const Pool&) const = default;
+};
+
 struct Schedule {
   // "ring", "doubling", "exchange", "halving_doubling", "halving", "double_binary_tree",
   // "binomial", "direct", "packed_trees" or "pairwise".
   std::string algorithm;
   int32_t world_size = 0;
   std::vector<Chunk> chunks;
+  Pool pool;
 
   bool operator==(const Schedule&) const = default;
 };

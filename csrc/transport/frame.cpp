@@ -90,6 +90,10 @@ std::optional<std::string> find_fault(const FrameHeader& header) {
   if (header.type == FrameType::Data || header.type == FrameType::Message) {
     if (header.segment_bytes == 0 || header.segment_bytes > kPayloadBytesMax)
       return "bad segment size";
+    if (header.type == FrameType::Data && (header.flags & kFlagClaimed) != 0) {
+      if (header.length > header.segment_bytes) return "wrong segment length";
+      return std::nullopt;
+    }
     const uint64_t offset = uint64_t{header.segment} * header.segment_bytes;
     if (offset > header.transfer_bytes) return "segment beyond the end of its transfer";
     const uint64_t rest = header.transfer_bytes - offset;

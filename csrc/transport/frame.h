@@ -12,7 +12,7 @@
 
 namespace pccl::transport {
 
-inline constexpr uint16_t kProtocolVersion = 14;
+inline constexpr uint16_t kProtocolVersion = 15;
 inline constexpr uint32_t kFrameMagic = 0x46434350;  // "PCCF"
 
 // Largest payload of one frame. A segment is at most this long; anything longer is a broken or
@@ -44,8 +44,12 @@ enum class FrameType : uint8_t {
   Probe = 12,    // bytes that mean nothing: the sender looks how fast they go
   Figures = 13,  // what the sender's probes saw; payload: link_probes.cpp
   Turn = 14,     // the sender is there for round `operation` of the probes, or done with it
+  // --- what chunks get while a call runs (collectives/claims.cpp) ---
+  Claim = 15,   // the chunk's core asks for `transfer_bytes` more; `segment`: as many as it has
+  Assign = 16,  // it has them from segment `segment` on, from 4096 times `segment_bytes` of the
+                // pool on; 0 bytes: no more
 };
-inline constexpr uint8_t kFrameTypeMax = 14;
+inline constexpr uint8_t kFrameTypeMax = 16;
 
 enum class Collective : uint8_t {
   None = 0,
@@ -117,6 +121,8 @@ static_assert(std::is_trivially_copyable_v<FrameHeader>);
 // The lower eight bits of `flags`; above them four bits each hold the codec's id and its options.
 // Set on Data and Message frames that were sent before the receiver granted them.
 inline constexpr uint16_t kFlagUngranted = 1;
+// Set on Data of a segment that its chunk got while the call ran: its receiver knows the length.
+inline constexpr uint16_t kFlagClaimed = 4;
 // Set on Finals: the sender ends the operation on every member, for the reason in the payload.
 inline constexpr uint16_t kFlagRefused = 2;
 

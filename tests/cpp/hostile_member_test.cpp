@@ -112,6 +112,19 @@ TEST_CASE("a frame with a fault breaks the group with the fault, not with a lost
   check_error(outcome(work), ErrorKind::RemoteProtocol, "segment length");
 }
 
+TEST_CASE("who claims or assigns more for a chunk that gets none breaks the group") {
+  for (const FrameType type : {FrameType::Claim, FrameType::Assign}) {
+    Duel duel;
+    FrameHeader header = duel.next_broadcast();
+    Bytes tensor = blank(DataType::Float32, kCount);
+    const auto work = duel.receive_broadcast(tensor);
+    header.type = type;
+    header.length = 0;
+    duel.raw.stream(transport::bytes_of(header));
+    check_error(outcome(work), ErrorKind::RemoteProtocol, "gets none");
+  }
+}
+
 TEST_CASE("a segment that comes twice breaks the group") {
   Duel duel;
   FrameHeader header = duel.next_broadcast();

@@ -54,6 +54,27 @@ TEST_CASE("a busy link's rate counts, at once if it is another, else half") {
   CHECK_FALSE(is_other(first, learned(unknown, first, all_busy(11'000 * 1024))));
 }
 
+TEST_CASE("links that look alike may have shared lines, those that differ are what they show") {
+  const Links unknown = host_links({0, 1, 2});
+  auto figures = all_busy(10'000 * 1024);
+  figures[0][1].bytes = 20'000 * 1024;
+  Links alike = learned(unknown, unknown, figures);
+  take_for_lines(unknown, alike);
+  for (int32_t from = 0; from < 3; ++from) {
+    for (int32_t to = 0; to < 3; ++to) {
+      if (from == to) continue;
+      CHECK(alike.at(from, to).seconds_per_byte ==
+            std::max(alike.send_seconds_per_byte(from), alike.receive_seconds_per_byte(to)));
+    }
+  }
+  figures[0][1].bytes = 23'000 * 1024;
+  const Links unlike = learned(unknown, unknown, figures);
+  Links taken = unlike;
+  take_for_lines(unknown, taken);
+  CHECK_FALSE(is_other(unlike, taken));
+  CHECK(1 / taken.at(1, 2).seconds_per_byte == doctest::Approx(10'000 * 1024));
+}
+
 TEST_CASE("a link that carried little is tried again, and is never better than an unknown one") {
   const Links unknown = host_links({0, 1, 2});
   Links links = learned(unknown, unknown, all_busy(1'000 * 1024));

@@ -2,6 +2,7 @@
 #pragma once
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -13,6 +14,7 @@
 
 #include "cluster.h"
 #include "collective_planner.h"
+#include "pooled_plans.h"
 #include "recovery/operation_log.h"
 
 namespace pccl::recovery {
@@ -22,8 +24,9 @@ using transport::MemberAddress;
 
 class Member {
  public:
-  explicit Member(const Way& way)
-      : endpoint_({.run = "test",
+  explicit Member(const Way& way, bool leaves_pools = false)
+      : leaves_pools_(leaves_pools),
+        endpoint_({.run = "test",
                    .bind_host = "127.0.0.1",
                    .sockets = way.sockets,
                    .shared_memory = way.shared_memory},
@@ -81,6 +84,10 @@ class Member {
       quorum.links = planner->links();
       quorum.segment_bytes = 4 << 10;  // many, also of small tensors
       quorum.plans = planner;
+      if (leaves_pools_) {
+        quorum.plans = std::make_shared<PooledPlans>(planner, static_cast<int32_t>(members.size()),
+                                                     quorum.rank);
+      }
       log_.enter(std::move(quorum), first_operation, recover_from, drops);
     });
   }
@@ -141,6 +148,7 @@ class Member {
    private:
     Member& member_;
   };
+  const bool leaves_pools_;
   Router router_;
   Sink sink_{*this};
   transport::Endpoint endpoint_;
@@ -167,8 +175,9 @@ inline int64_t sum_of(const std::set<size_t>& members) {
 }
 
 struct Run {
-  explicit Run(size_t count, const Way& way) {
-    for (size_t i = 0; i < count; ++i) members.push_back(std::make_unique<Member>(way));
+  explicit Run(size_t count, const Way& way, bool leaves_pools = false) {
+    for (size_t i = 0; i < count; ++i)
+      members.push_back(std::make_unique<Member>(way, leaves_pools));
     for (size_t i = 0; i < count; ++i) alive.insert(i);
     change({}, {});
   }

@@ -26,9 +26,9 @@ TEST_CASE("survivors complete an all_reduce in place although members stop in th
       CAPTURE(seed);
       std::mt19937_64 random(seed);
       const size_t world_size = 2 + random() % 4;
-      Run run(world_size, way);
+      Run run(world_size, way, seed % 2 == 0);
       const size_t count = 1 + random() % 2'000'000;
-      const bool is_uniform = seed % 4 == 3;
+      const bool is_uniform = seed % 4 >= 2;
       std::vector<std::vector<int64_t>> tensors(world_size);
       std::vector<std::shared_ptr<Work>> works(world_size);
       const size_t late = random() % (world_size + 1);  // calls only after the change
@@ -82,7 +82,8 @@ TEST_CASE("operations go on through losses, losses during recoveries, and newcom
       CAPTURE(way.name);
       CAPTURE(seed);
       std::mt19937_64 random(seed);
-      Run run(3 + random() % 3, way);
+      const bool leaves_pools = seed % 2 == 0;
+      Run run(3 + random() % 3, way, leaves_pools);
       std::vector<Program> programs(kMembersMax);
       for (Program& program : programs) {
         program.tensors.resize(kOperations);
@@ -111,7 +112,7 @@ TEST_CASE("operations go on through losses, losses during recoveries, and newcom
       for (int step = 0; step < 8; ++step) {
         std::this_thread::sleep_for(std::chrono::microseconds(random() % 8000));
         if (random() % 3 == 0 && run.members.size() < kMembersMax) {
-          run.members.push_back(std::make_unique<Member>(way));
+          run.members.push_back(std::make_unique<Member>(way, leaves_pools));
           run.change({}, {run.members.size() - 1});
           if (run.joined_at[run.members.size() - 1] < kOperations) begin(run.members.size() - 1);
         } else if (run.alive.size() > 1) {

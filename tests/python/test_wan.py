@@ -3,6 +3,7 @@
 Needs wanlab: see wide_area.py.
 """
 
+import itertools
 import random
 import shutil
 import signal
@@ -253,6 +254,27 @@ def test_the_throughput_of_a_large_all_reduce_is_told() -> None:
                 f"all_reduce of {4 * count / 1e6:.0f} MB, 4 hosts, 100 Mbit/s, 20 ms, "
                 f"{sockets} socket(s): {seconds:.2f} s, bound {bound:.2f} s, {bound / seconds:.0%}"
             )
+
+
+def test_the_first_large_all_reduce_spares_a_host_with_a_narrow_uplink_while_it_runs() -> None:
+    """No clock: shared evenly, each host would send 8/5 of the tensor, and nobody knows better."""
+    assert WANLAB is not None
+    count = 2_200_003
+    with WANLAB.Lab(seed=1) as lab:
+        rates = ["200mbit"] * 4 + ["20mbit"]
+        hosts = [lab.add_host(f"h{i}", up=rate, down="200mbit") for i, rate in enumerate(rates)]
+        for first, second in itertools.combinations(hosts, 2):
+            lab.link(first, second, rtt="20ms")
+        with Ranks([host.popen for host in hosts]) as ranks:
+            ranks.open([{"bind_host": host.addr} for host in hosts])
+            ranks.join(timeout_seconds=60)
+            before = [rank["bytes_sent_tcp"] for rank in ranks.ask("statistics")]
+            results = ranks.ask("call_random", count=count, seed=1)
+            assert len({result["digest"] for result in results}) == 1, results
+            assert max(result["deviation"] for result in results) < 1e-5, results
+            now = [rank["bytes_sent_tcp"] for rank in ranks.ask("statistics")]
+    sent = [(after - begin) / (4 * count) for after, begin in zip(now, before, strict=True)]
+    assert sent[4] < min(1.5, *sent[:4]), sent
 
 
 def test_large_all_reduces_come_to_spare_a_host_with_a_narrow_uplink() -> None:

@@ -7,10 +7,10 @@ import socket
 import struct
 from dataclasses import dataclass, field, replace
 
-VERSION = 14
+VERSION = 15
 HELLO, REPLY, ADDRESS, FRAME = b"PCCH", b"PCCW", b"PCCA", 0x46434350
 DATA, MESSAGE, GRANT, CREDIT, MATCHED, ABORT, GOODBYE = range(1, 8)
-LAST_TYPE = 14
+LAST_TYPE = 16
 ALL_REDUCE, SEND_RECV = 1, 10
 UNGRANTED = 1
 _HEADER = struct.Struct("<IBBBBQQQQIIIiiHHIId")
