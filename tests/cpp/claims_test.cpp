@@ -32,16 +32,16 @@ float value(int32_t rank, uint64_t index) {
   return static_cast<float>((index * 7 + static_cast<uint64_t>(rank) * 13) % 1000);
 }
 
-CollectiveCall call_of(const topology::Schedule& schedule, int32_t rank, float* input,
-                       float* output) {
+CollectiveCall call_of(const topology::Schedule& schedule, int32_t rank,
+                       const std::vector<float>& input, std::vector<float>& output) {
   CollectiveCall call;
   call.signature = {.collective = transport::Collective::AllReduce,
                     .dtype = DataType::Float32,
                     .op = ReduceOp::Sum,
                     .count = kCount};
   call.plan = std::make_shared<const RankPlan>(compile(schedule, rank));
-  call.blocks = {
-      {reinterpret_cast<const std::byte*>(input), reinterpret_cast<std::byte*>(output), kCount}};
+  call.blocks = {{reinterpret_cast<const std::byte*>(input.data()),
+                  reinterpret_cast<std::byte*>(output.data()), kCount}};
   call.segment_bytes = 8192;
   return call;
 }
@@ -57,9 +57,9 @@ void check_reduce(const topology::Schedule& schedule, const Members& members, bo
     if (!is_in_place) outputs[static_cast<size_t>(rank)].resize(kCount);
   }
   for (size_t rank = 0; rank < members.size(); ++rank) {
-    float* output = is_in_place ? inputs[rank].data() : outputs[rank].data();
-    const auto started = members[rank]->start(
-        {call_of(schedule, static_cast<int32_t>(rank), inputs[rank].data(), output)});
+    std::vector<float>& output = is_in_place ? inputs[rank] : outputs[rank];
+    const auto started =
+        members[rank]->start({call_of(schedule, static_cast<int32_t>(rank), inputs[rank], output)});
     works.insert(works.end(), started.begin(), started.end());
   }
   for (const auto& work : works) {
@@ -132,7 +132,7 @@ TEST_CASE("who asks for or assigns what is not its to, breaks the group") {
     for (int rank = 0; rank < 2; ++rank) members.push_back(std::make_unique<Member>(kWays[0]));
     for (const auto& member : members) member->enter("pair", members);
     std::vector<float> tensor(kCount);
-    const CollectiveCall call = call_of(schedule, 0, tensor.data(), tensor.data());
+    const CollectiveCall call = call_of(schedule, 0, tensor, tensor);
     const auto works = members[0]->start({call});
     header.set_signature(call.signature);
     members[1]->tell(0, header);
