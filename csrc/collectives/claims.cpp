@@ -138,10 +138,12 @@ void CollectiveOperation::send_assigned(const Part& part, int32_t rank,
 void CollectiveOperation::on_assign(Part& part, const FrameHeader& header) {
   const Part::Claimed more{header.segment, header.segment_bytes * kUnit, header.transfer_bytes};
   const uint64_t pool_bytes = call_.plan->pool.count * element_bytes_;
+  const bool is_whole =
+      more.bytes % part.segment_bytes == 0 || more.offset + more.bytes == pool_bytes;
   const bool is_expected = header.source_rank == assigner_of(part) &&
                            header.segment >= part.segments && part.assigned.size() < kAssignedMax &&
                            more.offset <= pool_bytes && more.bytes <= pool_bytes - more.offset &&
-                           more.bytes % element_bytes_ == 0;
+                           more.bytes <= pool_bytes - part.claimed_bytes && is_whole;
   if (!is_expected || !part.assigned.emplace(header.segment, more).second) {
     group_.fail({ErrorKind::RemoteProtocol,
                  group_.describe(header.source_rank) + " assigns elements that it can't."});
@@ -167,6 +169,7 @@ void CollectiveOperation::extend(Part& part, const Part::Claimed& more) {
   }
   const uint64_t before = (call_.plan->pool.offset - part.plan->offset) * element_bytes_;
   part.claimed.push_back({more.first, before + more.offset, more.bytes});
+  part.claimed_bytes += more.bytes;
   part.segments +=
       static_cast<uint32_t>((more.bytes + part.segment_bytes - 1) / part.segment_bytes);
   if (part.plan->down_parent >= 0) {

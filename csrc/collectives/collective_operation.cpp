@@ -334,6 +334,7 @@ std::string CollectiveOperation::progress() const {
       if (!part.partner_values.contains(round.arrives_as)) silent.insert(round.partner);
       if (!part.plan->exchanges_at_once) break;
     }
+    if (part.is_open && part.combined == part.segments) silent.insert(assigner_of(part));
     if (waits_for_child) continue;
     if (part.up && part.up->next < part.segments) silent.insert(part.up->rank);
     for (const OutStream& stream : part.down) {

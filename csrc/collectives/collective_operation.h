@@ -122,6 +122,7 @@ class CollectiveOperation final : public Operation {
       uint64_t bytes = 0;
     };
     std::vector<Claimed> claimed;
+    uint64_t claimed_bytes = 0;
     std::map<uint32_t, Claimed> assigned;  // what came out of order, by its first segment
     bool is_open = false;                  // it may get more
     bool is_claiming = false;              // has asked for it
