@@ -239,7 +239,7 @@ CollectivePlanner::Planned CollectivePlanner::make(const Signature& signature,
   const bool is_blind = is_exchanged(signature) && known.routes == nullptr &&
                         n <= LinkExchange::kBlindRanksMax && algorithm_ == "auto" &&
                         signature.codec == Codec{};
-  const bool is_given_out = is_blind && n > LinkExchange::kBlindRingRanksMax;
+  const bool is_given_out = is_blind && exchange_->begins_with_all();
   const auto plan = [&](std::string_view algorithm) {
     return schedule_of(signature, block_counts, *known.links.links,
                        is_blind ? nullptr : known.routes.get(), algorithm);

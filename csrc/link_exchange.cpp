@@ -59,6 +59,18 @@ bool LinkExchange::is_large(const Signature& signature) {
          signature.count >= kBytesMin / element_bytes(signature.dtype);
 }
 
+bool LinkExchange::begins_with_all() const {
+  const int32_t n = unknown_.world_size;
+  if (n <= kBlindRingRanksMax || n > kBlindRanksMax) return false;
+  for (int32_t from = 0; from < n; ++from) {
+    for (int32_t to = 0; to < n; ++to) {
+      const double usual = unknown_.at(0, 1).seconds_per_byte;
+      if (from != to && unknown_.at(from, to).seconds_per_byte != usual) return false;
+    }
+  }
+  return true;
+}
+
 bool LinkExchange::open() {
   if (!overlaps_) overlaps_ = !std::all_of(pending_.begin(), pending_.end(), has_ended);
   if (probes_ && probes_->is_served()) {
@@ -90,7 +102,7 @@ void LinkExchange::learn(const Told& told) {
   alone_calls_ = overlaps ? 0 : alone_calls_ + 1;
   trials_version_ += trials_.learn(figures) ? 1 : 0;
   topology::Links links = topology::learned(unknown_, links_, figures);
-  const bool was_blind = !links_.is_measured && kBlindRingRanksMax < n && n <= kBlindRanksMax;
+  const bool was_blind = !links_.is_measured && begins_with_all();
   if (was_blind && links.is_measured) topology::take_for_lines(unknown_, links);
   take(std::move(links), figures);
 }

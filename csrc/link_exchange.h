@@ -67,6 +67,9 @@ class LinkExchange {
     if (probes_) probes_->on_told(rank, bytes);
   }
 
+  // Whether large calls, while nothing is known, are of all with all: no two ranks share a host,
+  // for whose line they would add up less before they send than a ring does.
+  bool begins_with_all() const;
   static bool is_large(const transport::Signature& signature);
   // Whether the next large call may begin: from then on the links are those that it is planned by.
   bool open();

@@ -2,11 +2,11 @@
 // on faster does more.
 //
 // The end of the tensor is a pool (topology::Pool). Shortly before a chunk's core has done what it
-// has, it claims more from the pool's keeper, as much as it does in half of that time. The keeper
-// assigns what comes next, and the core tells its children, they theirs, before anything of it is
-// sent. So a parent knows of a segment before its child does, and everybody before its final value,
-// which holds all contributions. When nothing is left, the core is assigned 0 bytes, and that goes
-// the same way. Nobody waits for an answer that comes in time.
+// has, it claims more from the pool's keeper, as much as it does in a quarter of that time. The
+// keeper assigns what comes next, and the core tells its children, they theirs, before anything of
+// it is sent. So a parent knows of a segment before its child does, and everybody before its final
+// value, which holds all contributions. When nothing is left, the core is assigned 0 bytes, and
+// that goes the same way. Nobody waits for an answer that comes in time.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
