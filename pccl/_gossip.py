@@ -9,13 +9,17 @@ import numpy as np
 
 from pccl import _arrays, _core
 from pccl._core import Work
+from pccl._graphs import GraphLike, graph_text
 from pccl._group import Array, GroupBase
 
 # Messages of a round have tags that callers rarely take; rounds that are this far apart share one.
 _TAG = 1 << 30
 _TAGS = 1 << 20
 
-_SMALL_WORLD_DEGREE = 4
+# Graphs of `Config.graph` that have no weights of their own; and those of them that are drawn.
+_EDGES_ALONE = ("star", "hypercube", "grid", "torus", "small_world", "regular")
+_DRAWN = ("small_world", "regular")
+_DRAWN_DEGREE = 4
 
 
 class Gossip(GroupBase):
@@ -24,7 +28,7 @@ class Gossip(GroupBase):
     def neighbor_average(
         self,
         tensor: Array,
-        graph: str = "one_peer_exponential",
+        graph: GraphLike = "one_peer_exponential",
         *,
         round_index: int = 0,
         seed: int = 0,
@@ -44,14 +48,17 @@ class Gossip(GroupBase):
         Args:
             tensor: float16, float32 or float64, contiguous; same shape and dtype on every rank.
             graph: who averages with whom: "ring", "exponential", "one_peer_exponential",
-                "base_2" to "base_5", "random_pairs", "equi_static", "equi_dynamic" or
-                "small_world".
+                "base_2" to "base_5", "random_pairs", "equi_static" or "equi_dynamic"; or over the
+                edges of a connected graph, named or given as in `Config.graph`: "star",
+                "hypercube", "grid", "torus", "small_world:4", "regular:4", "0-1,1-2",
+                [(0, 1), (1, 2)], a networkx.Graph. A group with a `Config.graph` can use its own.
             round_index: the same on every rank, and one more each time.
             seed: of the graphs that are drawn; the same on every rank.
             timeout_seconds: for a neighbour's value.
 
         Raises:
-            ValueError: an unknown graph, or a tensor that is not as said.
+            ValueError: an unknown graph, ranks that it does not connect, or a tensor that is not as
+                said.
 
         Sources: see csrc/topology/gossip.h.
         """
@@ -87,24 +94,38 @@ class Gossip(GroupBase):
         return missing
 
 
-def gossip_weights(graph: str, world_size: int, round_index: int, seed: int) -> list[float]:
+def graph_edges(graph: GraphLike, world_size: int, seed: int) -> list[tuple[int, int]] | None:
+    """The edges of a graph of `Config.graph`; None: it is one with weights of its own."""
+    text = graph_text(graph)
+    if not text[:1].isdigit() and text.partition(":")[0] not in _EDGES_ALONE:
+        return None
+    if text in _DRAWN:
+        text = f"{text}:{_DRAWN_DEGREE}:{seed}"
+    return _core.overlay_edges(text, world_size)
+
+
+def gossip_weights(graph: GraphLike, world_size: int, round_index: int, seed: int) -> list[float]:
     """Weights of one round, [to * world_size + from]; rows and columns sum to 1.
 
-    "small_world" (Watts and Strogatz, Nature 1998, degree 4) has Metropolis weights: 1 / (1 + the
-    larger degree) for an edge, the rest for oneself.
+    Edges have Metropolis weights: 1 / (1 + the larger degree), the rest is for oneself. (Xiao and
+    Boyd, Fast linear iterations for distributed averaging, Systems & Control Letters 2004.)
     """
-    if graph != "small_world":
-        return _core.gossip_round(graph, world_size, round_index, seed)
+    edges = graph_edges(graph, world_size, seed)
+    if edges is None:
+        return _core.gossip_round(graph_text(graph), world_size, round_index, seed)
     weights = np.zeros((world_size, world_size))
-    if world_size > _SMALL_WORLD_DEGREE:
-        edges = _core.graph(graph, world_size, _SMALL_WORLD_DEGREE, seed)
-    else:  # everybody knows everybody
-        edges = [(b, a) for a in range(world_size) for b in range(a)]
     degrees = np.bincount(np.array(edges, int).ravel(), minlength=world_size)
     for left, right in edges:
         weights[left, right] = weights[right, left] = 1 / (1 + max(degrees[left], degrees[right]))
     np.fill_diagonal(weights, 1 - weights.sum(axis=1))
     return [float(weight) for weight in weights.ravel()]
+
+
+def gossip_period(graph: GraphLike, world_size: int) -> int:
+    """After so many rounds the same ones come again; 0: never."""
+    if graph_edges(graph, world_size, 0) is not None:
+        return 1
+    return _core.gossip_period(graph_text(graph), world_size)
 
 
 def _ended(work: Work) -> bool:

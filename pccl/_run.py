@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from pccl import _core
+from pccl._graphs import graph_text
 from pccl._logs import EventLog
 from pccl.config import Config
 
@@ -89,7 +90,7 @@ class Run:
         self.config = config
         try:
             # Pairs of ranks that may talk; None: all.
-            self.edges = _core.overlay(self.addresses, config.graph)
+            self.edges = _core.overlay(self.addresses, graph_text(config.graph))
         except ValueError:
             context.close()
             raise

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pccl._graphs import GraphLike, graph_text
 from pccl.address import RunAddress
 
 Value = TypeVar("Value")
@@ -60,11 +61,12 @@ class Config:
     algorithm: str = "auto"
     """PCCL_ALGORITHM: "auto" leaves the choice to the cost model; else the name of one ("ring")."""
 
-    graph: str = ""
+    graph: GraphLike = ""
     """PCCL_GRAPH: the only pairs of members that talk, whatever is called (docs/topology.md):
     "ring", "star", "exponential", "hypercube", "grid", "torus", "small_world:4" and "regular:4"
-    (degree, then perhaps a seed), or edges between ranks, "0-1,1-2,2-3". Empty: every pair. Alike
-    on all members."""
+    (degree, then perhaps a seed), or edges between ranks, "0-1,1-2,2-3"; in code also pairs,
+    [(0, 1), (1, 2)], or a networkx.Graph of ranks. Kept as text. Empty: every pair. Alike on all
+    members."""
 
     outward: bool = False
     """PCCL_OUTWARD: "1": this member accepts no connections (a firewall, address translation) and
@@ -141,10 +143,10 @@ class Config:
             raise ValueError(f"algorithm: expected a name like 'ring', got {self.algorithm!r}")
         if self.codec:
             _check_codec(self.codec)
-        if self.graph:
+        if not isinstance(self.graph, str) or self.graph:
             from pccl._core import canonical_graph  # most settings do without the core
 
-            object.__setattr__(self, "graph", canonical_graph(self.graph))
+            object.__setattr__(self, "graph", canonical_graph(graph_text(self.graph)))
         for name in ("timeout_seconds", "connect_timeout_seconds"):
             seconds = getattr(self, name)
             if not 0 < seconds < float("inf"):

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from pccl import _core
-from pccl._gossip import gossip_weights
+from pccl._gossip import gossip_period, gossip_weights
+from pccl._graphs import GraphLike
 
 __all__ = [
     "ALGORITHMS",
@@ -282,7 +283,7 @@ def _exchanges(chunk: dict[str, Any]) -> list[Edge]:
 # --- gossip ---
 
 
-def gossip_matrix(graph: str, world_size: int, round_index: int = 0, seed: int = 0) -> Any:
+def gossip_matrix(graph: GraphLike, world_size: int, round_index: int = 0, seed: int = 0) -> Any:
     """Weights of one round, shape [to, from]; rows and columns sum to 1.
 
     Raises:
@@ -305,7 +306,7 @@ class GossipReport:
 
 
 def report_gossip(
-    graph: str, world_size: int, *, error: float = 1e-2, seed: int = 0
+    graph: GraphLike, world_size: int, *, error: float = 1e-2, seed: int = 0
 ) -> GossipReport:
     """Measure a gossip graph: the gap, and the rounds until the disagreement is at most `error`.
 
@@ -315,7 +316,7 @@ def report_gossip(
     Raises:
         ValueError: unknown graph.
     """
-    period = 1 if graph == "small_world" else _core.gossip_period(graph, world_size)
+    period = gossip_period(graph, world_size)
     mean = np.full((world_size, world_size), 1 / world_size)
     rounds = [gossip_matrix(graph, world_size, index, seed) for index in range(period or 16)]
     partners = max(

@@ -11,6 +11,7 @@
 #include "topology/checker.h"
 #include "topology/gossip.h"
 #include "topology/graphs.h"
+#include "topology/overlay.h"
 #include "topology/packing.h"
 #include "topology/planners.h"
 #include "topology/sites.h"
@@ -163,6 +164,13 @@ void bind_topology(py::module_& module) {
         return pairs_of(graph_by_name(name, world_size, degree, seed));
       },
       py::arg("name"), py::arg("world_size"), py::arg("degree"), py::arg("seed"));
+  module.def(
+      "overlay_edges",
+      [](const std::string& graph, int32_t world_size) {
+        const std::vector<bool> all(static_cast<size_t>(world_size), true);
+        return pairs_of(overlay_graph(graph, all).value());
+      },
+      py::arg("graph"), py::arg("world_size"));
   module.def(
       "gossip_round",
       [](const std::string& graph, int32_t world_size, uint64_t round, uint64_t seed) {

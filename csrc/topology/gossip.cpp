@@ -219,9 +219,12 @@ int32_t base_partners(std::string_view graph) {
 }
 
 [[noreturn]] void refuse(std::string_view graph) {
-  throw std::invalid_argument("gossip: unknown graph \"" + std::string(graph) +
-                              "\"; there are: ring, exponential, one_peer_exponential, base_2, "
-                              "base_3, base_4, base_5, random_pairs, equi_static, equi_dynamic");
+  throw std::invalid_argument(
+      "gossip: unknown graph \"" + std::string(graph) +
+      "\"; there are: ring, exponential, one_peer_exponential, base_2, "
+      "base_3, base_4, base_5, random_pairs, equi_static, equi_dynamic, "
+      "and star, hypercube, grid, torus, small_world, regular, or edges, as "
+      "in pccl.Config.graph");
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ from typing import Any
 from torch.distributed import Work
 
 from pccl import _core
+from pccl._graphs import graph_text
 from pccl._run import ContextOpener, Run
 from pccl.config import Config
 from pccl.process_group.base import GroupBase
@@ -67,7 +68,7 @@ class ReconfigurableProcessGroup(ChangingWorld):
             fail("reconfigure", f"expected different handles, with {own} among them, got {handles}")
         addresses = [_address(handle) for handle in handles]
         config = self._run.config
-        edges = _core.overlay(addresses, config.graph)
+        edges = _core.overlay(addresses, graph_text(config.graph))
         timeout = getattr(opts, "timeout", None)
         self._used.add(opts.uuid)
         self._core.close()
