@@ -44,6 +44,16 @@ def test_the_bound_of_the_example_is_its_narrowest_uplink() -> None:
     assert network.latencies.max() == pytest.approx(0.075)
 
 
+def test_the_bound_of_the_clouds_is_all_their_uplinks_together() -> None:
+    assert WANLAB is not None
+    spec = json.loads(EXAMPLE.with_name("clouds.json").read_text())
+    assert read_job(spec).ways == ("auto", "ring:fixed", "gloo")
+    network = network_of(spec, WANLAB)
+    assert network.bounds == pytest.approx((25 * MBIT, (3 * 25 + 3 * 35 + 2 * 80) / 14 * MBIT))
+    # Of 28 pairs, 26 are faster one way.
+    assert (network.rates != network.rates.T).sum() == 52
+
+
 def test_links_and_regions_are_read_as_the_lab_reads_them() -> None:
     assert WANLAB is not None
     hosts = {"a": {"region": "eu"}, "b": {"region": "us"}, "c": {"region": "us"}}
