@@ -217,7 +217,7 @@ def test_survivors_end_alike_over_a_graph(tmp_path: Path) -> None:
     variables = {"PCCL_GRAPH": "small_world:2", "PCCL_SHARED_MEMORY": "0"}
     with CoordinatorProcess(tmp_path, status=False) as coordinator:
         program = ("random", steps, 60_001)
-        with members(6, coordinator.address, *program, **variables) as started:
+        with members(8, coordinator.address, *program, **variables) as started:
             for number, step in ((2, 5), (4, 15)):
                 started[0].wait_for("step", step)
                 started[number].kill()
@@ -233,7 +233,8 @@ def test_survivors_end_alike_over_a_graph(tmp_path: Path) -> None:
             agree(survivors, steps)
             ends = [member.said[-1]["statistics"] for member in survivors]
     assert any(statistics["recovered_operations"] > 0 for statistics in ends)
-    assert min(statistics["connections"] for statistics in ends) <= 3, "with all it would be 4"
+    # Mostly 3 or 4, the coordinator's among them; one that has just left may still be there.
+    assert min(statistics["connections"] for statistics in ends) < 6, "with all it would be 6"
 
 
 @pytest.mark.parametrize("graph", ["0-1", "hypercube"])
