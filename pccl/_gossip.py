@@ -51,7 +51,8 @@ class Gossip(GroupBase):
                 "base_2" to "base_5", "random_pairs", "equi_static" or "equi_dynamic"; or over the
                 edges of a connected graph, named or given as in `Config.graph`: "star",
                 "hypercube", "grid", "torus", "small_world:4", "regular:4", "0-1,1-2",
-                [(0, 1), (1, 2)], a networkx.Graph. A group with a `Config.graph` can use its own.
+                [(0, 1), (1, 2)], a networkx.Graph. A group with a `Config.graph` can use its own,
+                unless members of it are outward.
             round_index: the same on every rank, and one more each time.
             seed: of the graphs that are drawn; the same on every rank.
             timeout_seconds: for a neighbour's value.

@@ -19,7 +19,7 @@ import numpy as np
 
 from pccl import _core
 from pccl._gossip import gossip_period, gossip_weights
-from pccl._graphs import GraphLike
+from pccl._graphs import GraphLike, graph_text
 
 __all__ = [
     "ALGORITHMS",
@@ -316,6 +316,7 @@ def report_gossip(
     Raises:
         ValueError: unknown graph.
     """
+    graph = graph_text(graph)
     period = gossip_period(graph, world_size)
     mean = np.full((world_size, world_size), 1 / world_size)
     rounds = [gossip_matrix(graph, world_size, index, seed) for index in range(period or 16)]

@@ -84,6 +84,10 @@ def test_a_graph_that_is_none_is_refused(graph: Any, message: str) -> None:
 
 
 def test_over_a_graph_values_come_together_as_fast_as_is_told() -> None:
+    assert [report_gossip("torus", size).rounds for size in (8, 12, 33, 64)] == [7, 10, 71, 37]
+    drawn = [report_gossip("regular:4", size).rounds for size in (8, 12, 33, 64)]
+    assert drawn == [7, 10, 39, 26]
+    assert report_gossip(iter([(0, 1), (1, 2)]), 3).rounds == report_gossip("0-1,1-2", 3).rounds
     report = report_gossip("torus", 6)
     assert report.period == 1
     found = np.array(run_ranks(6, lambda comm: rounds(comm, "torus", report.rounds)))

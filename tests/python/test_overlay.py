@@ -233,7 +233,7 @@ def test_survivors_end_alike_over_a_graph(tmp_path: Path) -> None:
             agree(survivors, steps)
             ends = [member.said[-1]["statistics"] for member in survivors]
     assert any(statistics["recovered_operations"] > 0 for statistics in ends)
-    # Mostly 3 or 4, the coordinator's among them; one that has just left may still be there.
+    # Mostly 3 or 4, the coordinator's among them.
     assert min(statistics["connections"] for statistics in ends) < 6, "with all it would be 6"
 
 
