@@ -67,8 +67,8 @@ class CoordinatorLines {
   TimePoint call_at_ = TimePoint::max();
   double call_pause_seconds_ = 0;
   TimePoint give_up_at_ = TimePoint::max();    // whom it has said goodbye to
-  TimePoint heard_at_{};                       // of the current one, or used since
-  TimePoint heard_home_at_{};                  // of the run's own one
+  TimePoint heard_at_;                         // of the current one, or used since
+  TimePoint heard_home_at_;                    // of the run's own one
   std::optional<membership::TakenOver> told_;  // the one of the highest term
   uint64_t rival_term_ = 0;                    // of rival_
 

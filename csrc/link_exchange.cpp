@@ -92,6 +92,7 @@ void LinkExchange::learn(const Told& told) {
   const int32_t n = unknown_.world_size;
   const size_t bytes = topology::figures_bytes(n);
   std::vector<topology::RankFigures> figures;
+  figures.reserve(told_.size());
   for (size_t rank = 0; rank < told_.size(); ++rank) {
     figures.push_back(
         topology::decode_figures(std::span(told.memory).subspan(rank * bytes, bytes), n));

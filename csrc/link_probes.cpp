@@ -235,6 +235,7 @@ LinkFigure LinkProbes::figure(int32_t to, double rate) const {
 std::vector<RankFigures> LinkProbes::figures(size_t half) const {
   const size_t bytes = topology::figures_bytes(world_size_);
   std::vector<RankFigures> result;
+  result.reserve(told_.size());
   for (const std::vector<std::byte>& told : told_) {
     result.push_back(
         topology::decode_figures(std::span(told).subspan(half * bytes, bytes), world_size_));

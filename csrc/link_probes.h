@@ -57,7 +57,7 @@ class LinkProbes {
 
  private:
   struct Look {
-    TimePoint at{};
+    TimePoint at;
     uint64_t delivered = 0;
     double best = 0;
   };
@@ -66,12 +66,12 @@ class LinkProbes {
     uint64_t sent = 0;
     uint64_t delivered = 0;
     uint64_t delivered_before = 0;
-    TimePoint began{};
+    TimePoint began;
     Look before_last{};
     Look last{};
     double lately = 0;  // bytes a second since the look before the last one
     double best = 0;
-    TimePoint seen_at{};
+    TimePoint seen_at;
     double late_seconds = 0;  // the longest time between two calls of look()
     bool has_paused = false;  // since the last look: too little was under way to fill the link
     bool is_full = false;     // its rate grows no more
@@ -95,9 +95,9 @@ class LinkProbes {
   const std::vector<topology::ProbeRound> rounds_;
   Group* group_ = nullptr;
   Phase phase_ = Phase::Idle;
-  TimePoint began_{};
+  TimePoint began_;
   size_t round_ = 0;  // index in rounds_
-  TimePoint entered_{};
+  TimePoint entered_;
   bool is_near_ = false;  // of the bursts under way
   std::vector<Burst> bursts_;
   // By rank: one more than the last round that it spoke of, 0 of nothing.

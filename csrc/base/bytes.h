@@ -27,7 +27,7 @@ class ByteWriter {
   void put_text(std::string_view text) {
     const auto length = static_cast<uint16_t>(text.size() > 0xFFFF ? 0xFFFF : text.size());
     put(length);
-    put_bytes(std::as_bytes(std::span(text.data(), length)));
+    put_bytes(std::as_bytes(std::span(text).first(length)));
   }
   const std::vector<std::byte>& bytes() const { return bytes_; }
 
@@ -42,7 +42,7 @@ class ByteReader {
 
   template <typename T>
   requires std::is_trivially_copyable_v<T> T get() {
-    T value{};
+    T value{};  // NOLINT(bugprone-invalid-enum-default-initialization): ok() says that it is none
     if (bytes_.size() - at_ < sizeof(T)) {
       ok_ = false;
       return value;

@@ -59,7 +59,7 @@ struct FlightOperation {
 struct FlightSubject {
   uint64_t group = 0;
   uint64_t number = 0;  // of an operation or a quorum
-  std::string_view member{};
+  std::string_view member;
   ErrorKind error = ErrorKind::None;
 };
 
@@ -107,12 +107,12 @@ class FlightRecorder {
  private:
   static constexpr auto kFilePause = std::chrono::seconds(5);
   struct OperationEntry {
-    TimePoint at{};
+    TimePoint at;
     FlightOperation operation;
     FlightEvent event{};
   };
   struct EventEntry {
-    TimePoint at{};
+    TimePoint at;
     uint64_t group = 0;
     uint64_t number = 0;
     FlightEvent event{};
@@ -132,7 +132,7 @@ class FlightRecorder {
   uint64_t operation_count_ = 0;
   uint64_t event_count_ = 0;
   bool wants_file_ = false;
-  TimePoint written_at_{};
+  TimePoint written_at_;
   double clock_offset_seconds_ = 0;
   double clock_round_trip_seconds_ = -1;  // -1: no exchange yet
 };

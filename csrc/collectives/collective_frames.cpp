@@ -42,10 +42,10 @@ std::optional<std::string> CollectiveOperation::find_mismatch(const FrameHeader&
   } else if (part != nullptr && header.stage == kStageDown) {
     is_expected = part->plan->down_parent == from;
   } else if (part != nullptr) {
-    const auto number = static_cast<uint16_t>(header.stage - kStageExchange);
+    const auto arrival = static_cast<uint16_t>(header.stage - kStageExchange);
     is_expected = std::any_of(part->plan->rounds.begin(), part->plan->rounds.end(),
-                              [from, number](const ChunkPlan::Round& round) {
-                                return round.partner == from && round.arrives_as == number;
+                              [from, arrival](const ChunkPlan::Round& round) {
+                                return round.partner == from && round.arrives_as == arrival;
                               });
   }
   if (!is_expected) {

@@ -215,7 +215,7 @@ class CollectiveOperation final : public Operation {
   size_t element_bytes_;
   std::vector<Part> parts_;
   size_t parts_left_ = 0;
-  TimePoint started_at_{};
+  TimePoint started_at_;
   uint64_t given_out_ = 0;       // bytes of the pool, where this rank keeps it
   std::set<int32_t> unmatched_;  // peers that must say that they made the same call
   std::set<int32_t> unthanked_;  // peers that we must tell so

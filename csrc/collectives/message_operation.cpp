@@ -259,6 +259,7 @@ void Messages::on_grant(const FrameHeader& header) {
 
 std::vector<Operation*> Messages::running() {
   std::vector<Operation*> all;
+  all.reserve(sends_.size() + posted_.size() + bound_.size());
   for (auto& [key, operation] : sends_) all.push_back(operation.get());
   for (auto& operation : posted_) all.push_back(operation.get());
   for (auto& [key, operation] : bound_) all.push_back(operation.get());

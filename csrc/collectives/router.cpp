@@ -57,6 +57,7 @@ Group* Router::find(uint64_t id) {
 
 std::vector<Group*> Router::groups() {
   std::vector<Group*> all;
+  all.reserve(groups_.size());
   for (auto& [id, group] : groups_) all.push_back(group.get());
   return all;
 }

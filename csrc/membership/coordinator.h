@@ -39,7 +39,7 @@ struct CoordinatorOptions {
   // time of day: a term names one reign.
   uint64_t first_term = 1;
   // No first quorum before: living members of a run whose database was lost have called by then.
-  TimePoint first_quorum_at{};
+  TimePoint first_quorum_at;
 };
 
 // What a coordinator must find again after a crash.

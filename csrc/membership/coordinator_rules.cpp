@@ -24,6 +24,7 @@ double seconds_between(TimePoint from, TimePoint to) {
 // Above its quorum.
 std::vector<const Proposal*> all_accepted(const Report& report) {
   std::vector<const Proposal*> all;
+  all.reserve(report.accepted_before.size() + 1);
   for (const Proposal& proposal : report.accepted_before) all.push_back(&proposal);
   if (report.accepted) all.push_back(&*report.accepted);
   return all;

@@ -154,8 +154,8 @@ class CoordinatorServer final : private transport::FrameSink {
     uint64_t revision = 0;
     double round_trip_seconds = 0;
     std::string key;
-    TimePoint at{};
-    TimePoint window_begin{};
+    TimePoint at;
+    TimePoint window_begin;
     uint64_t window_completed = 0;
     double operations_per_second = 0;
     Figures figures;
@@ -208,10 +208,10 @@ class CoordinatorServer final : private transport::FrameSink {
   const CoordinatorServerOptions options_;
   std::optional<Database> database_;  // until close(); none where it has taken over
   std::optional<KeyBook> keys_;       // likewise; never where tls is Never
-  TimePoint first_quorum_at_{};
+  TimePoint first_quorum_at_;
   uint64_t keys_version_ = 0;
-  TimePoint look_at_keys_at_{};
-  TimePoint note_refused_at_{};
+  TimePoint look_at_keys_at_;
+  TimePoint note_refused_at_;
   uint64_t refused_unsaid_ = 0;  // since the last event about one
   std::map<std::string, std::unique_ptr<Run>> runs_;
   std::vector<transport::Connection*> ended_;  // to be forgotten when no callback is on the stack

@@ -35,13 +35,13 @@ class LinkBook {
   struct Figure {
     uint32_t kib_per_second = 0;
     uint32_t round_trip_us = 0;
-    TimePoint measured_at{};
+    TimePoint measured_at;
   };
   struct Told {
     std::map<MemberId, Figure> sends;     // to whom; at most kTableRanksMax
     std::map<MemberId, Figure> receives;  // from whom
     topology::CapEntry cap;
-    TimePoint at{};
+    TimePoint at;
   };
   const Told* told_by(const MemberId& member) const;
   void forget_old(TimePoint now);

@@ -103,7 +103,7 @@ class LinkRates {
   Verdict judge_waiting(const MemberId& member, Known& known) const;
 
   std::map<MemberId, Known> members_;
-  TimePoint judged_at_{};
+  TimePoint judged_at_;
 };
 
 }  // namespace pccl::membership

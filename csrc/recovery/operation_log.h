@@ -121,7 +121,7 @@ class OperationLog final : public GroupObserver {
     uint64_t number = 0;
     RunCall call;
     std::shared_ptr<Work> work;  // null: the caller has its result
-    TimePoint deadline{};
+    TimePoint deadline;
     State state = State::Waiting;
     uint64_t quorum_id = 0;  // in which it runs or is recovered
     FinalMap finals;
@@ -231,10 +231,10 @@ class OperationLog final : public GroupObserver {
   std::vector<std::function<void(const Layer&)>> held_messages_;
 
   uint64_t unsettled_ = 0;  // calls without a result
-  TimePoint unsettled_since_{};
+  TimePoint unsettled_since_;
   uint64_t settled_us_ = 0;
   std::optional<TimePoint> frozen_at_;  // since the last quorum was entered
-  TimePoint recovery_began_{};
+  TimePoint recovery_began_;
   std::atomic<uint64_t> recovered_operations_{0};
   std::atomic<uint64_t> recovery_us_{0};
 };

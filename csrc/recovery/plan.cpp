@@ -62,6 +62,7 @@ struct Held {
 
 std::vector<Held> survey(const RecoveryRequest& request, FinalMap& origin) {
   std::vector<Cursor> cursors;
+  cursors.reserve(request.survivors.size());
   for (const Survivor& survivor : request.survivors) cursors.emplace_back(survivor.finals);
   const std::vector<uint64_t> edges = boundaries(request);
   std::vector<Held> all;
@@ -145,6 +146,7 @@ void add_reductions(const RecoveryRequest& request, const std::vector<Piece>& ga
   uint64_t total = 0;
   for (const Piece& gap : gaps) total += gap.end - gap.begin;
   std::vector<int32_t> ranks;
+  ranks.reserve(request.survivors.size());
   for (const Survivor& survivor : request.survivors) ranks.push_back(survivor.rank);
   const topology::Links links = topology::links_among(request.links, ranks);
   topology::Routes found;

@@ -271,6 +271,7 @@ Cost estimate(const Schedule& schedule, const Links& links, uint64_t element_byt
   }
   if (segment_bytes == 0) throw std::invalid_argument("estimate: segment_bytes is 0");
   std::vector<uint64_t> bytes;
+  bytes.reserve(schedule.chunks.size());
   for (const Chunk& chunk : schedule.chunks) {
     bytes.push_back(bytes_of(chunk, element_bytes, block_counts));
   }

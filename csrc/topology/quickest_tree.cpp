@@ -61,6 +61,7 @@ TreePair tree_of(const Paths& paths, size_t center) {
 std::vector<TreePair> quickest_trees(const Links& links) {
   const Paths paths = shortest_paths(links);
   std::vector<TreePair> trees;
+  trees.reserve(paths.n);
   for (size_t root = 0; root < paths.n; ++root) trees.push_back(tree_of(paths, root));
   return trees;
 }

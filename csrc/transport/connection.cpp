@@ -136,6 +136,7 @@ std::unique_ptr<Link> Connection::take_link(uint16_t index) {
 
 std::vector<Link*> Connection::links() const {
   std::vector<Link*> all;
+  all.reserve(links_.size());
   for (const auto& link : links_) all.push_back(link.get());
   return all;
 }

@@ -131,7 +131,7 @@ class Connection {
   bool said_goodbye = false;  // by us
   bool goodbye = false;       // by the peer
   uint64_t nonce = 0;         // of the dial that made it
-  TimePoint dial_deadline{};  // while Dialing
+  TimePoint dial_deadline;    // while Dialing
   bool is_expected = false;   // while Dialing: the peer has answered that it dials as well
   bool is_marked = false;     // for Endpoint::mark_unsent()
   // --- for the endpoint ---
@@ -143,9 +143,9 @@ class Connection {
   bool shared_memory = false;  // its link is, or was
   bool is_called = false;      // by Endpoint::call(), with this
   std::optional<Token> token;
-  size_t links_ended = 0;       // end of stream, without an error
-  TimePoint suspended_since{};  // while Suspended, as is
-  TimePoint suspended_until{};
+  size_t links_ended = 0;     // end of stream, without an error
+  TimePoint suspended_since;  // while Suspended, as is
+  TimePoint suspended_until;
   std::string last_dial;          // why it failed
   double round_trip_seconds = 0;  // 0: not measured
 
@@ -157,8 +157,8 @@ class Connection {
   uint32_t attempts = 0;  // our dials
   // While something is unacknowledged: how far its bytes have got, and since when.
   uint64_t progress = 0;
-  TimePoint progress_at{};
-  TimePoint watch_at{};  // next
+  TimePoint progress_at;
+  TimePoint watch_at;  // next
   Traffic traffic;
   // Sockets that this side sends over: the first ones of links(); the rest only receive. Null: all.
   std::unique_ptr<Stripes> stripes;
@@ -197,7 +197,7 @@ class Connection {
   uint64_t early_bytes_ = 0;
   uint64_t ungranted_sent_ = 0;
   uint64_t ungranted_consumed_ = 0;
-  TimePoint received_at_{};
+  TimePoint received_at_;
 };
 
 }  // namespace pccl::transport

@@ -63,8 +63,8 @@ class Dialer final : public Pollable {
   Endpoint& endpoint_;
   Connection& connection_;
   const Options options_;
-  TimePoint candidate_deadline_{};
-  TimePoint retry_at_{};
+  TimePoint candidate_deadline_;
+  TimePoint retry_at_;
   Clock::duration pause_;
   std::vector<SocketAddress> candidates_;
   bool has_memory_ = false;

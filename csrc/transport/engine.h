@@ -93,7 +93,7 @@ class Engine {
   bool driver_is_background_ = false;
   bool background_wanted_ = false;
   bool has_stopped_ = false;  // and every accepted task has run
-  TimePoint last_wait_end_{};
+  TimePoint last_wait_end_;
 
   std::atomic<int> waiters_{0};
   std::atomic<bool> stopping_{false};
@@ -108,7 +108,7 @@ class Engine {
   // Driver only.
   std::vector<Pollable*> turns_;
   std::vector<Pollable*> removed_;  // during the current batch of turns or events
-  TimePoint next_time_{};
+  TimePoint next_time_;
   int rounds_unpolled_ = 0;  // in a row
 };
 

@@ -44,7 +44,7 @@ class BurstSender {
   BurstStep go_on(Stream& stream, TimePoint now);
 
  private:
-  TimePoint end_{};
+  TimePoint end_;
   uint64_t bytes_ = 0;
   size_t in_block_ = 0;
   bool is_last_ = false;
@@ -61,7 +61,7 @@ class BurstReceiver {
   void note(size_t bytes, TimePoint now);
 
   std::vector<std::pair<TimePoint, uint64_t>> samples_;  // bytes until then
-  TimePoint last_{};
+  TimePoint last_;
   uint64_t bytes_ = 0;
   size_t in_block_ = 0;
   bool is_last_ = false;

@@ -56,7 +56,7 @@ class Examiner final : public Pollable {
   const TimePoint deadline_;
   Dial dial_events_;
   FileDescriptor dialed_;
-  TimePoint dialed_at_{};
+  TimePoint dialed_at_;
   Sighting sighting_;
   BurstReceiver receiver_;
   BurstSender sender_;

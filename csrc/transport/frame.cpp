@@ -33,7 +33,7 @@ const char* collective_name(Collective collective) {
 std::string Signature::describe() const {
   std::string text = collective_name(collective);
   if (collective == Collective::Barrier) return text + "()";
-  text += "(";
+  text += '(';
   text += data_type_name(dtype);
   if (count != 0) text.append("[").append(std::to_string(count)).append("]");
   const bool reduces = collective == Collective::AllReduce || collective == Collective::Reduce ||

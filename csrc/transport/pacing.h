@@ -29,7 +29,7 @@ namespace pccl::transport {
 
 // A socket at one moment.
 struct PaceSight {
-  TimePoint now{};
+  TimePoint now;
   bool has_more = false;       // to send than it takes
   bool is_ramping = false;     // BBR is at its beginning
   bool is_recovering = false;  // from losses

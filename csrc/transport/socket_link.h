@@ -103,8 +103,8 @@ class SocketLink final : public Link, public Pollable {
 
   // Since when something is under way and the other kernel is silent.
   bool is_quiet_ = false;
-  TimePoint quiet_since_{};
-  TimePoint watched_at_{};
+  TimePoint quiet_since_;
+  TimePoint watched_at_;
   uint64_t bytes_acknowledged_ = 0;
   Pacing pacing_;
   uint32_t unsent_max_ = kUnsentBytesMax;

@@ -26,7 +26,7 @@ class SourceLimit {
  private:
   struct Bucket {
     double tokens = 0;
-    TimePoint at{};
+    TimePoint at;
   };
   void make_room(TimePoint now);
 

@@ -20,7 +20,7 @@ namespace pccl::transport {
 
 // A connection's sockets at one moment; counters since it began.
 struct StripeSight {
-  TimePoint now{};
+  TimePoint now;
   bool has_more = false;  // to send than the sockets take
   int sockets = 1;        // that there are
   uint64_t delivered_bytes = 0;

@@ -162,7 +162,7 @@ class FakeMember final : public transport::FrameSink {
   std::optional<Proposal> accepted_;
   bool is_leaving_ = false;
   std::string refusal_;
-  TimePoint next_report_{};
+  TimePoint next_report_;
   std::atomic<bool> is_closing_{false};
 
  public:

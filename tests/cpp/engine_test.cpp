@@ -41,7 +41,7 @@ class Watch final : public Periodic {
 
   std::function<void(TimePoint)> on_alarm;
   bool has_alarm = false;
-  TimePoint alarm{};
+  TimePoint alarm;
   std::atomic<bool> sleeping{false};
   std::atomic<int> overlaps{0};  // two drivers at once
 };

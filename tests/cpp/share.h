@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
+#include <vector>
 
 namespace pccl {
 
@@ -15,5 +17,16 @@ inline uint64_t test_divisor() {
 
 // Of `count` repeats, at least one.
 inline uint64_t share(uint64_t count) { return (count + test_divisor() - 1) / test_divisor(); }
+
+// Of these, the first ones.
+template <class Value>
+std::vector<Value> share_of(std::vector<Value> values) {
+  values.resize(share(values.size()));
+  return values;
+}
+template <class Value>
+std::vector<Value> share_of(std::initializer_list<Value> values) {
+  return share_of(std::vector<Value>(values));
+}
 
 }  // namespace pccl

@@ -36,9 +36,10 @@ int main(int count, char** arguments) {
     } else if (i + 1 < count && name == "--first") {
       first = std::strtoull(arguments[++i], nullptr, 10);
     } else if (i + 1 < count && name == "--members") {
-      members = std::atoi(arguments[++i]);
+      members = static_cast<int>(std::strtol(arguments[++i], nullptr, 10));
     } else if (i + 1 < count && name == "--mutation") {
-      options.mutation = static_cast<Mutation>(std::atoi(arguments[++i]) % kMutationCount);
+      options.mutation =
+          static_cast<Mutation>(std::strtol(arguments[++i], nullptr, 10) % kMutationCount);
     } else {
       std::fputs(kUsage, stderr);
       return 2;

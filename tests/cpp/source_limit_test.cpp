@@ -16,7 +16,7 @@ SocketAddress from(const std::string& host) { return resolve(host, 1).at(0); }
 
 TEST_CASE("a source may call so often at once, and then at its rate") {
   SourceLimit limit(10, 3);
-  TimePoint now{};
+  TimePoint now;
   const SocketAddress caller = from("203.0.113.7");
   for (int calls = 0; calls < 3; ++calls) CHECK(limit.admit(caller, now));
   CHECK_FALSE(limit.admit(caller, now));
