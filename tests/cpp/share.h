@@ -20,13 +20,8 @@ inline uint64_t share(uint64_t count) { return (count + test_divisor() - 1) / te
 
 // Of these, the first ones.
 template <class Value>
-std::vector<Value> share_of(std::vector<Value> values) {
-  values.resize(share(values.size()));
-  return values;
-}
-template <class Value>
 std::vector<Value> share_of(std::initializer_list<Value> values) {
-  return share_of(std::vector<Value>(values));
+  return {values.begin(), values.begin() + share(values.size())};
 }
 
 }  // namespace pccl
