@@ -145,8 +145,10 @@ TEST_CASE("all ranks send to all and receive from all at a time") {
 }
 
 TEST_CASE("messages that nobody has received do not hold up a collective") {
-  for (const char* algorithm :
-       share_of({"auto", "ring", "direct", "doubling", "exchange", "double_binary_tree"})) {
+  std::vector<const char*> algorithms = {"auto",     "ring",     "direct",
+                                         "doubling", "exchange", "double_binary_tree"};
+  algorithms.resize(share(algorithms.size()));
+  for (const char* algorithm : algorithms) {
     for (const Way& way : kWays) {
       run_well({.size = 2, .way = way, .algorithm = algorithm}, [](Rank& rank) {
         // More than may be under way without a grant.

@@ -3,8 +3,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <initializer_list>
-#include <vector>
 
 namespace pccl {
 
@@ -17,11 +15,5 @@ inline uint64_t test_divisor() {
 
 // Of `count` repeats, at least one.
 inline uint64_t share(uint64_t count) { return (count + test_divisor() - 1) / test_divisor(); }
-
-// Of these, the first ones.
-template <class Value>
-std::vector<Value> share_of(std::initializer_list<Value> values) {
-  return {values.begin(), values.begin() + share(values.size())};
-}
 
 }  // namespace pccl
